@@ -1,0 +1,37 @@
+"""The Registry port: may this caller hold this SPIFFE ID? Only a registry makes a `Grant`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from ca.attest import Attested
+from istio_auth.spiffe_id import SpiffeID
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What may be issued now.
+
+    Args:
+        spiffe_id: the identity.
+        ttl: the longest lifetime this grant allows, or None for the profile's own rules.
+        dns_names: names to put beside the SPIFFE ID, in their order.
+    """
+
+    spiffe_id: SpiffeID
+    ttl: timedelta | None = None
+    dns_names: tuple[str, ...] = ()
+
+
+class Registry(Protocol):
+    """Knows who may have which identity."""
+
+    def grant(self, attested: Attested, wanted: SpiffeID, now: datetime) -> Grant:
+        """What this caller may have of the identity it asks for.
+
+        Raises:
+            NotAuthorized: nothing.
+        """
+        ...

@@ -1,0 +1,78 @@
+"""Workload identity and mutual TLS for Python: SPIFFE IDs, X509-SVIDs, trust bundles and TLS contexts that rotate.
+
+The public names stand here and load on first use, so that importing the package costs nothing:
+
+    from istio_auth import SpiffeID, MemorySource, X509SVID, client_context, is_id
+
+    source = MemorySource.of(svid, bundle)
+    context = client_context(source, is_id(SpiffeID.parse("spiffe://cluster.local/ns/default/sa/db")))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from istio_auth.authorize import Authorizer, any_id, in_namespace, is_id, member_of, one_of
+    from istio_auth.bundle import BundleSet, BundleSource, TrustBundle
+    from istio_auth.errors import Code, Fault, IstioAuthError, VerificationError
+    from istio_auth.sources.memory import MemorySource
+    from istio_auth.spiffe_id import SpiffeID, TrustDomain
+    from istio_auth.svid import X509SVID
+    from istio_auth.tls import client_context, peer_id, server_context
+    from istio_auth.verify import verify_chain
+    from istio_auth.x509_source import X509Context, X509Source
+
+__all__ = [
+    "X509SVID",
+    "Authorizer",
+    "BundleSet",
+    "BundleSource",
+    "Code",
+    "Fault",
+    "IstioAuthError",
+    "MemorySource",
+    "SpiffeID",
+    "TrustBundle",
+    "TrustDomain",
+    "VerificationError",
+    "X509Context",
+    "X509Source",
+    "any_id",
+    "client_context",
+    "in_namespace",
+    "is_id",
+    "member_of",
+    "one_of",
+    "peer_id",
+    "server_context",
+    "verify_chain",
+]
+
+_HOMES = {
+    "istio_auth.authorize": ("Authorizer", "any_id", "in_namespace", "is_id", "member_of", "one_of"),
+    "istio_auth.bundle": ("BundleSet", "BundleSource", "TrustBundle"),
+    "istio_auth.errors": ("Code", "Fault", "IstioAuthError", "VerificationError"),
+    "istio_auth.sources.memory": ("MemorySource",),
+    "istio_auth.spiffe_id": ("SpiffeID", "TrustDomain"),
+    "istio_auth.svid": ("X509SVID",),
+    "istio_auth.tls": ("client_context", "peer_id", "server_context"),
+    "istio_auth.verify": ("verify_chain",),
+    "istio_auth.x509_source": ("X509Context", "X509Source"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its home module when it is first asked for (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'istio_auth' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -1,0 +1,66 @@
+"""Which peers are welcome: an authorizer takes a verified SPIFFE ID and returns, or raises `NotAuthorized`.
+
+Every TLS context demands one. An authorizer with nothing in its list refuses everybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from istio_auth.errors import NotAuthorized
+from istio_auth.spiffe_id import SpiffeID, TrustDomain
+
+
+class Authorizer(Protocol):
+    """Decides on a peer whose SPIFFE ID is already proven."""
+
+    def __call__(self, peer: SpiffeID) -> None:
+        """Return if the peer is welcome.
+
+        Raises:
+            NotAuthorized: it is not.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    words: str
+    welcomes: Callable[[SpiffeID], bool]
+
+    def __call__(self, peer: SpiffeID) -> None:
+        if not self.welcomes(peer):
+            raise NotAuthorized(f"{peer} is refused: welcome is {self.words}")
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def any_id() -> Authorizer:
+    """Everybody whose SPIFFE ID is proven, of any trusted domain."""
+    return _Rule("any SPIFFE ID", lambda _peer: True)
+
+
+def is_id(expected: SpiffeID) -> Authorizer:
+    """Exactly this SPIFFE ID."""
+    return one_of(expected)
+
+
+def one_of(*expected: SpiffeID) -> Authorizer:
+    """Exactly these SPIFFE IDs; without any, nobody."""
+    welcome = frozenset(expected)
+    return _Rule(" or ".join(sorted(map(str, welcome))) or "nobody", welcome.__contains__)
+
+
+def member_of(trust_domain: TrustDomain) -> Authorizer:
+    """Every SPIFFE ID of a trust domain."""
+    return _Rule(f"any member of {trust_domain}", lambda peer: peer.trust_domain == trust_domain)
+
+
+def in_namespace(trust_domain: TrustDomain, *namespaces: str) -> Authorizer:
+    """Every service account in these namespaces of a trust domain; without any namespace, nobody."""
+    welcome = frozenset(namespaces)
+    words = f"any service account of {trust_domain} in {' or '.join(sorted(welcome)) or 'no namespace'}"
+    return _Rule(words, lambda peer: peer.trust_domain == trust_domain and peer.namespace in welcome)

@@ -1,0 +1,144 @@
+"""The only place where PEM and DER become objects, and objects PEM and DER.
+
+Parsers are bounded, take exactly what they name and raise `InvalidPEM` for everything else; no error message ever
+holds any of the bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from istio_auth.errors import InvalidPEM
+from istio_auth.keys import PrivateKey, allowed_private_key
+
+MAX_CERTIFICATES_BYTES = 1 << 20
+MAX_CSR_BYTES = 16 << 10
+MAX_KEY_BYTES = 64 << 10
+_PEM_START = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
+_CSR_LABELS = (b"CERTIFICATE REQUEST", b"NEW CERTIFICATE REQUEST")
+
+
+def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The certificates of a PEM file, in their order, at least one.
+
+    Raises:
+        InvalidPEM: there is none, one does not parse, or the file holds something else or too much.
+    """
+    _bounded(pem, MAX_CERTIFICATES_BYTES, "certificates")
+    labels = _PEM_START.findall(pem)
+    if not labels or any(label != b"CERTIFICATE" for label in labels):
+        raise InvalidPEM("expected certificates in PEM and nothing else")
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem))
+    except ValueError as error:
+        raise InvalidPEM("a certificate in the PEM does not parse") from error
+
+
+def read_der_certificates(der: bytes) -> tuple[x509.Certificate, ...]:
+    """The certificates of a concatenation of DER, as the SPIFFE Workload API sends them; at least one.
+
+    Raises:
+        InvalidPEM: there is none, or one does not parse.
+    """
+    _bounded(der, MAX_CERTIFICATES_BYTES, "certificates")
+    found: list[x509.Certificate] = []
+    while der:
+        size = _der_size(der)
+        found.append(read_der_certificate(der[:size]))
+        der = der[size:]
+    if not found:
+        raise InvalidPEM("expected at least one certificate in DER")
+    return tuple(found)
+
+
+def read_der_certificate(der: bytes) -> x509.Certificate:
+    """One certificate in DER.
+
+    Raises:
+        InvalidPEM: the bytes are not exactly one certificate.
+    """
+    try:
+        return x509.load_der_x509_certificate(der)
+    except ValueError as error:
+        raise InvalidPEM("a certificate in DER does not parse") from error
+
+
+def write_certificates(certificates: Sequence[x509.Certificate]) -> bytes:
+    """The certificates as PEM, in their order, each ended by a newline."""
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def write_der(certificate: x509.Certificate) -> bytes:
+    """A certificate in DER."""
+    return certificate.public_bytes(Encoding.DER)
+
+
+def read_private_key(pem: bytes) -> PrivateKey:
+    """A private key in PEM: PKCS#8, or the older EC and RSA forms; not encrypted.
+
+    Raises:
+        InvalidPEM: the bytes are not exactly one such key.
+        KeyRejected: its type or size is not allowed.
+    """
+    _bounded(pem, MAX_KEY_BYTES, "a private key")
+    if len(_PEM_START.findall(pem.replace(b"-----BEGIN EC PARAMETERS-----", b""))) != 1:
+        raise InvalidPEM("expected exactly one private key in PEM")
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # Without the cause: a parser's message could quote the input, and this input is a secret.
+        raise InvalidPEM("the private key does not parse, or is encrypted") from None
+    return allowed_private_key(key)
+
+
+def write_private_key(key: PrivateKey) -> bytes:
+    """A private key as unencrypted PKCS#8 PEM. For memory, sockets and files of mode 0600 only."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def read_csr(pem: bytes) -> x509.CertificateSigningRequest:
+    """Exactly one certificate signing request in PEM. Its signature is not checked here.
+
+    Raises:
+        InvalidPEM: the bytes are something else, more than one, or too many.
+    """
+    _bounded(pem, MAX_CSR_BYTES, "a certificate signing request")
+    labels = _PEM_START.findall(pem)
+    if len(labels) != 1 or labels[0] not in _CSR_LABELS:
+        raise InvalidPEM("expected exactly one certificate signing request in PEM")
+    try:
+        return x509.load_pem_x509_csr(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise InvalidPEM("the certificate signing request does not parse") from error
+
+
+def write_csr(csr: x509.CertificateSigningRequest) -> bytes:
+    """A certificate signing request as PEM."""
+    return csr.public_bytes(Encoding.PEM)
+
+
+def _bounded(data: bytes, limit: int, what: str) -> None:
+    if len(data) > limit:
+        raise InvalidPEM(f"{what}: {len(data)} bytes are more than the {limit} allowed")
+
+
+def _der_size(der: bytes) -> int:
+    """How many bytes the first DER SEQUENCE takes (X.690 8.1.3)."""
+    if len(der) < 2 or der[0] != 0x30:
+        raise InvalidPEM("expected a certificate in DER")
+    if der[1] < 0x80:
+        return 2 + der[1]
+    width = der[1] & 0x7F
+    if not 1 <= width <= 4 or len(der) < 2 + width:
+        raise InvalidPEM("expected a certificate in DER")
+    return 2 + width + int.from_bytes(der[2 : 2 + width], "big")

@@ -1,0 +1,102 @@
+"""Selector and Registration: which workload earns which identity.
+
+An attestor observes selectors of a caller (`unix:uid:1000`); a registration names the selectors that must *all* be
+among them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Self
+
+from istio_auth.errors import ConfigurationError
+from istio_auth.spiffe_id import SpiffeID
+
+_SELECTOR = re.compile(r"([a-z][a-z0-9-]*):([\x21-\x7e]{1,500})")
+_DNS_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Selector:
+    """One observed property of a workload.
+
+    Args:
+        type: who observes it, for instance `unix` or `socket`.
+        value: what was observed, for instance `uid:1000`.
+    """
+
+    type: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The selector that `type:value` spells.
+
+        Raises:
+            ConfigurationError: it spells none.
+        """
+        if not (match := _SELECTOR.fullmatch(text)):
+            raise ConfigurationError(f"{text[:100]!r} is no selector: write type:value, for instance unix:uid:1000")
+        return cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        return f"{self.type}:{self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a workload with these selectors earns.
+
+    Args:
+        spiffe_id: the identity.
+        selectors: all of them must be observed; never empty.
+        ttl: the lifetime of its SVIDs, or None for the CA's default.
+        dns_names: names to put beside the SPIFFE ID in its certificates.
+        hint: what the workload picks this identity by, if it has several.
+    """
+
+    spiffe_id: SpiffeID
+    selectors: frozenset[Selector]
+    ttl: timedelta | None = None
+    dns_names: tuple[str, ...] = ()
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.selectors:
+            raise ConfigurationError(f"the registration of {self.spiffe_id} has no selectors: it would fit everybody")
+        if not self.spiffe_id.path:
+            raise ConfigurationError(f"{self.spiffe_id} names a trust domain, not a workload")
+        for name in self.dns_names:
+            check_dns_name(name)
+
+    def fits(self, observed: AbstractSet[Selector]) -> bool:
+        """Whether a workload with these selectors earns this."""
+        return self.selectors <= observed
+
+    def missing(self, observed: AbstractSet[Selector]) -> frozenset[Selector]:
+        """The selectors that keep a workload from earning this."""
+        return self.selectors - observed
+
+
+def earned(registrations: Iterable[Registration], observed: AbstractSet[Selector]) -> list[Registration]:
+    """The registrations that a workload with these selectors earns, in their order."""
+    return [registration for registration in registrations if registration.fits(observed)]
+
+
+def nearest(registrations: Iterable[Registration], observed: AbstractSet[Selector]) -> Registration | None:
+    """The registration of which the fewest selectors are missing, to explain a refusal; None if there is none."""
+    return min(registrations, key=lambda registration: len(registration.missing(observed)), default=None)
+
+
+def check_dns_name(name: str) -> None:
+    """Check that a name can stand in a certificate (RFC 1123 2.1, lower case, no wildcard).
+
+    Raises:
+        ConfigurationError: it can not.
+    """
+    if not _DNS_NAME.fullmatch(name):
+        raise ConfigurationError(f"{name[:100]!r} is no DNS name in lower case")
