@@ -16,7 +16,13 @@ $(READY): pyproject.toml
 
 install: $(READY)  ## everything that is needed, into .venv
 
+test: $(READY)  ## every check, and every test that needs neither root nor a long build
+	@$(BIN)/python -m tests
+
+test-root: $(READY)  ## the tests that need root
+	@$(BIN)/python -m tests --group root
+
 protos: $(READY)  ## generate istio_auth/proto/*_pb2.py again
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. istio_auth/proto/*.proto
 
-.PHONY: help install protos
+.PHONY: help install test test-root protos
