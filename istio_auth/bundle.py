@@ -8,7 +8,6 @@ unknown kind or use are ignored one by one, an entry without `x5c` too, and of s
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -208,7 +207,7 @@ def _x509_authority(entry: JSON) -> x509.Certificate | None:
         return None
     try:
         return read_der_certificate(base64.b64decode(str(values[0]), validate=True))
-    except (binascii.Error, InvalidPEM) as error:
+    except (ValueError, InvalidPEM) as error:
         raise InvalidBundle("the first x5c value of an x509-svid entry is no certificate in base64") from error
 
 

@@ -1,7 +1,7 @@
 """Time as an argument: the `Clock` port and the arithmetic on instants that everybody shares.
 
-All instants are timezone-aware and in UTC. The real clock lives with the programs (`istio_auth.daemon.clock`), so
-that no pure module can look at the time by itself.
+All instants are timezone-aware and in UTC. The real clock is `istio_auth.system_clock`, which only programs and TLS
+contexts take, so that no pure module can look at the time by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from istio_auth.errors import ConfigurationError
 
 _UNITS = {"ms": timedelta(milliseconds=1), "s": timedelta(seconds=1), "m": timedelta(minutes=1)}
 _UNITS |= {"h": timedelta(hours=1), "d": timedelta(days=1)}
+_LONGEST = timedelta(days=100 * 365)  # so that adding one to an instant of this century stays a date
 
 
 class Clock(Protocol):
@@ -39,11 +40,13 @@ def parse_duration(text: str) -> timedelta:
         digits = len(rest) - len(rest.lstrip("0123456789"))
         unit = "ms" if rest[digits : digits + 2] == "ms" else rest[digits : digits + 1]
         if not 0 < digits <= 9 or unit not in _UNITS:
-            raise ConfigurationError(f"{text!r} is no duration: write for instance 90s, 15m, 24h, 30d or 1h30m")
+            raise ConfigurationError(f"{text[:100]!r} is no duration: write for instance 90s, 15m, 24h, 30d or 1h30m")
         total += int(rest[:digits]) * _UNITS[unit]
+        if total > _LONGEST:
+            raise ConfigurationError(f"{text[:100]!r} is too long: at most {_LONGEST.days}d")
         rest = rest[digits + len(unit) :]
     if total <= timedelta():
-        raise ConfigurationError(f"{text!r} is no duration: it must be longer than nothing")
+        raise ConfigurationError(f"{text[:100]!r} is no duration: it must be longer than nothing")
     return total
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from datetime import timedelta
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class Code(enum.Enum):
@@ -105,6 +105,10 @@ class VerificationError(NotAuthenticated):
     def __init__(self, fault: Fault, message: str) -> None:
         super().__init__(f"{fault.value}: {message}", public="certificate refused")
         self.fault = fault
+        self._reason = message
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Fault, str]]:
+        return type(self), (self.fault, self._reason)  # errors may cross to another process of ours
 
 
 class NotAuthorized(IstioAuthError):

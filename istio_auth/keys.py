@@ -10,6 +10,8 @@ import hashlib
 import hmac
 from typing import TypeAlias
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -44,6 +46,19 @@ def allowed_public_key(key: object) -> PublicKey:
             raise KeyRejected(f"RSA with {key.key_size} bits is not allowed: use {MIN_RSA_BITS} to {MAX_RSA_BITS}")
         return key
     raise KeyRejected(f"keys of type {type(key).__name__} are not allowed: use ECDSA P-256, P-384 or RSA")
+
+
+def public_key_of(holder: x509.Certificate | x509.CertificateSigningRequest) -> PublicKey:
+    """The key in a certificate or signing request, if its type and size are allowed.
+
+    Raises:
+        KeyRejected: they are not, or the key does not parse.
+    """
+    try:
+        key = holder.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise KeyRejected("the key does not parse, or is of an unknown type: use ECDSA P-256, P-384 or RSA") from error
+    return allowed_public_key(key)
 
 
 def allowed_private_key(key: object) -> PrivateKey:

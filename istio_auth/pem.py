@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from cryptography.utils import CryptographyDeprecationWarning
 
 from istio_auth.errors import InvalidPEM
 from istio_auth.keys import PrivateKey, allowed_private_key
@@ -25,6 +26,8 @@ MAX_CERTIFICATES_BYTES = 1 << 20
 MAX_CSR_BYTES = 16 << 10
 MAX_KEY_BYTES = 64 << 10
 _PEM_START = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
+# What cryptography raises for bytes that it can not read; the warning where a program makes warnings errors.
+_UNREADABLE = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm, CryptographyDeprecationWarning)
 _CSR_LABELS = (b"CERTIFICATE REQUEST", b"NEW CERTIFICATE REQUEST")
 
 
@@ -39,8 +42,8 @@ def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     if not labels or any(label != b"CERTIFICATE" for label in labels):
         raise InvalidPEM("expected certificates in PEM and nothing else")
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
+        return tuple(map(_numbered, x509.load_pem_x509_certificates(pem)))
+    except _UNREADABLE as error:
         raise InvalidPEM("a certificate in the PEM does not parse") from error
 
 
@@ -68,8 +71,8 @@ def read_der_certificate(der: bytes) -> x509.Certificate:
         InvalidPEM: the bytes are not exactly one certificate.
     """
     try:
-        return x509.load_der_x509_certificate(der)
-    except ValueError as error:
+        return _numbered(x509.load_der_x509_certificate(der))
+    except _UNREADABLE as error:
         raise InvalidPEM("a certificate in DER does not parse") from error
 
 
@@ -118,13 +121,19 @@ def read_csr(pem: bytes) -> x509.CertificateSigningRequest:
         raise InvalidPEM("expected exactly one certificate signing request in PEM")
     try:
         return x509.load_pem_x509_csr(pem)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise InvalidPEM("the certificate signing request does not parse") from error
 
 
 def write_csr(csr: x509.CertificateSigningRequest) -> bytes:
     """A certificate signing request as PEM."""
     return csr.public_bytes(Encoding.PEM)
+
+
+def _numbered(certificate: x509.Certificate) -> x509.Certificate:
+    if certificate.serial_number <= 0:
+        raise ValueError("a serial number is positive (RFC 5280 4.1.2.2)")
+    return certificate
 
 
 def _bounded(data: bytes, limit: int, what: str) -> None:

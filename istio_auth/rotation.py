@@ -41,7 +41,8 @@ def retry_delay(attempt: int, *, draw: float, first: timedelta, longest: timedel
         first: the bound of the first wait.
         longest: the bound of every wait.
     """
-    bound = min(longest, first * (1 << min(attempt - 1, 30)))
+    doublings = min(attempt - 1, 30)
+    bound = longest if first > longest / (1 << doublings) else first * (1 << doublings)
     return bound * (0.5 + draw / 2)
 
 

@@ -99,6 +99,8 @@ class SpiffeID:
         Raises:
             InvalidSpiffeID: it spells none.
         """
+        if not text.isascii():  # before lower(), which turns the Kelvin sign into a "k"
+            raise InvalidSpiffeID(f"{_shown(text)} is no SPIFFE ID: only ASCII may occur")
         head, _, _ = text[len(_SCHEME) :].partition("/")
         cut = len(_SCHEME) + len(head)
         return cls.parse(text[:cut].lower() + text[cut:])

@@ -10,9 +10,12 @@ from typing import Self
 from cryptography import x509
 
 from istio_auth.errors import InvalidSpiffeID, InvalidSVID
-from istio_auth.keys import PrivateKey, allowed_public_key, same_key
+from istio_auth.keys import PrivateKey, public_key_of, same_key
 from istio_auth.pem import read_certificates, read_private_key, write_certificates, write_private_key
 from istio_auth.spiffe_id import SpiffeID
+
+# What cryptography raises for extensions that it can not read.
+UNREADABLE_EXTENSIONS = (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class X509SVID:
 
     id: SpiffeID
     chain: tuple[x509.Certificate, ...]
-    private_key: PrivateKey = field(repr=False)
+    private_key: PrivateKey = field(repr=False, compare=False)  # the leaf tells which key it is
     hint: str = ""
 
     def __post_init__(self) -> None:
@@ -39,7 +42,7 @@ class X509SVID:
             raise InvalidSVID("an SVID has at least one certificate")
         if spiffe_id_of(self.leaf) != self.id:
             raise InvalidSVID(f"the leaf certificate names {spiffe_id_of(self.leaf)}, not {self.id}")
-        if not same_key(allowed_public_key(self.leaf.public_key()), self.private_key.public_key()):
+        if not same_key(public_key_of(self.leaf), self.private_key.public_key()):
             raise InvalidSVID("the private key is not the key of the leaf certificate")
 
     @classmethod
@@ -96,7 +99,7 @@ def uri_names(certificate: x509.Certificate) -> list[str]:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
-    except (ValueError, x509.DuplicateExtension) as error:
+    except UNREADABLE_EXTENSIONS as error:
         raise InvalidSVID("the certificate's extensions do not parse") from error
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import (
@@ -23,9 +24,9 @@ from cryptography.x509.verification import VerificationError as PathError
 
 from istio_auth.bundle import BundleSource, TrustBundle
 from istio_auth.errors import Fault, InvalidSpiffeID, InvalidSVID, KeyRejected, VerificationError
-from istio_auth.keys import MAX_RSA_BITS, allowed_public_key
+from istio_auth.keys import MAX_RSA_BITS, public_key_of
 from istio_auth.spiffe_id import SpiffeID
-from istio_auth.svid import uri_names
+from istio_auth.svid import UNREADABLE_EXTENSIONS, uri_names
 
 MAX_CHAIN = 10  # certificates a peer may send; keeps the work for a hostile chain small
 _REQUIRED_USES = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
@@ -62,12 +63,11 @@ def check_leaf(leaf: x509.Certificate) -> SpiffeID:
     """
     try:
         extensions = leaf.extensions
-        key = leaf.public_key()
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except UNREADABLE_EXTENSIONS as error:
         raise VerificationError(Fault.UNPARSABLE, f"the leaf does not parse ({type(error).__name__})") from error
     spiffe_id = _claimed_id(leaf)
     try:
-        allowed_public_key(key)
+        public_key_of(leaf)
     except KeyRejected as error:
         raise VerificationError(Fault.WEAK_KEY, str(error)) from error
     _check_constraints(extensions)
@@ -148,15 +148,17 @@ def _check_path(
         .build_client_verifier()
     )
     try:
-        verifier.verify(leaf, [issuer for issuer in intermediates if _bounded_key(issuer)])
+        path = verifier.verify(leaf, [issuer for issuer in intermediates if _bounded_key(issuer)]).chain
     except PathError as error:
         raise VerificationError(Fault.UNTRUSTED, f"no path to the bundle of {bundle.trust_domain} ({error})") from error
+    if len(path) < 2:
+        raise VerificationError(Fault.UNTRUSTED, f"the leaf itself is in the bundle of {bundle.trust_domain}, as no CA")
 
 
 def _bounded_key(issuer: x509.Certificate) -> bool:
     try:
         key = issuer.public_key()
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         return False
     return not isinstance(key, rsa.RSAPublicKey) or key.key_size <= MAX_RSA_BITS
 

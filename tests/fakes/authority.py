@@ -32,11 +32,13 @@ class Leaf:
     san_critical: bool = True
     ca: bool = False
     digital_signature: bool = True
+    key_encipherment: bool = False
     key_cert_sign: bool = False
     crl_sign: bool = False
     usage_present: bool = True
     usage_critical: bool = True
     uses: Sequence[ObjectIdentifier] | None = BOTH_USES
+    extra: Sequence[tuple[x509.ExtensionType, bool]] = ()  # with whether each is critical
 
 
 class FakeAuthority:
@@ -58,6 +60,10 @@ class FakeAuthority:
         key: PrivateKey | None = None,
         lifetime: timedelta = 100 * HOUR,
         key_cert_sign: bool = True,
+        ca: bool = True,
+        path_length: int | None = None,
+        usage_present: bool = True,
+        extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
     ) -> None:
         self.trust_domain = TrustDomain(trust_domain)
         self.now = (now or datetime.now(UTC)).replace(microsecond=0)
@@ -66,8 +72,7 @@ class FakeAuthority:
         serial = x509.random_serial_number()
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{trust_domain} {serial:x}"[:60])])
         issuer = parent or self
-        usage = _usage(key_cert_sign=key_cert_sign, crl_sign=True, digital_signature=not key_cert_sign)
-        self.certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(self.name)
             .issuer_name(issuer.name)
@@ -75,13 +80,17 @@ class FakeAuthority:
             .serial_number(serial)
             .not_valid_before(self.now - HOUR)
             .not_valid_after(self.now + lifetime)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(usage, critical=True)
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=path_length), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
             .add_extension(issuer.key_identifier(), critical=False)
             .add_extension(_names([str(self.trust_domain.id)]), critical=False)
-            .sign(issuer.key, hashes.SHA256())
         )
+        if usage_present:
+            usage = _usage(key_cert_sign=key_cert_sign, crl_sign=True, digital_signature=not key_cert_sign)
+            builder = builder.add_extension(usage, critical=True)
+        for extension, critical in extra:
+            builder = builder.add_extension(extension, critical=critical)
+        self.certificate = builder.sign(issuer.key, hashes.SHA256())
 
     def key_identifier(self) -> x509.AuthorityKeyIdentifier:
         """What its leaves say of their issuer."""
@@ -123,11 +132,16 @@ class FakeAuthority:
             builder = builder.add_extension(_names(leaf.uris, leaf.dns_names), critical=leaf.san_critical)
         if leaf.usage_present:
             usage = _usage(
-                digital_signature=leaf.digital_signature, key_cert_sign=leaf.key_cert_sign, crl_sign=leaf.crl_sign
+                digital_signature=leaf.digital_signature,
+                key_encipherment=leaf.key_encipherment,
+                key_cert_sign=leaf.key_cert_sign,
+                crl_sign=leaf.crl_sign,
             )
             builder = builder.add_extension(usage, critical=leaf.usage_critical)
         if leaf.uses is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(leaf.uses), critical=False)
+        for extension, critical in leaf.extra:
+            builder = builder.add_extension(extension, critical=critical)
         return builder.sign(self.key, hashes.SHA256())
 
     def chain(self, leaf: Leaf | None = None, *, key: PrivateKey | None = None) -> tuple[x509.Certificate, ...]:
@@ -148,11 +162,13 @@ def _names(uris: Sequence[str], dns_names: Sequence[str] = ()) -> x509.SubjectAl
     )
 
 
-def _usage(*, digital_signature: bool, key_cert_sign: bool, crl_sign: bool) -> x509.KeyUsage:
+def _usage(
+    *, digital_signature: bool, key_cert_sign: bool, crl_sign: bool, key_encipherment: bool = False
+) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=digital_signature,
         content_commitment=False,
-        key_encipherment=False,
+        key_encipherment=key_encipherment,
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=key_cert_sign,

@@ -1,0 +1,53 @@
+"""Which peers are welcome."""
+
+from __future__ import annotations
+
+import pytest
+
+from istio_auth.authorize import Authorizer, any_id, in_namespace, is_id, member_of, one_of
+from istio_auth.errors import Code, NotAuthorized
+from istio_auth.spiffe_id import SpiffeID, TrustDomain
+
+TD = TrustDomain("cluster.local")
+WEB = SpiffeID.for_service_account(TD, "default", "web")
+DB = SpiffeID.for_service_account(TD, "storage", "db")
+AGENT = SpiffeID.for_agent(TD, "node-1")
+FOREIGN_WEB = SpiffeID.for_service_account(TrustDomain("foreign.test"), "default", "web")
+EVERYBODY = {WEB, DB, AGENT, FOREIGN_WEB}
+
+
+@pytest.mark.parametrize(
+    ("authorize", "welcome"),
+    [
+        (any_id(), EVERYBODY),
+        (is_id(WEB), {WEB}),
+        (one_of(WEB, DB), {WEB, DB}),
+        (one_of(), set()),
+        (member_of(TD), {WEB, DB, AGENT}),
+        (in_namespace(TD, "default"), {WEB}),
+        (in_namespace(TD, "default", "storage"), {WEB, DB}),
+        (in_namespace(TD), set()),
+        (in_namespace(TD, "node-1"), set()),
+    ],
+    ids=str,
+)
+def test_exactly_these_peers_are_welcome(authorize: Authorizer, welcome: set[SpiffeID]) -> None:
+    for peer in EVERYBODY:
+        if peer in welcome:
+            authorize(peer)
+        else:
+            with pytest.raises(NotAuthorized) as caught:
+                authorize(peer)
+            assert caught.value.code is Code.NOT_AUTHORIZED
+            assert str(peer) not in caught.value.public
+
+
+def test_a_path_that_only_looks_like_a_service_account_is_in_no_namespace() -> None:
+    with pytest.raises(NotAuthorized):
+        in_namespace(TD, "default")(SpiffeID(TD, "/ns/default/sa/web/extra"))
+
+
+def test_a_name_that_only_begins_alike_is_another() -> None:
+    for path in (WEB.path + "2", WEB.path + "/x", WEB.path[:-1], WEB.path.upper()):
+        with pytest.raises(NotAuthorized):
+            is_id(WEB)(SpiffeID(TD, path))
