@@ -95,7 +95,7 @@ def same_key(one: PublicKey, other: PublicKey) -> bool:
     return hmac.compare_digest(public_key_der(one), public_key_der(other))
 
 
-def signature_hash(key: PrivateKey | PublicKey) -> hashes.HashAlgorithm:
+def signature_hash(key: PrivateKey | PublicKey) -> hashes.SHA256 | hashes.SHA384:
     """The hash that belongs to a key: SHA-384 for P-384, SHA-256 otherwise."""
     if not isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey) and key.curve.name == "secp384r1":
         return hashes.SHA384()

@@ -125,6 +125,19 @@ def read_csr(pem: bytes) -> x509.CertificateSigningRequest:
         raise InvalidPEM("the certificate signing request does not parse") from error
 
 
+def read_der_csr(der: bytes) -> x509.CertificateSigningRequest:
+    """Exactly one certificate signing request in DER. Its signature is not checked here.
+
+    Raises:
+        InvalidPEM: the bytes are something else, or too many.
+    """
+    _bounded(der, MAX_CSR_BYTES, "a certificate signing request")
+    try:
+        return x509.load_der_x509_csr(der)
+    except _UNREADABLE as error:
+        raise InvalidPEM("the certificate signing request does not parse") from error
+
+
 def write_csr(csr: x509.CertificateSigningRequest) -> bytes:
     """A certificate signing request as PEM."""
     return csr.public_bytes(Encoding.PEM)

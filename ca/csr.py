@@ -1,0 +1,111 @@
+"""Vetting: from untrusted bytes to a `VettedCSR`, or an error. One list of refusals, and nothing else survives.
+
+A CSR proves possession of a key (RFC 2986), and that is all it is read for. The SPIFFE ID in it is a wish that some
+callers express this way; whether they may have it is a registry's business. All other names are dropped here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding
+
+from istio_auth.errors import InvalidPEM, InvalidSpiffeID, KeyRejected, MalformedError
+from istio_auth.keys import PublicKey, public_key_of
+from istio_auth.pem import read_csr, read_der_csr
+from istio_auth.spiffe_id import SpiffeID
+from istio_auth.svid import UNREADABLE_EXTENSIONS
+
+_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+
+
+class CSRRefused(MalformedError):
+    """A certificate signing request that nobody could get a certificate for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, public=message)  # tells the caller about its own bytes, and nothing about us
+
+
+@dataclass(frozen=True, slots=True)
+class VettedCSR:
+    """All that is left of a CSR.
+
+    Args:
+        public_key: an allowed key, whose owner made the CSR.
+        spiffe_id: the identity it wishes for: its only URI name, if that is a SPIFFE ID. Proves nothing.
+    """
+
+    public_key: PublicKey
+    spiffe_id: SpiffeID | None = None
+
+
+def vet_csr(pem: bytes) -> VettedCSR:
+    """What a CSR in PEM proves and wishes.
+
+    Raises:
+        CSRRefused: it is not exactly one CSR, its key or hash is weak, its signature wrong, or it asks for a CA.
+    """
+    try:
+        return _vet(read_csr(pem))
+    except (InvalidPEM, KeyRejected) as error:
+        raise CSRRefused(str(error)) from error
+
+
+def vet_csr_der(der: bytes) -> VettedCSR:
+    """What a CSR in DER proves and wishes (see `vet_csr`)."""
+    try:
+        return _vet(read_der_csr(der))
+    except (InvalidPEM, KeyRejected) as error:
+        raise CSRRefused(str(error)) from error
+
+
+def _vet(csr: x509.CertificateSigningRequest) -> VettedCSR:
+    public_key = public_key_of(csr)  # before the signature: a giant key would make its check a weapon
+    _check_signature(csr, public_key)
+    try:
+        extensions = csr.extensions
+    except UNREADABLE_EXTENSIONS as error:
+        raise CSRRefused("the extensions of the certificate signing request do not parse") from error
+    wish = None
+    for extension in extensions:
+        value = extension.value
+        if isinstance(value, x509.SubjectAlternativeName):
+            wish = _wished_id(value)
+        elif isinstance(value, x509.BasicConstraints) and value.ca:
+            raise CSRRefused("the certificate signing request asks for a CA certificate")
+        elif isinstance(value, x509.KeyUsage) and (value.key_cert_sign or value.crl_sign):
+            raise CSRRefused("the certificate signing request asks for a key that signs certificates or CRLs")
+    return VettedCSR(public_key, wish)
+
+
+def _check_signature(csr: x509.CertificateSigningRequest, public_key: PublicKey) -> None:
+    try:
+        digest, algorithm = csr.signature_hash_algorithm, csr.signature_algorithm_parameters
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CSRRefused("the certificate signing request is signed with an unknown algorithm") from error
+    if not isinstance(digest, _HASHES):
+        raise CSRRefused("the certificate signing request is not signed with SHA-256, SHA-384 or SHA-512")
+    try:
+        if isinstance(public_key, ec.EllipticCurvePublicKey):
+            if not isinstance(algorithm, ec.ECDSA):
+                raise InvalidSignature
+            public_key.verify(csr.signature, csr.tbs_certrequest_bytes, algorithm)
+        else:
+            if not isinstance(algorithm, padding.PKCS1v15 | padding.PSS):
+                raise InvalidSignature
+            public_key.verify(csr.signature, csr.tbs_certrequest_bytes, algorithm, digest)
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm) as error:
+        raise CSRRefused("the certificate signing request is not signed by the key in it") from error
+
+
+def _wished_id(names: x509.SubjectAlternativeName) -> SpiffeID | None:
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    if len(uris) != 1:
+        return None
+    try:
+        return SpiffeID.parse(uris[0])
+    except InvalidSpiffeID:
+        return None

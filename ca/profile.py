@@ -1,0 +1,98 @@
+"""IssuanceProfile: how long certificates from here live. Validated once, from its configuration.
+
+The lifetime rules are istiod's: no TTL, or one that is not positive, means the default; above the maximum is an error,
+or clamped if the operator wants that. What else a certificate looks like is no setting: see `ca.certificate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from istio_auth.clock import in_words, whole_seconds
+from istio_auth.errors import ConfigurationError, MalformedError, NotReady
+
+_SHORTEST = timedelta(seconds=1)  # what X.509 can express
+
+
+class TTLRefused(MalformedError):
+    """The lifetime asked for is longer than the CA gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """The two ends of a certificate's validity, in whole seconds of UTC, both inclusive (RFC 5280 4.1.2.5)."""
+
+    not_before: datetime
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class IssuanceProfile:
+    """The lifetimes of certificates.
+
+    Args:
+        default_ttl: the lifetime when none is asked for.
+        max_ttl: the longest lifetime.
+        backdate: how far the validity begins in the past, for peers whose clock is late.
+        backdate_share: the largest share of the lifetime that may lie in the past: a client that renews at half of
+            the whole validity would otherwise renew short certificates at once.
+        clamp_excess_ttl: give the maximum to those who ask for more, instead of refusing.
+
+    Raises:
+        ConfigurationError: the values contradict each other.
+    """
+
+    default_ttl: timedelta = timedelta(hours=24)
+    max_ttl: timedelta = timedelta(days=90)
+    backdate: timedelta = timedelta(minutes=2)
+    backdate_share: float = 0.1
+    clamp_excess_ttl: bool = False
+
+    def __post_init__(self) -> None:
+        if not _SHORTEST <= self.default_ttl <= self.max_ttl:
+            raise ConfigurationError(
+                f"the default TTL ({in_words(self.default_ttl)}) must be at least one second and at most the maximum "
+                f"({in_words(self.max_ttl)})"
+            )
+        if self.backdate < timedelta() or not 0 <= self.backdate_share < 0.5:
+            raise ConfigurationError("certificates are backdated by nothing or more, and by less than half their life")
+
+    def lifetime(self, requested: timedelta | None, *, granted: timedelta | None = None) -> timedelta:
+        """How long a certificate shall live from now on.
+
+        Args:
+            requested: what the caller asks for; None, zero and less mean that it leaves it to us.
+            granted: the longest lifetime its grant allows, and its lifetime if it leaves it to us.
+
+        Raises:
+            TTLRefused: more is asked for than the maximum.
+        """
+        if requested is None or requested <= timedelta():
+            return min(granted or self.default_ttl, self.max_ttl)
+        if requested > self.max_ttl and not self.clamp_excess_ttl:
+            message = f"a TTL of {in_words(requested)} is longer than the maximum of {in_words(self.max_ttl)}"
+            raise TTLRefused(message, public=message)
+        return max(_SHORTEST, min(requested, granted or self.max_ttl, self.max_ttl))
+
+    def validity(self, lifetime: timedelta, now: datetime, *, within: Validity) -> Validity:
+        """The validity of a certificate made now.
+
+        Args:
+            lifetime: how long it shall live from now on.
+            now: the present instant.
+            within: the validity of the chain above it, which it never leaves.
+
+        Raises:
+            NotReady: that chain is not valid now.
+        """
+        if now >= within.not_after:
+            raise NotReady(f"the chain of this CA ended {within.not_after:%F %T} UTC: nothing can be signed with it")
+        if now < within.not_before:
+            raise NotReady(
+                f"the chain of this CA is valid from {within.not_before:%F %T} UTC, and it is {now:%F %T}: is the "
+                "clock right?"
+            )
+        end = min(whole_seconds(now + lifetime), within.not_after)
+        backdate = min(self.backdate, (end - now) * self.backdate_share)
+        return Validity(max(whole_seconds(now - max(backdate, timedelta())), within.not_before), end)
