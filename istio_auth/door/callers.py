@@ -1,0 +1,146 @@
+"""Who called: learned from the connection itself, before a server behind the door sees a byte.
+
+A Unix caller is known by what the kernel says of the process that connected (SO_PEERCRED). Process ids are used again,
+so a handle to the process (pidfd) is taken at once; whoever looks at the process later asks `check_same_process`
+after it has looked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from socket import SO_PEERCRED, SOL_SOCKET
+from socket import socket as Socket  # noqa: N812  # a field below is called socket
+from typing import TypeAlias
+
+from cryptography import x509
+
+from istio_auth.errors import NotAuthenticated
+from istio_auth.spiffe_id import SpiffeID
+
+_SO_PEERPIDFD = 77  # Linux 6.5: a handle to the process that connected, with no moment in which its id could be reused
+_CREDENTIALS = struct.Struct("3i")
+
+
+@dataclass(frozen=True, slots=True)
+class TLSCaller:
+    """A caller over TLS.
+
+    Args:
+        chain: the certificates that were verified, leaf first; empty if none was presented.
+        spiffe_id: the identity they prove; None if none was presented.
+        address: host and port, for logs.
+    """
+
+    chain: tuple[x509.Certificate, ...]
+    spiffe_id: SpiffeID | None
+    address: str
+
+    def __str__(self) -> str:
+        return f"{self.spiffe_id or 'a caller without certificate'} at {self.address}"
+
+
+class ProcessHandle:
+    """A process that stays the one it was: a pidfd and the time it was started.
+
+    Args:
+        pidfd: an open descriptor of the process; owned from now on.
+        started: clock ticks from boot to its start (proc(5), field 22 of stat).
+    """
+
+    def __init__(self, pidfd: int, started: int) -> None:
+        self._pidfd = pidfd
+        self.started = started
+
+    def alive(self) -> bool:
+        """Whether the process still runs; a closed handle says no."""
+        if self._pidfd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class UnixCaller:
+    """A process of this machine.
+
+    Args:
+        uid: its effective user id when it connected.
+        gid: its effective group id when it connected.
+        pid: its process id as seen from here; 0 if it lives in a pid namespace that can not be seen from here.
+        socket: the name of the listener it came through.
+        process: the handle that tells whether it is still the same.
+    """
+
+    uid: int
+    gid: int
+    pid: int
+    socket: str
+    process: ProcessHandle | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, connection: Socket, *, name: str) -> UnixCaller:
+        """The caller at the other end of a Unix connection.
+
+        Raises:
+            NotAuthenticated: the process has ended already.
+            OSError: this is no connected Unix socket.
+        """
+        raw = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, gid = _CREDENTIALS.unpack(raw)
+        return cls(uid, gid, pid, name, _process(connection, pid) if pid else None)
+
+    def check_same_process(self) -> None:
+        """Ask, after looking at anything under the process id, whether it was this process all the time.
+
+        Raises:
+            NotAuthenticated: it has ended, its id may be another's by now; or it was never in sight.
+        """
+        if self.process is None:
+            raise NotAuthenticated("the calling process lives in a pid namespace that can not be seen from here")
+        if not self.process.alive():
+            raise NotAuthenticated(f"the calling process {self.pid} has ended")
+
+    def __str__(self) -> str:
+        return f"process {self.pid} (uid {self.uid}, gid {self.gid}) at socket {self.socket}"
+
+
+Caller: TypeAlias = TLSCaller | UnixCaller
+
+
+def _process(connection: Socket, pid: int) -> ProcessHandle:
+    try:
+        pidfd = _pidfd(connection, pid)
+        try:
+            handle = ProcessHandle(pidfd, _started(pid))
+        except BaseException:
+            os.close(pidfd)
+            raise
+    except (OSError, ValueError) as error:
+        raise NotAuthenticated(f"the calling process {pid} has ended") from error
+    if not handle.alive():
+        handle.close()
+        raise NotAuthenticated(f"the calling process {pid} has ended")
+    return handle
+
+
+def _pidfd(connection: Socket, pid: int) -> int:
+    with contextlib.suppress(OSError):  # older kernels do not know the option
+        return connection.getsockopt(SOL_SOCKET, _SO_PEERPIDFD)
+    return os.pidfd_open(pid)
+
+
+def _started(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return int(stat.rpartition(")")[2].split()[19])  # the name in parentheses may hold anything, blanks too
