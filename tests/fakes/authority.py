@@ -64,13 +64,14 @@ class FakeAuthority:
         path_length: int | None = None,
         usage_present: bool = True,
         extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
+        name: x509.Name | None = None,
     ) -> None:
         self.trust_domain = TrustDomain(trust_domain)
         self.now = (now or datetime.now(UTC)).replace(microsecond=0)
         self.parent = parent
         self.key = key or ec.generate_private_key(ec.SECP256R1())
         serial = x509.random_serial_number()
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{trust_domain} {serial:x}"[:60])])
+        self.name = name or x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{trust_domain} {serial:x}"[:60])])
         issuer = parent or self
         builder = (
             x509.CertificateBuilder()

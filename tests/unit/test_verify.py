@@ -119,7 +119,7 @@ def test_an_intermediate_in_the_bundle_is_an_authority_like_any_other() -> None:
 
 
 def test_many_roots_with_one_name_are_told_apart_by_their_keys() -> None:
-    roots = [_renamed_root() for _ in range(20)]
+    roots = [FakeAuthority(now=NOW, name=SUBJECT) for _ in range(20)]
     bundle = TrustBundle(LOCAL.trust_domain, tuple(root.certificate for root in roots))
     for root in roots:
         verify_chain(root.chain(), bundle, NOW)
@@ -177,7 +177,7 @@ def test_a_certificate_with_an_enormous_key_costs_a_stranger_nothing() -> None:
 
 
 def test_issuers_that_sign_each_other_cost_little() -> None:
-    first = _renamed_root()
+    first = FakeAuthority(now=NOW, name=SUBJECT)
     # One name and one key, many certificates: every one fits above every other.
     ring = [first.certificate, *(_again(first) for _ in range(MAX_CHAIN - 2))]
     began = time.process_time()
@@ -205,14 +205,6 @@ def test_bundles_are_never_pooled() -> None:
     with pytest.raises(VerificationError) as caught:
         verify_chain(forged, BundleSet((LOCAL.bundle(), FEDERATED.bundle())), NOW)
     assert caught.value.fault is Fault.UNTRUSTED
-
-
-def _renamed_root() -> FakeAuthority:
-    """A root whose name many others bear too."""
-    root = FakeAuthority(now=NOW)
-    root.name = SUBJECT
-    root.certificate = _again(root)
-    return root
 
 
 def _again(root: FakeAuthority) -> x509.Certificate:

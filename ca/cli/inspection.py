@@ -1,0 +1,178 @@
+"""From bytes that anybody may have made to a document for people: what each of them is, told one by one."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from ca.cli.certificate_view import is_ca, is_chain
+from ca.cli.facts import (
+    certificate_json,
+    certificate_section,
+    csr_json,
+    csr_section,
+    findings_facts,
+    findings_json,
+)
+from ca.cli.material import STDIN, certificates_in, layout_of, pem_blocks, read_input
+from ca.cli.output import Fact, Section
+from ca.cli.unusual import Finding, bundle_findings, chain_findings
+from istio_auth.bundle import JSON, BundleSet, TrustBundle
+from istio_auth.errors import ConfigurationError, InvalidPEM, IstioAuthError, MalformedError
+from istio_auth.keys import key_type, public_key_of, same_key
+from istio_auth.pem import read_csr, read_private_key
+from istio_auth.spiffe_id import TrustDomain
+
+_ANONYMOUS = TrustDomain("unknown")  # a bundle does not say whose it is (BD-11)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Something that was inspected, for scripts and for people."""
+
+    json: dict[str, JSON]
+    sections: Sequence[Section]
+
+
+def inspected(source: str, now: datetime) -> Iterator[Document]:
+    """What a file, a folder or standard input holds.
+
+    Raises:
+        ConfigurationError, MalformedError: it can not be read, or holds nothing of the kind.
+    """
+    if source != STDIN and Path(source).is_dir():
+        yield from _folder(Path(source), now)
+        return
+    content = read_input(source)
+    name = "standard input" if source == STDIN else source
+    try:
+        yield from _content(content, name, now)
+    except MalformedError as error:
+        raise ConfigurationError(f"{name}: {error}") from error
+
+
+def _content(content: bytes, name: str, now: datetime) -> Iterator[Document]:
+    if content.lstrip()[:1] == b"{":
+        yield from _spiffe_bundles(content, name, now)
+        return
+    blocks = pem_blocks(content)
+    labels = {label for label, _ in blocks}
+    if not blocks or "CERTIFICATE" in labels:
+        yield _certificates(certificates_in(content, name), name, now)
+    for label, block in blocks:
+        if label.endswith("CERTIFICATE REQUEST"):
+            csr = read_csr(block)
+            yield Document({"kind": "csr", "source": name, **csr_json(csr)}, [csr_section(f"CSR in {name}", csr)])
+        elif label.endswith("PRIVATE KEY"):
+            yield _key(block, name)
+        elif label not in {"CERTIFICATE", "EC PARAMETERS"}:
+            raise InvalidPEM(f"a PEM block of type {label!r} is nothing that is inspected here")
+
+
+def _certificates(certificates: Sequence[x509.Certificate], name: str, now: datetime) -> Document:
+    if is_chain(certificates):
+        return _chain(certificates, name, now)
+    if len(certificates) == 1:
+        return Document(
+            {"kind": "ca-certificate", "source": name, **certificate_json(certificates[0], now)},
+            [certificate_section(f"CA certificate in {name}", certificates[0], now)],
+        )
+    return _bundle(TrustBundle(_ANONYMOUS, tuple(certificates)), name, now, with_sequence=False)
+
+
+def _chain(chain: Sequence[x509.Certificate], name: str, now: datetime) -> Document:
+    findings = chain_findings(chain)
+    sections = [certificate_section(_title(chain, place, name), one, now) for place, one in enumerate(chain)]
+    if findings:
+        sections.append(Section("the chain", findings_facts(findings)))
+    json: dict[str, JSON] = {
+        "kind": "chain",
+        "source": name,
+        "certificates": [certificate_json(one, now) for one in chain],
+        "unusual": findings_json(findings),
+    }
+    return Document(json, sections)
+
+
+def _title(chain: Sequence[x509.Certificate], place: int, name: str) -> str:
+    kind = "CA certificate" if is_ca(chain[place]) else "certificate"
+    return f"{kind} {place + 1} of {len(chain)} in {name}" if len(chain) > 1 else f"{kind} in {name}"
+
+
+def _spiffe_bundles(content: bytes, name: str, now: datetime) -> Iterator[Document]:
+    if b'"trust_domains"' not in content:
+        yield _bundle(TrustBundle.from_json(_ANONYMOUS, content), name, now, with_sequence=True)
+        return
+    for bundle in BundleSet.from_json(content):
+        yield _bundle(bundle, name, now, with_sequence=True)
+
+
+def _bundle(bundle: TrustBundle, name: str, now: datetime, *, with_sequence: bool) -> Document:
+    owner = None if bundle.trust_domain == _ANONYMOUS else bundle.trust_domain.name
+    findings = bundle_findings(bundle, with_sequence=with_sequence)
+    hint = None if bundle.refresh_hint is None else int(bundle.refresh_hint.total_seconds())
+    json: dict[str, JSON] = {
+        "kind": "bundle",
+        "source": name,
+        "trust_domain": owner,
+        "sequence": bundle.sequence,
+        "refresh_hint_seconds": hint,
+        "authorities": [certificate_json(one, now) for one in bundle.x509_authorities],
+        "unusual": findings_json(findings),
+    }
+    facts = [Fact.of("authorities", str(len(bundle.x509_authorities)))]
+    facts += [Fact.of("trust domain", owner)] if owner else []
+    facts += [Fact.of("sequence", str(bundle.sequence))] if bundle.sequence is not None else []
+    facts += [Fact.of("refresh hint", f"{hint} seconds")] if hint is not None else []
+    total = len(bundle.x509_authorities)
+    sections = [
+        certificate_section(f"authority {place} of {total} in {name}", one, now)
+        for place, one in enumerate(bundle.x509_authorities, start=1)
+    ]
+    return Document(json, [Section(f"bundle in {name}", [*facts, *findings_facts(findings)]), *sections])
+
+
+def _key(block: bytes, name: str) -> Document:
+    words = key_type(read_private_key(block).public_key())
+    json: dict[str, JSON] = {"kind": "private-key", "source": name, "key": words}
+    return Document(json, [Section(f"private key in {name}", [Fact.of("key", f"{words} (not shown)")])])
+
+
+def _folder(folder: Path, now: datetime) -> Iterator[Document]:
+    layout = layout_of(folder)
+    chain_file, key_file, root_file = (folder / part for part in (layout.chain, layout.key, layout.root))
+    chain = certificates_in(read_input(str(chain_file)), str(chain_file))
+    yield _certificates(chain, str(chain_file), now)
+    if root_file.exists():
+        roots = certificates_in(read_input(str(root_file)), str(root_file))
+        yield _bundle(TrustBundle(_ANONYMOUS, tuple(roots)), str(root_file), now, with_sequence=False)
+    if key_file.exists():
+        yield _key_file(key_file, chain[0])
+
+
+def _key_file(path: Path, leaf: x509.Certificate) -> Document:
+    """The key beside a chain: whether it fits, and whether others can read it."""
+    findings: list[Finding] = []
+    words = "unknown"
+    try:
+        key = read_private_key(read_input(str(path)))
+        words = key_type(key.public_key())
+        if not same_key(public_key_of(leaf), key.public_key()):
+            findings.append(Finding("wrong-key", "it is not the key of the certificate beside it"))
+    except IstioAuthError as error:
+        findings.append(Finding("unreadable-key", str(error)))
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        findings.append(Finding("exposed-key", f"others can read it: run `chmod 600 {path}`"))
+    json: dict[str, JSON] = {
+        "kind": "private-key",
+        "source": str(path),
+        "key": words,
+        "unusual": findings_json(findings),
+    }
+    facts = [Fact.of("key", f"{words} (not shown)"), *findings_facts(findings)]
+    return Document(json, [Section(f"private key in {path}", facts)])
