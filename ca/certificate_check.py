@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -71,14 +72,21 @@ class CertificateCheck:
     Args:
         issuer: the issuer's certificate.
         above: the certificates above it, the root included: no leaf outlives one of them.
+        longest: the longest validity a leaf may have.
         check_signature: whether the signatures were made outside this process.
     """
 
     def __init__(
-        self, issuer: x509.Certificate, above: Sequence[x509.Certificate] = (), *, check_signature: bool = False
+        self,
+        issuer: x509.Certificate,
+        above: Sequence[x509.Certificate] = (),
+        *,
+        longest: timedelta = timedelta.max,
+        check_signature: bool = False,
     ) -> None:
         self._issuer = issuer
         self._subject = issuer.subject
+        self._longest = longest
         self._check_signature = check_signature
         self._latest_end = min(certificate.not_valid_after_utc for certificate in (issuer, *above))
         self._earliest_start = max(certificate.not_valid_before_utc for certificate in (issuer, *above))
@@ -121,6 +129,8 @@ class CertificateCheck:
         _same("end", end, meant.not_after)
         if not self._earliest_start <= start < end <= self._latest_end:
             raise WrongCertificate("validity", "it must lie within that of the whole chain")
+        if end - start > self._longest:
+            raise WrongCertificate("validity", "it is longer than the profile allows")
 
     def _check_extensions(self, extensions: x509.Extensions, meant: Meant) -> None:
         expected = {
