@@ -50,6 +50,16 @@ def parse_duration(text: str) -> timedelta:
     return total
 
 
+def duration_text(duration: timedelta) -> str:
+    """The text of which `parse_duration` makes this duration again, to the millisecond: `1d12h`, `1m30s`."""
+    rest, parts = duration // _UNITS["ms"], ""
+    for unit in ("d", "h", "m", "s", "ms"):
+        count, rest = divmod(rest, _UNITS[unit] // _UNITS["ms"])
+        if count:
+            parts += f"{count}{unit}"
+    return parts or "0s"
+
+
 def in_words(duration: timedelta) -> str:
     """A duration for people, in its two largest units: `3 days 4 hours`, `12 seconds`, `0 seconds`."""
     seconds = int(abs(duration).total_seconds())

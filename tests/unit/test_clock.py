@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from istio_auth.clock import in_words, parse_duration, whole_seconds
+from istio_auth.clock import duration_text, in_words, parse_duration, whole_seconds
 from istio_auth.errors import ConfigurationError
 from istio_auth.system_clock import SystemClock
 
@@ -70,3 +70,12 @@ def test_the_machine_keeps_utc() -> None:
     before = datetime.now(UTC)
     assert before <= SystemClock().now() <= datetime.now(UTC)
     assert SystemClock().now().tzinfo is UTC
+
+
+@pytest.mark.parametrize("text", ["1ms", "1m30s", "1d", "1d12h", "36500d", "1d1h1m1s1ms"])
+def test_a_duration_is_written_as_it_is_read(text: str) -> None:
+    assert duration_text(parse_duration(text)) == text
+
+
+def test_no_duration_is_written_with_a_unit() -> None:
+    assert duration_text(timedelta()) == "0s"

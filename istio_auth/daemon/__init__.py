@@ -1,0 +1,1 @@
+"""What both daemons are made of: settings, logs, health, signals. The furniture, not the house."""
