@@ -1,0 +1,79 @@
+"""One line of JSON on stdout for each request, each TCP connection, and each connection that was refused.
+
+Lines name the peer by SPIFFE ID and serial number, and the reason of a refusal in Envoy's words. Of a path the query
+is left out: it may hold secrets.
+"""
+
+from __future__ import annotations
+
+from istio_auth.bundle import JSON
+from istio_auth.envoy.extension import extension
+from istio_auth.envoy.spec import Inbound, Upstream
+
+_STDOUT = "envoy.access_loggers.stdout"
+_MESSAGE = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"
+
+_CONNECTION: dict[str, str] = {
+    "time": "%START_TIME%",
+    "connection": "%CONNECTION_ID%",
+    "source": "%DOWNSTREAM_REMOTE_ADDRESS%",
+    "flags": "%RESPONSE_FLAGS%",
+    "details": "%CONNECTION_TERMINATION_DETAILS%",
+    "duration_ms": "%DURATION%",
+    "bytes_received": "%BYTES_RECEIVED%",
+    "bytes_sent": "%BYTES_SENT%",
+}
+_REQUEST: dict[str, str] = {
+    "method": "%REQ(:METHOD)%",
+    "path": "%PATH(NQ)%",
+    "protocol": "%PROTOCOL%",
+    "status": "%RESPONSE_CODE%",
+    "details": "%RESPONSE_CODE_DETAILS%",
+    "request_id": "%REQ(X-REQUEST-ID)%",
+}
+_CALLER: dict[str, str] = {
+    "peer": "%DOWNSTREAM_PEER_URI_SAN%",
+    "peer_serial": "%DOWNSTREAM_PEER_SERIAL%",
+    "peer_not_after": "%DOWNSTREAM_PEER_CERT_V_END%",
+    "tls": "%DOWNSTREAM_TLS_VERSION%",
+    "tls_group": "%DOWNSTREAM_TLS_GROUP%",
+}
+_SERVER: dict[str, str] = {
+    "peer": "%UPSTREAM_PEER_URI_SAN%",
+    "peer_not_before": "%UPSTREAM_PEER_CERT_V_START%",
+    "peer_not_after": "%UPSTREAM_PEER_CERT_V_END%",
+    "tls": "%UPSTREAM_TLS_VERSION%",
+    "tls_group": "%UPSTREAM_TLS_GROUP%",
+    "upstream": "%UPSTREAM_REMOTE_ADDRESS%",
+    "failure": "%UPSTREAM_TRANSPORT_FAILURE_REASON%",
+}
+
+
+def inbound_log(inbound: Inbound) -> list[JSON]:
+    """What was let in: requests of HTTP, connections of TCP."""
+    return [_logger({"listener": inbound.label, **_of(inbound.protocol.is_http), **_CALLER})]
+
+
+def outbound_log(upstream: Upstream) -> list[JSON]:
+    """What the workload sent to an upstream, and why that failed if it did."""
+    return [_logger({"listener": upstream.label, **_of(upstream.protocol.is_http), **_SERVER})]
+
+
+def refusal_log(inbound: Inbound) -> list[JSON]:
+    """Connections that never got through: no filter chain was for them, or the handshake failed."""
+    refused = extension(
+        "envoy.access_loggers.extension_filters.cel",
+        "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+        {"expression": "connection.transport_failure_reason != ''"},
+    )
+    line = {"listener": inbound.label, **_CONNECTION, **_CALLER, "failure": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"}
+    return [{**_logger(line), "filter": {"extension_filter": refused}}]
+
+
+def _of(is_http: bool) -> dict[str, str]:
+    return {**_CONNECTION, **_REQUEST} if is_http else _CONNECTION
+
+
+def _logger(line: dict[str, str]) -> dict[str, JSON]:
+    fields: dict[str, JSON] = dict(line)
+    return extension(_STDOUT, _MESSAGE, {"log_format": {"json_format": fields, "omit_empty_values": True}})
