@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,9 @@ import typer
 from ca.cli.output import Output
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+StateOption = Annotated[
+    Path | None, typer.Option("--state-folder", metavar="DIR", help="The CA's state folder, if not the default one.")
+]
 
 
 def duration(text: str) -> timedelta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ca.cli import inspect, verify
+from ca.cli import agent, inspect, issue, log, token, trust_bundle, verify
 from istio_auth.errors import Code, IstioAuthError
 
 FAILED = 1
@@ -21,8 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+app.command()(issue.issue)
 app.command()(inspect.inspect)
 app.command()(verify.verify)
+app.command("trust-bundle")(trust_bundle.trust_bundle)
+app.add_typer(token.app, name="token")
+app.add_typer(agent.app, name="agent")
+app.command()(log.log)
 
 
 def exit_of(error: Exception) -> int:
