@@ -16,7 +16,7 @@ class Grant:
 
     Args:
         spiffe_id: the identity.
-        ttl: the longest lifetime this grant allows, or None for the profile's own rules.
+        ttl: the longest lifetime this grant allows, and the usual one; None for the profile's own rules.
         dns_names: names to put beside the SPIFFE ID, in their order.
     """
 

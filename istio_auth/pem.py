@@ -15,16 +15,18 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    load_der_public_key,
     load_pem_private_key,
 )
 from cryptography.utils import CryptographyDeprecationWarning
 
 from istio_auth.errors import InvalidPEM
-from istio_auth.keys import PrivateKey, allowed_private_key
+from istio_auth.keys import PrivateKey, PublicKey, allowed_private_key, allowed_public_key
 
 MAX_CERTIFICATES_BYTES = 1 << 20
 MAX_CSR_BYTES = 16 << 10
 MAX_KEY_BYTES = 64 << 10
+MAX_PUBLIC_KEY_BYTES = 4 << 10
 _PEM_START = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 # What cryptography raises for bytes that it can not read; the warning where a program makes warnings errors.
 _UNREADABLE = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm, CryptographyDeprecationWarning)
@@ -102,6 +104,20 @@ def read_private_key(pem: bytes) -> PrivateKey:
         # Without the cause: a parser's message could quote the input, and this input is a secret.
         raise InvalidPEM("the private key does not parse, or is encrypted") from None
     return allowed_private_key(key)
+
+
+def read_der_public_key(der: bytes) -> PublicKey:
+    """A public key as SubjectPublicKeyInfo in DER.
+
+    Raises:
+        InvalidPEM: the bytes are not exactly one.
+        KeyRejected: its type or size is not allowed.
+    """
+    _bounded(der, MAX_PUBLIC_KEY_BYTES, "a public key")
+    try:
+        return allowed_public_key(load_der_public_key(der))
+    except _UNREADABLE as error:
+        raise InvalidPEM("the public key does not parse") from error
 
 
 def write_private_key(key: PrivateKey) -> bytes:
