@@ -1,0 +1,71 @@
+"""Health, readiness and metrics over plain HTTP, on a port of their own.
+
+`/healthz` answers as long as the event loop turns; `/readyz` says whether the work can be done, and with status 503
+what keeps us from it, one line a part; `/metrics` is what Prometheus scrapes. Nothing secret is here, and nothing can
+be changed.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from istio_auth.daemon.listen import address_of, listening_socket
+from istio_auth.daemon.readiness import Readiness
+from istio_auth.daemon.values import HostPort
+
+
+class HealthServer:
+    """Serves from entering to leaving.
+
+    Args:
+        address: where to listen.
+        readiness: what `/readyz` asks.
+        registry: what `/metrics` shows.
+    """
+
+    def __init__(self, address: HostPort, readiness: Readiness, registry: CollectorRegistry) -> None:
+        self.address = address
+        self._readiness = readiness
+        self._registry = registry
+        site = web.Application()
+        site.add_routes(
+            [web.get("/healthz", _alive), web.get("/readyz", self._ready), web.get("/metrics", self._metrics)]
+        )
+        # A scraper that holds its connection open must not hold up our end.
+        self._runner = web.AppRunner(site, access_log=None, shutdown_timeout=1.0)
+
+    async def __aenter__(self) -> Self:
+        """Listen; from then on `address` has the real port.
+
+        Raises:
+            ConfigurationError: there is no such address here.
+            NotReady: somebody else listens there.
+        """
+        listening = listening_socket(self.address)
+        self.address = address_of(listening)
+        await self._runner.setup()
+        await web.SockSite(self._runner, listening).start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        if not (problems := self._readiness.problems()):
+            return web.Response(text="ok\n")
+        return web.Response(status=503, text="".join(f"{name}: {reason}\n" for name, reason in problems.items()))
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+
+async def _alive(_request: web.Request) -> web.Response:
+    return web.Response(text="ok\n")
