@@ -66,6 +66,7 @@ def test_no_value_that_holds_a_key_prints_it(authority: FakeAuthority) -> None:
     for value in (svid, context, source, [svid], {"svid": svid}, dataclasses.replace(svid, hint="x")):
         for text in (f"{value}", repr(value), f"{value!a}", str(vars(value)) if hasattr(value, "__dict__") else ""):
             assert "PRIVATE" not in text
+            assert "private_key" not in text
             assert number not in text
             assert not any(secret in text for secret in secrets_of(svid.key_pem()))
 
