@@ -13,6 +13,7 @@ names. That takes a fifth of the time of a general builder, and the little DER i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ _NOT_A_CA = bytes.fromhex("300c 0603551d13 0101ff 0402 3000")
 _SIGNS = bytes.fromhex("300e 0603551d0f 0101ff 0404 03020780")
 _SIGNS_AND_ENCIPHERS = bytes.fromhex("300e 0603551d0f 0101ff 0404 030205a0")
 _BOTH_USES = bytes.fromhex("301d 0603551d25 0416 3014 06082b06010505070301 06082b06010505070302")
-_KEY_IDENTIFIER, _AUTHORITY_KEY_IDENTIFIER = bytes.fromhex("0603551d0e"), bytes.fromhex("0603551d23")
+_KEY_IDENTIFIER = bytes.fromhex("301d 0603551d0e 0416 0414")  # 20 bytes follow
+_AUTHORITY_KEY_IDENTIFIER = bytes.fromhex("0603551d23")
 _NAMES_CRITICAL = bytes.fromhex("0603551d11 0101ff")
 _URI, _DNS, _IP = 0x86, 0x82, 0x87  # GeneralName, RFC 5280 4.2.1.6
 _EXTENSIONS = 0xA3
@@ -58,6 +60,25 @@ class Names:
     ip_addresses: tuple[IPv4Address | IPv6Address, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """What a leaf must say, beside what all leaves of its issuer say.
+
+    Args:
+        names: its names.
+        serial: its serial number.
+        validity: its two ends.
+        key_der: its SubjectPublicKeyInfo.
+        rsa: whether that is an RSA key.
+    """
+
+    names: Names
+    serial: int
+    validity: Validity
+    key_der: bytes
+    rsa: bool
+
+
 class LeafTemplate:
     """Builds the leaves of one issuer, up to the signature.
 
@@ -68,34 +89,33 @@ class LeafTemplate:
     def __init__(self, issuer: x509.Certificate) -> None:
         self._algorithm = _algorithm(public_key_of(issuer))
         self._after_serial = self._algorithm + _raw_subject(issuer)
-        authority = _tlv(
-            _SEQUENCE, _AUTHORITY_KEY_IDENTIFIER, _octets(_tlv(_SEQUENCE, _tlv(0x80, _identifier(issuer))))
-        )
+        identifier = _tlv(_SEQUENCE, _tlv(0x80, _identifier(issuer)))
+        authority = _tlv(_SEQUENCE, _AUTHORITY_KEY_IDENTIFIER + _tlv(_OCTET_STRING, identifier))
         self._for_ecdsa = _NOT_A_CA + _SIGNS + _BOTH_USES + authority
         self._for_rsa = _NOT_A_CA + _SIGNS_AND_ENCIPHERS + _BOTH_USES + authority
 
-    def to_be_signed(self, names: Names, public_key: PublicKey, *, serial: int, validity: Validity) -> bytes:
+    def to_be_signed(self, leaf: Leaf) -> bytes:
         """The TBSCertificate of a leaf: the bytes to sign (RFC 5280 4.1.2)."""
-        key = public_key_der(public_key)
         extensions = (
-            (self._for_rsa if isinstance(public_key, rsa.RSAPublicKey) else self._for_ecdsa)
-            + _tlv(_SEQUENCE, _KEY_IDENTIFIER, _octets(_octets(key_identifier(key))))
-            + _tlv(_SEQUENCE, _NAMES_CRITICAL, _octets(_general_names(names)))
+            (self._for_rsa if leaf.rsa else self._for_ecdsa)
+            + _KEY_IDENTIFIER
+            + key_identifier(leaf.key_der)
+            + _tlv(_SEQUENCE, _NAMES_CRITICAL + _tlv(_OCTET_STRING, _general_names(leaf.names)))
         )
         return _tlv(
             _SEQUENCE,
-            _VERSION_3,
-            _integer(serial),
-            self._after_serial,
-            _tlv(_SEQUENCE, _time(validity.not_before), _time(validity.not_after)),
-            _EMPTY_NAME,
-            key,
-            _tlv(_EXTENSIONS, _tlv(_SEQUENCE, extensions)),
+            _VERSION_3
+            + _integer(leaf.serial)
+            + self._after_serial
+            + _tlv(_SEQUENCE, _time(leaf.validity.not_before) + _time(leaf.validity.not_after))
+            + _EMPTY_NAME
+            + leaf.key_der
+            + _tlv(_EXTENSIONS, _tlv(_SEQUENCE, extensions)),
         )
 
     def signed(self, to_be_signed: bytes, signature: bytes) -> bytes:
         """The certificate in DER (RFC 5280 4.1)."""
-        return _tlv(_SEQUENCE, to_be_signed, self._algorithm, _tlv(_BIT_STRING, b"\0", signature))
+        return _tlv(_SEQUENCE, to_be_signed + self._algorithm + _tlv(_BIT_STRING, b"\0" + signature))
 
 
 def new_serial() -> int:
@@ -180,20 +200,20 @@ def _raw_subject(certificate: x509.Certificate) -> bytes:
 
 
 def _general_names(names: Names) -> bytes:
-    return _tlv(
-        _SEQUENCE,
-        _tlv(_URI, str(names.spiffe_id).encode("ascii")),
-        *(_tlv(_DNS, name.encode("ascii")) for name in names.dns_names),
-        *(_tlv(_IP, address.packed) for address in names.ip_addresses),
-    )
+    content = _tlv(_URI, str(names.spiffe_id).encode("ascii"))
+    for name in names.dns_names:
+        content += _tlv(_DNS, name.encode("ascii"))
+    for address in names.ip_addresses:
+        content += _tlv(_IP, address.packed)
+    return _tlv(_SEQUENCE, content)
 
 
+@functools.lru_cache(maxsize=256)  # the certificates of a batch share their instants
 def _time(instant: datetime) -> bytes:
     """UTCTime until 2049, GeneralizedTime from 2050 (RFC 5280 4.1.2.5)."""
-    rest = f"{instant.month:02}{instant.day:02}{instant.hour:02}{instant.minute:02}{instant.second:02}Z".encode()
     if 1950 <= instant.year < 2050:
-        return _tlv(_UTC_TIME, b"%02d" % (instant.year % 100), rest)
-    return _tlv(_GENERALIZED_TIME, b"%04d" % instant.year, rest)
+        return _tlv(_UTC_TIME, f"{instant:%y%m%d%H%M%SZ}".encode())
+    return _tlv(_GENERALIZED_TIME, f"{instant.year:04}{instant:%m%d%H%M%SZ}".encode())
 
 
 def _integer(value: int) -> bytes:
@@ -201,16 +221,13 @@ def _integer(value: int) -> bytes:
     return _tlv(_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
-def _octets(content: bytes) -> bytes:
-    return _tlv(_OCTET_STRING, content)
-
-
-def _tlv(tag: int, *parts: bytes) -> bytes:
+def _tlv(tag: int, content: bytes) -> bytes:
     """One element: tag, length in its shortest form, content (X.690 8.1, 10.1)."""
-    content = b"".join(parts)
     length = len(content)
     if length < 0x80:
         return bytes((tag, length)) + content
+    if length < 0x100:
+        return bytes((tag, 0x81, length)) + content
     size = length.to_bytes((length.bit_length() + 7) // 8, "big")
     return bytes((tag, 0x80 | len(size))) + size + content
 

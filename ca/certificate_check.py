@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
 
-from ca.certificate import Names
+from ca.certificate import Leaf, Names
 from ca.profile import Validity
 from istio_auth.errors import IstioAuthError
 from istio_auth.keys import PublicKey, public_key_of
@@ -28,7 +27,7 @@ _NOT_A_CA = x509.BasicConstraints(ca=False, path_length=None)
 _BOTH_USES = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
 
 
-_ECDSA_USAGE, _RSA_USAGE = (
+_SIGNS, _SIGNS_AND_ENCIPHERS = (
     x509.KeyUsage(
         digital_signature=True,
         key_encipherment=encipherment,
@@ -42,6 +41,10 @@ _ECDSA_USAGE, _RSA_USAGE = (
     )
     for encipherment in (False, True)
 )
+_Extension: TypeAlias = "x509.Extension[x509.ExtensionType]"
+_EMPTY_SUBJECT, _EXTENSIONS = b"\x30\x00", b"\xa3"  # what stands before and after the key
+# What stands before the bits of a key: RSA from 2048 bits; P-256 and P-384 by the size of the whole.
+_RSA_HEADER, _POINT_HEADERS = 24, {91: 26, 120: 23}
 _UNREADABLE = (
     *(ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
     *(UnsupportedAlgorithm, CryptographyDeprecationWarning),
@@ -54,16 +57,6 @@ class WrongCertificate(IstioAuthError):
     def __init__(self, field: str, message: str = "") -> None:
         super().__init__(f"the certificate that was built is wrong in its {field}{message and ': '}{message}")
         self.field = field
-
-
-@dataclass(frozen=True, slots=True)
-class Meant:
-    """What a certificate must say."""
-
-    names: Names
-    public_key: PublicKey
-    serial: int
-    validity: Validity
 
 
 class CertificateCheck:
@@ -91,9 +84,17 @@ class CertificateCheck:
         self._latest_end = min(certificate.not_valid_after_utc for certificate in (issuer, *above))
         self._earliest_start = max(certificate.not_valid_before_utc for certificate in (issuer, *above))
         self._algorithm = _algorithm(public_key_of(issuer))
-        self._authority = _issuer_identifier(issuer)
+        constant = [
+            x509.Extension(x509.BasicConstraints.oid, critical=True, value=_NOT_A_CA),
+            x509.Extension(x509.KeyUsage.oid, critical=True, value=_SIGNS),
+            x509.Extension(x509.ExtendedKeyUsage.oid, critical=False, value=_BOTH_USES),
+            x509.Extension(x509.AuthorityKeyIdentifier.oid, critical=False, value=_issuer_identifier(issuer)),
+        ]
+        enciphers = x509.Extension(x509.KeyUsage.oid, critical=True, value=_SIGNS_AND_ENCIPHERS)
+        self._for_ecdsa: list[_Extension] = constant
+        self._for_rsa: list[_Extension] = [constant[0], enciphers, *constant[2:]]
 
-    def check(self, der: bytes, meant: Meant) -> x509.Certificate:
+    def check(self, der: bytes, meant: Leaf) -> x509.Certificate:
         """The certificate, parsed, if every field of it is as it was meant.
 
         Raises:
@@ -102,6 +103,7 @@ class CertificateCheck:
         try:
             certificate = x509.load_der_x509_certificate(der)
             self._check_fields(certificate, meant)
+            _check_key(der, meant.key_der)
             self._check_validity(certificate, meant.validity)
             self._check_extensions(certificate.extensions, meant)
             if self._check_signature:
@@ -112,7 +114,7 @@ class CertificateCheck:
             raise WrongCertificate("encoding", str(error)) from error
         return certificate
 
-    def _check_fields(self, certificate: x509.Certificate, meant: Meant) -> None:
+    def _check_fields(self, certificate: x509.Certificate, meant: Leaf) -> None:
         _same("version", certificate.version, x509.Version.v3)
         _same("serial", certificate.serial_number, meant.serial)
         if not 0 < meant.serial < 1 << 159:
@@ -121,7 +123,6 @@ class CertificateCheck:
         _same("issuer", certificate.issuer, self._subject)
         if certificate.subject.rdns:
             raise WrongCertificate("subject", "it must be empty")
-        _same("public key", certificate.public_key(), meant.public_key)
 
     def _check_validity(self, certificate: x509.Certificate, meant: Validity) -> None:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -132,24 +133,17 @@ class CertificateCheck:
         if end - start > self._longest:
             raise WrongCertificate("validity", "it is longer than the profile allows")
 
-    def _check_extensions(self, extensions: x509.Extensions, meant: Meant) -> None:
-        expected = {
-            x509.BasicConstraints.oid: (True, _NOT_A_CA),
-            x509.KeyUsage.oid: (True, _usage(meant.public_key)),
-            x509.ExtendedKeyUsage.oid: (False, _BOTH_USES),
-            x509.AuthorityKeyIdentifier.oid: (False, self._authority),
-            x509.SubjectKeyIdentifier.oid: (False, x509.SubjectKeyIdentifier(_key_identifier(meant.public_key))),
-            x509.SubjectAlternativeName.oid: (True, _alternative_names(meant.names)),
-        }
-        for extension in extensions:
-            name = type(extension.value).__name__
-            if extension.oid not in expected:
-                raise WrongCertificate(name, "no such extension was meant")
-            critical, value = expected.pop(extension.oid)
-            _same(name, extension.value, value)
-            _same(f"{name} criticality", extension.critical, critical)
-        if expected:
-            raise WrongCertificate("extensions", f"{len(expected)} of them are missing")
+    def _check_extensions(self, extensions: x509.Extensions, meant: Leaf) -> None:
+        expected = [
+            *(self._for_rsa if meant.rsa else self._for_ecdsa),
+            x509.Extension(x509.SubjectKeyIdentifier.oid, critical=False, value=_key_identifier(meant)),
+            x509.Extension(x509.SubjectAlternativeName.oid, critical=True, value=_alternative_names(meant.names)),
+        ]
+        found = list(extensions)
+        if found == expected:
+            return
+        wrong = [type(one.value).__name__ for one, other in zip(found, expected, strict=False) if one != other]
+        raise WrongCertificate("extensions", f"{len(found)} instead of {len(expected)}, wrong: {', '.join(wrong)}")
 
 
 def _same(field: str, found: object, meant: object) -> None:
@@ -157,8 +151,11 @@ def _same(field: str, found: object, meant: object) -> None:
         raise WrongCertificate(field)
 
 
-def _usage(key: PublicKey) -> x509.KeyUsage:
-    return _RSA_USAGE if isinstance(key, rsa.RSAPublicKey) else _ECDSA_USAGE
+def _check_key(der: bytes, key_der: bytes) -> None:
+    """Compare the key as bytes, between its neighbours: to parse a key takes longer than all the rest."""
+    before, _, after = der.partition(key_der)
+    if not (before.endswith(_EMPTY_SUBJECT) and after.startswith(_EXTENSIONS)):
+        raise WrongCertificate("public key")
 
 
 def _alternative_names(names: Names) -> x509.SubjectAlternativeName:
@@ -173,12 +170,10 @@ def _alternative_names(names: Names) -> x509.SubjectAlternativeName:
     )
 
 
-def _key_identifier(key: PublicKey) -> bytes:
-    if isinstance(key, rsa.RSAPublicKey):
-        bits = key.public_bytes(Encoding.DER, PublicFormat.PKCS1)
-    else:
-        bits = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    return hashlib.sha256(bits).digest()[:20]
+def _key_identifier(leaf: Leaf) -> x509.SubjectKeyIdentifier:
+    """RFC 7093 2, method 1: over the key without its algorithm, which stands last in the SubjectPublicKeyInfo."""
+    start = _RSA_HEADER if leaf.rsa else _POINT_HEADERS[len(leaf.key_der)]
+    return x509.SubjectKeyIdentifier(hashlib.sha256(leaf.key_der[start:]).digest()[:20])
 
 
 def _issuer_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:

@@ -6,12 +6,14 @@ callers express this way; whether they may have it is a registry's business. All
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from istio_auth.errors import InvalidPEM, InvalidSpiffeID, KeyRejected, MalformedError
 from istio_auth.keys import PublicKey, public_key_of
@@ -19,7 +21,17 @@ from istio_auth.pem import read_csr, read_der_csr
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import UNREADABLE_EXTENSIONS
 
-_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_PKCS1 = padding.PKCS1v15()
+_ECDSA: Mapping[x509.ObjectIdentifier, ec.ECDSA] = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: ec.ECDSA(hashes.SHA256()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: ec.ECDSA(hashes.SHA384()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: ec.ECDSA(hashes.SHA512()),
+}
+_RSA: Mapping[x509.ObjectIdentifier, hashes.SHA256 | hashes.SHA384 | hashes.SHA512] = {
+    SignatureAlgorithmOID.RSA_WITH_SHA256: hashes.SHA256(),
+    SignatureAlgorithmOID.RSA_WITH_SHA384: hashes.SHA384(),
+    SignatureAlgorithmOID.RSA_WITH_SHA512: hashes.SHA512(),
+}
 
 
 class CSRRefused(MalformedError):
@@ -74,30 +86,25 @@ def _vet(csr: x509.CertificateSigningRequest) -> VettedCSR:
         value = extension.value
         if isinstance(value, x509.SubjectAlternativeName):
             wish = _wished_id(value)
-        elif isinstance(value, x509.BasicConstraints) and value.ca:
-            raise CSRRefused("the certificate signing request asks for a CA certificate")
+        elif isinstance(value, x509.BasicConstraints):
+            if value.ca:
+                raise CSRRefused("the certificate signing request asks for a CA certificate")
         elif isinstance(value, x509.KeyUsage) and (value.key_cert_sign or value.crl_sign):
             raise CSRRefused("the certificate signing request asks for a key that signs certificates or CRLs")
     return VettedCSR(public_key, wish)
 
 
 def _check_signature(csr: x509.CertificateSigningRequest, public_key: PublicKey) -> None:
+    """Check with the algorithm that the CSR names, if that is a good one and fits the key."""
+    name = csr.signature_algorithm_oid
     try:
-        digest, algorithm = csr.signature_hash_algorithm, csr.signature_algorithm_parameters
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise CSRRefused("the certificate signing request is signed with an unknown algorithm") from error
-    if not isinstance(digest, _HASHES):
-        raise CSRRefused("the certificate signing request is not signed with SHA-256, SHA-384 or SHA-512")
-    try:
-        if isinstance(public_key, ec.EllipticCurvePublicKey):
-            if not isinstance(algorithm, ec.ECDSA):
-                raise InvalidSignature
-            public_key.verify(csr.signature, csr.tbs_certrequest_bytes, algorithm)
+        if (ecdsa := _ECDSA.get(name)) is not None and isinstance(public_key, ec.EllipticCurvePublicKey):
+            public_key.verify(csr.signature, csr.tbs_certrequest_bytes, ecdsa)
+        elif (rsa_hash := _RSA.get(name)) is not None and isinstance(public_key, rsa.RSAPublicKey):
+            public_key.verify(csr.signature, csr.tbs_certrequest_bytes, _PKCS1, rsa_hash)
         else:
-            if not isinstance(algorithm, padding.PKCS1v15 | padding.PSS):
-                raise InvalidSignature
-            public_key.verify(csr.signature, csr.tbs_certrequest_bytes, algorithm, digest)
-    except (InvalidSignature, ValueError, UnsupportedAlgorithm) as error:
+            raise CSRRefused("the certificate signing request is not signed with SHA-2, or not by the key in it")
+    except InvalidSignature as error:
         raise CSRRefused("the certificate signing request is not signed by the key in it") from error
 
 

@@ -2,49 +2,45 @@
 
     profile + Grant + public key -> built -> signed -> read back and checked -> on record -> released
 
-Every step of that happens on a small pool of threads, because signing takes time (RSA, or a device) and so does the
-disk. A trip to a thread and a wait for the disk cost more than a P-256 signature, so orders share them: a batch makes
-one trip, and single orders that come while the threads are busy are gathered for the next one. Each order succeeds or
-fails for itself. A caller who hangs up loses the answer and nothing else: what was signed is on record.
+All of that happens on a few threads (`ca.gathering`), because signing takes time (RSA, or a device) and so does the
+disk. Each order succeeds or fails for itself. A caller who hangs up loses the answer and nothing else: what was
+signed is on record.
 
 Nobody is ever granted the CA's own names, whoever asks: that is checked here and not left to the registries.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import logging
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from itertools import islice
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from ca.attest import Attested
 from ca.authority import ActiveIssuer, Authority
-from ca.certificate import LeafTemplate, Names, new_serial
-from ca.certificate_check import CertificateCheck, Meant
+from ca.certificate import Leaf, LeafTemplate, Names, new_serial
+from ca.certificate_check import CertificateCheck
+from ca.gathering import Gathering
 from ca.issuance_log import IssuanceLog, IssuanceRecord, Receipt
 from ca.profile import IssuanceProfile, Validity
 from ca.registry import Grant
 from istio_auth.clock import Clock
-from istio_auth.errors import Exhausted, IstioAuthError, NotAuthorized, NotReady, VerificationError
-from istio_auth.keys import PublicKey, allowed_public_key, sign
+from istio_auth.errors import IstioAuthError, NotAuthorized, NotReady, VerificationError
+from istio_auth.keys import PublicKey, allowed_public_key, public_key_der, sign
 from istio_auth.pem import read_der_certificate, write_der
 from istio_auth.registration import check_dns_name
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.verify import verify_chain
 
-_MAX_WAITING = 4096  # orders; more would wait longer than their callers do
-_MAX_TRIP = 64  # orders that share one trip to a thread
+_log = logging.getLogger(__name__)
 _MAX_THREADS = 8
-_RETRY_AFTER = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +142,6 @@ class _Workshop:
         return cls(active, active.validity, LeafTemplate(active.certificate), check, chain)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Job:
-    """Orders of one caller, and where the answers go; with names if it is the CA's own server that asks."""
-
-    orders: Sequence[Order]
-    answers: asyncio.Future[list[IssuedSVID | IstioAuthError]]
-    own_names: Names | None = None
-
-
 class Issuer:
     """Makes certificates. Lives on one event loop.
 
@@ -182,14 +169,8 @@ class Issuer:
         self._log = log
         self._clock = clock
         self._reserved = reserved
-        self._threads = threads or min(os.cpu_count() or 1, _MAX_THREADS)
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="sign")
-        self._waiting: deque[_Job] = deque()
-        self._orders_waiting = 0
-        self._trips: set[asyncio.Future[list[list[IssuedSVID | IstioAuthError]]]] = set()
-        self._probe: asyncio.Future[None] | None = None
-        self._closed = False
         self._workshop = _Workshop.of(authority.active, profile)
+        self._gathering = Gathering(self._make, threads=threads or min(os.cpu_count() or 1, _MAX_THREADS), name="sign")
 
     async def issue(self, order: Order) -> IssuedSVID:
         """The certificate of one order.
@@ -201,7 +182,7 @@ class Issuer:
             NotReady: nothing can be signed or put on record now.
             Exhausted: too many orders are waiting.
         """
-        (result,) = await self._submit((order,))
+        (result,) = await self._gathering.submit(((order, None),))
         if isinstance(result, IstioAuthError):
             raise result
         return result
@@ -213,7 +194,7 @@ class Issuer:
             NotReady: the CA is stopping.
             Exhausted: too many orders are waiting.
         """
-        return await self._submit(tuple(orders)) if orders else []
+        return list(await self._gathering.submit([(order, None) for order in orders])) if orders else []
 
     async def issue_serving(self, public_key: PublicKey, names: Sequence[str]) -> IssuedSVID:
         """The certificate of the CA's own server, proven to verify against the CA's own bundle.
@@ -229,7 +210,7 @@ class Issuer:
         ca = SpiffeID.for_ca(self._authority.trust_domain)
         own_names = _serving_names(ca, names)
         order = Order(Grant(ca, dns_names=own_names.dns_names), public_key, None, Attested(ca, "self"), "serving")
-        (result,) = await self._submit((order,), own_names=own_names)
+        (result,) = await self._gathering.submit(((order, own_names),))
         if isinstance(result, IstioAuthError):
             raise result
         try:
@@ -240,109 +221,56 @@ class Issuer:
 
     def ready(self) -> str | None:
         """Why nothing can be signed now; None if it can. Does not block."""
-        if self._closed:
+        if self._gathering.closed:
             return "the CA is stopping"
         now, validity = self._clock.now(), self._authority.active.validity
         if not validity.not_before <= now < validity.not_after:
             return "the chain of this CA is not valid now"
-        reason = self._log.ready()
-        if reason is not None and (self._probe is None or self._probe.done()):
-            self._probe = asyncio.get_running_loop().run_in_executor(self._pool, self._log.probe)
+        if (reason := self._log.ready()) is not None:
+            self._gathering.aside(self._log.probe)
         return reason
 
     async def close(self) -> None:
         """Finish what was ordered, and take no more."""
-        self._closed = True
-        while self._waiting or self._trips:
-            self._send_off()
-            await asyncio.wait(self._trips)
-        self._pool.shutdown(wait=True)
+        await self._gathering.close()
 
-    async def _submit(
-        self, orders: Sequence[Order], *, own_names: Names | None = None
-    ) -> list[IssuedSVID | IstioAuthError]:
-        if self._closed:
-            raise NotReady("the CA is stopping")
-        if self._orders_waiting + len(orders) > _MAX_WAITING:
-            raise Exhausted(f"{self._orders_waiting} orders wait to be signed", retry_after=_RETRY_AFTER)
-        loop = asyncio.get_running_loop()
-        job = _Job(orders, loop.create_future(), own_names)
-        self._orders_waiting += len(orders)
-        self._waiting.append(job)
-        loop.call_soon(self._send_off)  # not now: others may come before the loop's next turn and share the trip
-        return await job.answers
+    def _make(self, orders: Sequence[tuple[Order, Names | None]]) -> list[IssuedSVID | IstioAuthError]:
+        """On a thread: make what was ordered, and put all of it on record at once.
 
-    def _send_off(self) -> None:
-        """Start trips, as long as there are jobs and idle threads."""
-        while self._waiting and len(self._trips) < self._threads:
-            jobs: list[_Job] = []
-            orders = 0
-            while self._waiting and orders < _MAX_TRIP:
-                job = self._waiting.popleft()
-                self._orders_waiting -= len(job.orders)
-                if not job.answers.cancelled():
-                    jobs.append(job)
-                    orders += len(job.orders)
-            if jobs:
-                trip = asyncio.get_running_loop().run_in_executor(self._pool, self._make_all, jobs)
-                self._trips.add(trip)
-                trip.add_done_callback(partial(self._returned, jobs))
-
-    def _returned(self, jobs: Sequence[_Job], trip: asyncio.Future[list[list[IssuedSVID | IstioAuthError]]]) -> None:
-        self._trips.discard(trip)
-        for number, job in enumerate(jobs):
-            if job.answers.done():
-                continue  # the caller hung up
-            if (error := trip.exception()) is not None:
-                job.answers.set_exception(error)
-            else:
-                job.answers.set_result(trip.result()[number])
-        self._send_off()
-
-    def _make_all(self, jobs: Sequence[_Job]) -> list[list[IssuedSVID | IstioAuthError]]:
-        """On a thread: make what the jobs order, put all of it on record at once, and sort the answers by job."""
+        Each step is done for all orders before the next one: going to and fro between our code and the key operations
+        for every order costs the processor's caches half as much time again.
+        """
         workshop, now = self._current_workshop(), self._clock.now()
-        made = [self._make(workshop, order, job.own_names, now) for job in jobs for order in job.orders]
-        records = [result[1] for result in made if not isinstance(result, IstioAuthError)]
-        answers = iter(_released(made, self._record(records)))
-        return [list(islice(answers, len(job.orders))) for job in jobs]
+        validity = cache(lambda lifetime: self._profile.validity(lifetime, now, within=workshop.validity))
+        leaves = [self._leaf(order, own_names, validity) for order, own_names in orders]
+        signed = [_signed(workshop, leaf) for leaf in leaves]
+        made = [(leaf, _checked(workshop, der, leaf)) for leaf, der in zip(leaves, signed, strict=True)]
+        records = [
+            IssuanceRecord(
+                now, order.request_id, leaf.serial, der, order.grant, order.attested, leaf.validity.not_after
+            )
+            for (order, _), (leaf, der) in zip(orders, made, strict=True)
+            if isinstance(leaf, Leaf) and isinstance(der, bytes)
+        ]
+        return list(_released(workshop, made, self._recorded(records)))
 
-    def _make(
-        self, workshop: _Workshop, order: Order, own_names: Names | None, now: datetime
-    ) -> tuple[IssuedSVID, IssuanceRecord] | IstioAuthError:
+    def _leaf(
+        self, order: Order, own_names: Names | None, validity: Callable[[timedelta], Validity]
+    ) -> Leaf | IstioAuthError:
+        """What the certificate of an order shall say."""
         try:
             names = own_names or self._granted_names(order.grant)
+            key = allowed_public_key(order.public_key)
             lifetime = self._profile.lifetime(order.ttl, granted=order.grant.ttl)
-            validity = self._profile.validity(lifetime, now, within=workshop.validity)
-            meant = Meant(names, allowed_public_key(order.public_key), new_serial(), validity)
-            der = self._sign(workshop, meant)
-            workshop.check.check(der, meant)
+            return Leaf(names, new_serial(), validity(lifetime), public_key_der(key), isinstance(key, RSAPublicKey))
         except IstioAuthError as error:
             return error
-        issued = IssuedSVID(
-            (der, *workshop.chain), meant.serial, names.spiffe_id, validity.not_before, validity.not_after
-        )
-        record = IssuanceRecord(
-            now, order.request_id, meant.serial, der, order.grant, order.attested, validity.not_after
-        )
-        return issued, record
 
-    @staticmethod
-    def _sign(workshop: _Workshop, meant: Meant) -> bytes:
-        to_be_signed = workshop.template.to_be_signed(
-            meant.names, meant.public_key, serial=meant.serial, validity=meant.validity
-        )
-        try:
-            signature = sign(workshop.active.key, to_be_signed)
-        except Exception as error:  # a device or a service has errors of its own
-            raise NotReady(f"the key of the authority did not sign ({type(error).__name__})") from error
-        return workshop.template.signed(to_be_signed, signature)
-
-    def _record(self, records: Sequence[IssuanceRecord]) -> list[Receipt] | IstioAuthError:
+    def _recorded(self, records: Sequence[IssuanceRecord]) -> Sequence[Receipt | IstioAuthError]:
         try:
             return self._log.append_many(records) if records else []
         except IstioAuthError as error:
-            return error
+            return [NotReady(f"serial {record.serial:x} was signed and dropped: {error}") for record in records]
 
     def _granted_names(self, grant: Grant) -> Names:
         self._reserved.check(grant)
@@ -361,18 +289,55 @@ class Issuer:
         return workshop
 
 
+def _signed(workshop: _Workshop, leaf: Leaf | IstioAuthError) -> bytes | IstioAuthError:
+    if isinstance(leaf, IstioAuthError):
+        return leaf
+    to_be_signed = workshop.template.to_be_signed(leaf)
+    try:
+        signature = sign(workshop.active.key, to_be_signed)
+    except Exception as error:  # noqa: BLE001 - a device or a service has errors of its own
+        return _caused(NotReady(f"the key of the authority did not sign ({type(error).__name__})"), error)
+    return workshop.template.signed(to_be_signed, signature)
+
+
+def _checked(
+    workshop: _Workshop, certificate: bytes | IstioAuthError, leaf: Leaf | IstioAuthError
+) -> bytes | IstioAuthError:
+    if isinstance(leaf, IstioAuthError) or isinstance(certificate, IstioAuthError):
+        return certificate
+    try:
+        workshop.check.check(certificate, leaf)
+    except IstioAuthError as error:
+        _log.critical("a certificate was built wrong and dropped: %s", error)
+        return error
+    return certificate
+
+
 def _released(
-    made: Sequence[tuple[IssuedSVID, IssuanceRecord] | IstioAuthError], receipts: list[Receipt] | IstioAuthError
+    workshop: _Workshop,
+    made: Sequence[tuple[Leaf | IstioAuthError, bytes | IstioAuthError]],
+    recorded: Sequence[Receipt | IstioAuthError],
 ) -> Iterator[IssuedSVID | IstioAuthError]:
-    """What may leave: nothing without its receipt."""
-    numbers = iter(receipts if isinstance(receipts, list) else ())
-    for result in made:
-        if isinstance(result, IstioAuthError):
-            yield result
-        elif isinstance(receipts, IstioAuthError):
-            yield NotReady(f"serial {result[0].serial:x} was signed and dropped: {receipts}")
+    """What may leave: nothing that is not on record."""
+    receipts = iter(recorded)
+    for leaf, der in made:
+        if isinstance(leaf, IstioAuthError):
+            yield leaf
+        elif isinstance(der, IstioAuthError):
+            yield der
+        elif isinstance(receipt := next(receipts), IstioAuthError):
+            yield receipt
         else:
-            yield replace(result[0], sequence=next(numbers).sequence)
+            ends = leaf.validity
+            chain = (der, *workshop.chain)
+            yield IssuedSVID(
+                chain, leaf.serial, leaf.names.spiffe_id, ends.not_before, ends.not_after, receipt.sequence
+            )
+
+
+def _caused(error: IstioAuthError, cause: Exception) -> IstioAuthError:
+    error.__cause__ = cause
+    return error
 
 
 def _serving_names(ca: SpiffeID, names: Sequence[str]) -> Names:

@@ -24,6 +24,9 @@ PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 8192  # above, one signature check costs a stranger's victim tens of milliseconds
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
+# Made once: in the time of making them anew one could make a tenth of a signature.
+_SHA256, _SHA384 = hashes.SHA256(), hashes.SHA384()
+_ECDSA_SHA256, _ECDSA_SHA384, _PKCS1 = ec.ECDSA(_SHA256), ec.ECDSA(_SHA384), padding.PKCS1v15()
 
 
 def new_private_key() -> ec.EllipticCurvePrivateKey:
@@ -98,15 +101,15 @@ def same_key(one: PublicKey, other: PublicKey) -> bool:
 def signature_hash(key: PrivateKey | PublicKey) -> hashes.SHA256 | hashes.SHA384:
     """The hash that belongs to a key: SHA-384 for P-384, SHA-256 otherwise."""
     if not isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey) and key.curve.name == "secp384r1":
-        return hashes.SHA384()
-    return hashes.SHA256()
+        return _SHA384
+    return _SHA256
 
 
 def sign(key: PrivateKey, message: bytes) -> bytes:
     """A signature over the message: ECDSA, or RSA with PKCS#1 v1.5, with the hash that belongs to the key."""
     if isinstance(key, rsa.RSAPrivateKey):
-        return key.sign(message, padding.PKCS1v15(), signature_hash(key))
-    return key.sign(message, ec.ECDSA(signature_hash(key)))
+        return key.sign(message, _PKCS1, _SHA256)
+    return key.sign(message, _ECDSA_SHA384 if key.curve.name == "secp384r1" else _ECDSA_SHA256)
 
 
 def check_signature(key: PublicKey, signature: bytes, message: bytes) -> None:
@@ -116,6 +119,6 @@ def check_signature(key: PublicKey, signature: bytes, message: bytes) -> None:
         cryptography.exceptions.InvalidSignature: the signature is not by this key over this message.
     """
     if isinstance(key, rsa.RSAPublicKey):
-        key.verify(signature, message, padding.PKCS1v15(), signature_hash(key))
+        key.verify(signature, message, _PKCS1, _SHA256)
     else:
-        key.verify(signature, message, ec.ECDSA(signature_hash(key)))
+        key.verify(signature, message, _ECDSA_SHA384 if key.curve.name == "secp384r1" else _ECDSA_SHA256)
