@@ -1,0 +1,33 @@
+"""Who is the workload at the other end of a socket? The `WorkloadAttestor` port, and all of them together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from istio_auth.door import UnixCaller
+from istio_auth.registration import Selector
+
+
+class WorkloadAttestor(Protocol):
+    """Observes selectors of a caller."""
+
+    def attest(self, peer: UnixCaller) -> frozenset[Selector]:
+        """What is to be seen of the caller.
+
+        Raises:
+            NotAuthenticated: the caller can not be told from another.
+        """
+        ...
+
+
+def attest_all(attestors: Iterable[WorkloadAttestor], peer: UnixCaller) -> frozenset[Selector]:
+    """Everything that is to be seen of the caller.
+
+    Raises:
+        NotAuthenticated: the caller can not be told from another, or has ended meanwhile: what was seen under its
+            process id may have been another process's.
+    """
+    seen = frozenset[Selector]().union(*(attestor.attest(peer) for attestor in attestors))
+    peer.check_same_process()
+    return seen

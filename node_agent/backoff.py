@@ -1,0 +1,67 @@
+"""When to try again: doubling waits with jitter that honour what the other side asked for.
+
+Waits are measured on a monotonic clock: a wall clock that is set back must not turn a wait of seconds into a day.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from istio_auth.rotation import retry_delay
+
+FIRST = timedelta(milliseconds=500)
+LONGEST = timedelta(seconds=60)
+_LONGEST_HINT = timedelta(minutes=10)  # a mistaken hint must not silence us for good
+
+
+class Backoff:
+    """The waits of one thing that is tried until it works.
+
+    Args:
+        first: the bound of the first wait.
+        longest: the bound of every wait that nobody asked for.
+        monotonic: seconds on a clock that only goes forward.
+        draw: gives a number in [0, 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        first: timedelta = FIRST,
+        longest: timedelta = LONGEST,
+        monotonic: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._first, self._longest = first, longest
+        self._monotonic, self._draw = monotonic, draw
+        self._until = 0.0
+        self.attempts = 0
+
+    def failed(self, retry_after: timedelta | None = None) -> timedelta:
+        """Count a failure.
+
+        Args:
+            retry_after: how long the other side asked us to wait; what we add to it keeps a crowd from coming at once.
+
+        Returns:
+            how long to wait.
+        """
+        self.attempts += 1
+        wait = retry_delay(self.attempts, draw=self._draw(), first=self._first, longest=self._longest)
+        if retry_after is not None:
+            wait = max(wait, min(retry_after, _LONGEST_HINT) * (1 + self._draw() / 4))
+        self._until = self._monotonic() + wait.total_seconds()
+        return wait
+
+    def succeeded(self) -> None:
+        """Forget the failures."""
+        self.attempts, self._until = 0, 0.0
+
+    def remaining(self) -> timedelta:
+        """How long to wait still; never negative."""
+        if not self.attempts:
+            return timedelta()
+        return timedelta(seconds=max(0.0, self._until - self._monotonic()))

@@ -1,0 +1,174 @@
+"""The agent's own SVID, never missed: held, on disk, renewed at half of its life, and got anew when it has lapsed.
+
+An SVID counts as ours only after it is on disk: an agent that is killed in between comes back by its node key, and one
+that is restarted needs no token. A new SVID never takes the place of the held one before it was checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from istio_auth.clock import Clock, in_words
+from istio_auth.errors import IstioAuthError
+from istio_auth.rotation import renewal_due
+from istio_auth.sources.memory import MemorySource
+from istio_auth.svid import X509SVID
+from istio_auth.x509_source import X509Context
+from node_agent.answer import BadAnswer
+from node_agent.backoff import Backoff
+from node_agent.enrolment import Enrolment, Token, is_refusal, ways
+from node_agent.metrics import Metrics
+from node_agent.state import StateFolder
+from node_agent.trust import Trust
+
+LONGEST_WAIT = timedelta(seconds=30)
+log = structlog.get_logger()
+
+
+class Identity:
+    """Holds the SVID and keeps it fresh. For one event loop.
+
+    Args:
+        enrolment: the ways to a new one.
+        state: what is kept on disk.
+        source: what we present to the CA; kept up to date here, with every change of trust too.
+        trust: whom we trust.
+        svid: the SVID that was on disk, lapsed or not; None if there was none.
+        clock: tells the time.
+        metrics: counts.
+        draw: gives a number in [0, 1).
+        backoff: makes the waits; by default real ones.
+    """
+
+    def __init__(
+        self,
+        enrolment: Enrolment,
+        *,
+        state: StateFolder,
+        source: MemorySource,
+        trust: Trust,
+        svid: X509SVID | None,
+        clock: Clock,
+        metrics: Metrics,
+        draw: Callable[[], float] = random.random,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._enrolment, self._state, self._source, self._trust = enrolment, state, source, trust
+        self._clock, self._metrics, self._draw = clock, metrics, draw
+        self._backoff = backoff or Backoff()
+        self._look = asyncio.Event()
+        self._subscribers: list[Callable[[], None]] = []
+        self._lapse_told = svid is None
+        self._due: datetime | None = None
+        self.svid = svid
+        if svid is not None:
+            self._due = renewal_due(svid.not_before, svid.not_after, draw=draw())
+        trust.subscribe(self._publish)
+        self._publish()
+
+    def lives(self) -> bool:
+        """Whether there is an SVID that has not ended."""
+        return self.svid is not None and self._clock.now() < self.svid.not_after
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Call `changed` after each new SVID, for as long as we run."""
+        self._subscribers.append(changed)
+
+    def look_again(self) -> None:
+        """Something may have changed, a new join token for instance: try at once."""
+        self._backoff.succeeded()
+        self._look.set()
+
+    async def run(self) -> None:
+        """Keep the SVID fresh for as long as we run."""
+        while True:
+            self._look.clear()
+            wait = await self.step()
+            try:
+                async with asyncio.timeout(wait.total_seconds()):
+                    await self._look.wait()
+            except TimeoutError:
+                continue
+
+    async def step(self) -> timedelta:
+        """Do what is due.
+
+        Returns:
+            how long to wait before the next step.
+        """
+        if self.svid is not None and not self.lives():
+            self._tell_lapsed(self.svid)
+        if left := self._backoff.remaining() or self._until_due():
+            return min(LONGEST_WAIT, left)
+        try:
+            svid = await self._obtain()
+            await asyncio.to_thread(self._state.keep_svid, svid)
+        except IstioAuthError as error:
+            return self._note_failure(error)
+        self._hold(svid)
+        return timedelta()
+
+    def _until_due(self) -> timedelta:
+        now = self._clock.now()
+        if self.svid is None or self._due is None or now < self.svid.not_before:
+            return timedelta()  # before its validity: the clock was set back
+        return max(timedelta(), self._due - now)
+
+    async def _obtain(self) -> X509SVID:
+        lives = self.lives()
+        order = ways(lives=lives, token=Token.NONE if lives else await self._enrolment.token())
+        for way in order[:-1]:
+            try:
+                return await self._enrolment.go(way)
+            except IstioAuthError as error:
+                if not is_refusal(error):
+                    raise
+                log.warning(
+                    "the CA refused one way to our own SVID; the next is tried", way=way.value, reason=str(error)
+                )
+        return await self._enrolment.go(order[-1])
+
+    def _hold(self, svid: X509SVID) -> None:
+        self._backoff.succeeded()
+        self.svid, self._lapse_told = svid, False
+        self._due = renewal_due(svid.not_before, svid.not_after, draw=self._draw())
+        self._metrics.issued.labels("agent").inc()
+        log.info(
+            "the agent has a new SVID",
+            spiffe_id=str(svid.id),
+            serial=f"{svid.leaf.serial_number:x}",
+            not_after=f"{svid.not_after:%FT%TZ}",
+        )
+        self._publish()
+        for changed in self._subscribers:
+            changed()
+
+    def _publish(self) -> None:
+        svids = () if self.svid is None else (self.svid,)
+        self._source.replace(X509Context(svids, self._trust.bundles))
+
+    def _note_failure(self, error: IstioAuthError) -> timedelta:
+        wait = self._backoff.failed(error.retry_after)
+        if isinstance(error, BadAnswer):
+            self._metrics.bad_answers.labels(error.fault).inc()
+        self._metrics.failed.labels("agent", error.code.name).inc()
+        left = "there is none" if self.svid is None else in_words(self.svid.not_after - self._clock.now())
+        log.warning(
+            "the agent's own SVID was not renewed",
+            reason=str(error),
+            attempt=self._backoff.attempts,
+            again_in=in_words(wait),
+            left=left if self.lives() or self.svid is None else "it has lapsed",
+        )
+        return min(LONGEST_WAIT, wait)
+
+    def _tell_lapsed(self, svid: X509SVID) -> None:
+        if not self._lapse_told:
+            self._lapse_told = True
+            self._metrics.lapsed.labels("agent").inc()
+            log.warning("the agent's own SVID has lapsed", not_after=f"{svid.not_after:%FT%TZ}")

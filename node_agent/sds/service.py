@@ -1,0 +1,106 @@
+"""Envoy's SecretDiscoveryService on the agent's sockets: attests each caller and serves it as a client of its own.
+
+`StreamSecrets` alone; gRPC itself answers the other methods with UNIMPLEMENTED. Who calls is looked at once, when the
+stream opens, and stays true for it: the connection is the calling process's own. A caller that no registration fits
+gets nothing, and its stream stays open: it is served when a registration comes. Why it waits is in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+
+from istio_auth.door import UnixCaller
+from istio_auth.errors import NotAuthenticated
+from istio_auth.rpc.method import Call, Method, Service
+from istio_auth.spiffe_id import TrustDomain
+from node_agent.attest import WorkloadAttestor, attest_all
+from node_agent.cache import WorkloadCache
+from node_agent.metrics import Metrics
+from node_agent.sds.client import SDSClient
+from node_agent.sds.secrets import Renderer
+from node_agent.sds.session import Holding
+from node_agent.sync import Consumers
+
+SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
+_MAX_REQUEST = 512 << 10  # a hundred names of the greatest length, and what Envoy says of itself
+_MAX_LAGGARDS = 20
+
+
+class SecretDiscovery:
+    """The service.
+
+    Args:
+        cache: what the workloads hold.
+        trust_domain: our own.
+        attestors: look at callers.
+        metrics: counts.
+    """
+
+    def __init__(
+        self,
+        cache: WorkloadCache,
+        trust_domain: TrustDomain,
+        *,
+        attestors: Iterable[WorkloadAttestor],
+        metrics: Metrics,
+    ) -> None:
+        self._cache, self._trust_domain = cache, trust_domain
+        self._attestors, self._metrics = tuple(attestors), metrics
+        self._render = Renderer()
+        self._clients: set[SDSClient] = set()
+        self._subscribers: list[Callable[[], None]] = []
+        cache.subscribe(self._forget_keys)
+
+    def service(self) -> Service:
+        """What a server serves."""
+        stream = Method.stream(self._stream, DiscoveryRequest, DiscoveryResponse, max_request_bytes=_MAX_REQUEST)
+        return Service(SERVICE, {"StreamSecrets": stream})
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever `consumers` may say something else, for as long as we run."""
+        self._subscribers.append(changed)
+
+    def clients(self) -> int:
+        """How many clients there are."""
+        return len(self._clients)
+
+    def waiting(self) -> int:
+        """How many clients wait for something that they asked for."""
+        return sum(bool(client.pending()) for client in self._clients)
+
+    def consumers(self) -> Consumers:
+        """Who is served bundles, and who of them has accepted the present ones."""
+        holdings = [(client, client.holding()) for client in self._clients]
+        behind = sorted(client.name() for client, holding in holdings if holding is Holding.LAGGING)
+        current = sum(holding is Holding.CURRENT for _, holding in holdings)
+        return Consumers(current + len(behind), current, tuple(behind[:_MAX_LAGGARDS]))
+
+    async def _stream(self, requests: AsyncIterator[DiscoveryRequest], call: Call) -> AsyncIterator[DiscoveryResponse]:
+        if not isinstance(call.caller, UnixCaller):
+            raise NotAuthenticated(f"{call.caller} is no process of this machine")
+        client = SDSClient(
+            call.caller,
+            attest_all(self._attestors, call.caller),
+            cache=self._cache,
+            render=self._render,
+            trust_domain=self._trust_domain,
+            metrics=self._metrics,
+            progress=self._tell,
+        )
+        self._clients.add(client)
+        try:
+            async for response in client.run(requests):
+                self._metrics.sds_responses.inc()
+                yield response
+        finally:
+            self._clients.discard(client)
+            self._tell()
+
+    def _tell(self) -> None:
+        for changed in self._subscribers:
+            changed()
+
+    def _forget_keys(self) -> None:
+        self._render.keep(self._cache.snapshot.held)

@@ -1,0 +1,178 @@
+"""One client of secret discovery, state of the world, without I/O: requests in, answers out (xDS transport protocol).
+
+The rules, which a stream of any length obeys:
+
+* Each request replaces the list of subscribed names. An empty list subscribes to nothing.
+* An answer holds every subscribed name that is granted. The others stay pending: they are answered once they are
+  granted, and the stream lives on. Nothing granted makes no answer at all (Envoy refuses an empty one).
+* An answer is sent when a subscribed name has content that this client was not yet sent, and only then. So neither an
+  acknowledgement nor a refusal is answered, and a client that refuses a secret gets it again only once it changed.
+* The version is a hash of the answer's content. The nonce is random, new for every answer.
+* A request with the nonce of an answer that is not the latest is stale, and ignored whole.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+
+from istio_auth.errors import MalformedError
+from node_agent.sds.secrets import SECRET_TYPE, Resource
+
+View: TypeAlias = Callable[[str], Resource | None]  # what a name gives to this client now; None: nothing yet
+
+MAX_NAMES = 100
+MAX_NAME = 2048  # bytes: the longest SPIFFE ID
+_MAX_DETAIL = 500
+
+
+class Kind(enum.Enum):
+    """What a request was; the label of a metric."""
+
+    FIRST = "first"
+    ACK = "ack"
+    NACK = "nack"
+    STALE = "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """What came of a request.
+
+    Args:
+        kind: what the request was.
+        response: what to send, if anything.
+        refused: the names in the answer that the client refused, for a NACK.
+        detail: the client's own reason for it.
+    """
+
+    kind: Kind
+    response: DiscoveryResponse | None = None
+    refused: tuple[str, ...] = ()
+    detail: str = ""
+
+
+class Holding(enum.Enum):
+    """What a client is known to hold of the bundles that it subscribed to."""
+
+    NONE = "no bundle wanted"
+    CURRENT = "current"
+    LAGGING = "lagging"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    nonce: str
+    version: str
+    digests: Mapping[str, bytes]
+
+
+class Session:
+    """The state of one stream.
+
+    Args:
+        nonce: makes a new nonce for each answer.
+        max_names: how many names one client may subscribe to.
+    """
+
+    def __init__(self, *, nonce: Callable[[], str] | None = None, max_names: int = MAX_NAMES) -> None:
+        self._nonce = nonce or _random_nonce
+        self._max_names = max_names
+        self._sent: dict[str, bytes] = {}  # subscribed name -> digest of what this client was last sent
+        self._accepted: dict[str, bytes] = {}
+        self._last: _Answer | None = None
+        self.names: tuple[str, ...] = ()
+        self.node_id = ""
+
+    def receive(self, request: DiscoveryRequest, view: View) -> Reaction:
+        """Take in a request.
+
+        Raises:
+            MalformedError: the client asks for another type, or for too much; its stream is to be ended.
+        """
+        names = self._checked_names(request)
+        self.node_id = self.node_id or request.node.id[:200]
+        kind = self._kind(request)
+        if kind is Kind.STALE:
+            return Reaction(kind)
+        refused = tuple(self._last.digests) if kind is Kind.NACK and self._last else ()
+        if kind is Kind.ACK and self._last:
+            self._accepted.update(self._last.digests)
+        self._subscribe(names)
+        return Reaction(kind, self.refresh(view), refused, _detail(request))
+
+    def refresh(self, view: View) -> DiscoveryResponse | None:
+        """The answer that a change of the world calls for, or None."""
+        granted = [resource for name in self.names if (resource := view(name)) is not None]
+        if all(self._sent.get(resource.name) == resource.digest for resource in granted):
+            return None
+        self._last = _Answer(self._nonce(), version_of(granted), {each.name: each.digest for each in granted})
+        self._sent.update(self._last.digests)
+        response = DiscoveryResponse(version_info=self._last.version, type_url=SECRET_TYPE, nonce=self._last.nonce)
+        for resource in granted:
+            response.resources.add(type_url=SECRET_TYPE, value=resource.body)
+        return response
+
+    def pending(self, view: View) -> tuple[str, ...]:
+        """The subscribed names for which there is nothing yet."""
+        return tuple(name for name in self.names if view(name) is None)
+
+    def holding(self, view: View) -> Holding:
+        """Whether the client has accepted the present content of the bundles that it subscribed to."""
+        bundles = [resource for name in self.names if (resource := view(name)) is not None and resource.is_bundle]
+        if not bundles:
+            return Holding.NONE
+        current = all(self._accepted.get(bundle.name) == bundle.digest for bundle in bundles)
+        return Holding.CURRENT if current else Holding.LAGGING
+
+    def _checked_names(self, request: DiscoveryRequest) -> tuple[str, ...]:
+        if request.type_url not in ("", SECRET_TYPE):
+            kind = request.type_url[:200]
+            raise MalformedError(f"asked for {kind!a}: only secrets are here", public="only secrets are served here")
+        if len(request.resource_names) > self._max_names:
+            raise MalformedError(
+                f"{len(request.resource_names)} names in one request, at most {self._max_names} are allowed",
+                public="too many names",
+            )
+        if any(len(name) > MAX_NAME for name in request.resource_names):
+            raise MalformedError(f"a name of more than {MAX_NAME} characters", public="name too long")
+        return tuple(dict.fromkeys(request.resource_names))
+
+    def _kind(self, request: DiscoveryRequest) -> Kind:
+        if not request.response_nonce:
+            return Kind.FIRST
+        if self._last is None or request.response_nonce != self._last.nonce:
+            return Kind.STALE
+        refused = request.HasField("error_detail") or request.version_info != self._last.version
+        return Kind.NACK if refused else Kind.ACK
+
+    def _subscribe(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        for gone in self._sent.keys() - set(names):
+            del self._sent[gone]  # asked for again later, it must be sent again
+        for gone in self._accepted.keys() - set(names):
+            del self._accepted[gone]
+
+
+def version_of(resources: Sequence[Resource]) -> str:
+    """A short name for exactly this content, in whatever order."""
+    content = hashlib.sha256()
+    for resource in sorted(resources, key=lambda each: each.name):
+        content.update(len(resource.name).to_bytes(4, "big") + resource.name.encode() + resource.digest)
+    return content.hexdigest()[:16]
+
+
+def _detail(request: DiscoveryRequest) -> str:
+    if not request.HasField("error_detail"):
+        return ""
+    return f"{request.error_detail.message[:_MAX_DETAIL]} (code {request.error_detail.code})"
+
+
+def _random_nonce() -> str:
+    return secrets.token_hex(8)
