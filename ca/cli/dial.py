@@ -6,7 +6,6 @@ would be refused is what people want to see. The verdict is `ca.cli.verdict`'s.
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import sys
@@ -20,6 +19,7 @@ from istio_auth.daemon.values import HostPort
 from istio_auth.errors import InvalidPEM, NotReady
 from istio_auth.pem import read_der_certificate
 from istio_auth.svid import X509SVID
+from istio_auth.tls.loading import load_svid
 
 _PROTOCOLS = ("h2", "http/1.1")
 _LISTEN_FOR = 0.5  # seconds in which a server that dislikes our certificate says so (RFC 8446 4.4.2.4: after it)
@@ -88,11 +88,7 @@ def _context(svid: X509SVID | None) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(list(_PROTOCOLS))
     if svid is not None:
-        file = os.memfd_create("svid", os.MFD_CLOEXEC)  # OpenSSL takes a path; this one is in memory
-        with os.fdopen(file, "wb") as memory:
-            memory.write(svid.key_pem() + svid.chain_pem())
-            memory.flush()
-            context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
+        load_svid(context, svid)
     return context
 
 

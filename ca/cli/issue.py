@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +44,8 @@ def issue(
     From the store: nothing needs to be set up, a CA is made on first use exactly as istio-ca makes it. While istio-ca
     runs on that store, ask it with --server. Every certificate is on record in the issuance log.
     """
+    import asyncio
+
     from ca.cli import issuing
     from istio_auth.spiffe_id import SpiffeID
 

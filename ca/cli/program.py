@@ -7,10 +7,6 @@ import typer
 from ca.cli import agent, inspect, issue, log, token, trust_bundle, verify
 from istio_auth.errors import Code, IstioAuthError
 
-FAILED = 1
-REFUSED = 3
-_EXITS = {Code.MALFORMED: 2, Code.NOT_AUTHENTICATED: REFUSED, Code.NOT_AUTHORIZED: REFUSED}
-
 app = typer.Typer(
     name="ca-cli",
     help="Issue, inspect and verify SPIFFE certificates, and look after join tokens and agents.",
@@ -32,4 +28,13 @@ app.command()(log.log)
 
 def exit_of(error: Exception) -> int:
     """The exit code that an error means."""
-    return _EXITS.get(error.code, FAILED) if isinstance(error, IstioAuthError) else FAILED
+    from istio_auth.daemon.lifecycle import Exit
+
+    if not isinstance(error, IstioAuthError):
+        return Exit.FAILED
+    meanings = {
+        Code.MALFORMED: Exit.USAGE,
+        Code.NOT_AUTHENTICATED: Exit.REFUSED,
+        Code.NOT_AUTHORIZED: Exit.REFUSED,
+    }
+    return meanings.get(error.code, Exit.FAILED)

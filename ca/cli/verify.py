@@ -11,8 +11,6 @@ import typer
 from ca.cli.options import OutputOption, duration
 from ca.cli.output import Output
 
-_REFUSED = 3
-
 
 def verify(
     target: Annotated[
@@ -40,6 +38,7 @@ def verify(
     """
     from ca.cli.output import print_json, print_sections
     from ca.cli.verification import Expected, verified_chain, verified_server
+    from istio_auth.daemon.lifecycle import Exit
 
     expected = Expected.of(spiffe_id or (), trust_domain, at)
     if target == "-" or Path(target).exists():
@@ -53,4 +52,4 @@ def verify(
     else:
         print_sections(found.sections())
     if not found.verdict.accepted:
-        raise typer.Exit(_REFUSED)
+        raise typer.Exit(Exit.REFUSED)
