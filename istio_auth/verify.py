@@ -137,22 +137,22 @@ def _check_validity(leaf: x509.Certificate, now: datetime) -> None:
 def _check_path(
     leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime
 ) -> None:
-    if not bundle.x509_authorities:
-        raise VerificationError(Fault.UNTRUSTED, f"the bundle of {bundle.trust_domain} is empty (BD-05)")
+    # A leaf that stands in the bundle by mistake is no CA and must not vouch for itself.
+    anchors = [authority for authority in bundle.x509_authorities if authority != leaf]
+    if not anchors:
+        raise VerificationError(Fault.UNTRUSTED, f"the bundle of {bundle.trust_domain} holds no CA (BD-05)")
     verifier = (
         PolicyBuilder()
-        .store(Store(list(bundle.x509_authorities)))
+        .store(Store(anchors))
         .time(now)
         .extension_policies(ee_policy=_LEAF_POLICY, ca_policy=_CA_POLICY)
         .max_chain_depth(MAX_CHAIN)
         .build_client_verifier()
     )
     try:
-        path = verifier.verify(leaf, [issuer for issuer in intermediates if _bounded_key(issuer)]).chain
+        verifier.verify(leaf, [issuer for issuer in intermediates if _bounded_key(issuer)])
     except PathError as error:
         raise VerificationError(Fault.UNTRUSTED, f"no path to the bundle of {bundle.trust_domain} ({error})") from error
-    if len(path) < 2:
-        raise VerificationError(Fault.UNTRUSTED, f"the leaf itself is in the bundle of {bundle.trust_domain}, as no CA")
 
 
 def _bounded_key(issuer: x509.Certificate) -> bool:

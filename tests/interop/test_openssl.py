@@ -1,4 +1,4 @@
-"""openssl accepts what we issue, and we read what openssl and others make."""
+"""openssl accepts what we issue, and we read what openssl and Go make."""
 
 from __future__ import annotations
 
@@ -127,6 +127,17 @@ def test_a_certificate_as_istiod_makes_them_is_accepted(tmp_path: Path) -> None:
     assert ca_cli("verify", leaf, "--trust-bundle", root, "--id", WEB).code == 0
     [request] = ca_cli("inspect", csr, "-o", "json").json["documents"]
     assert (request["kind"], request["unusual"]) == ("csr", [])
+
+
+def test_a_certificate_that_go_made_is_read_and_accepted_in_its_day() -> None:
+    vector = Path(__file__).parent.parent / "vectors/istiod_go.pem"
+    [document] = ca_cli("inspect", vector, "-o", "json").json["documents"]
+    leaf, root = document["certificates"]
+    assert (leaf["spiffe_id"], leaf["key"], leaf["valid_now"]) == (WEB, "P-256", False)
+    assert (root["subject"], root["key"], root["self_signed"]) == ("O=cluster.local", "RSA-2048", True)
+    assert [finding["code"] for finding in root["unusual"]] == ["ca-without-id"]
+    trusting = ("--trust-bundle", vector, "--trust-domain", "cluster.local", "--at", "2026-01-01T12:00:00")
+    assert ca_cli("verify", vector, *trusting).code == 0
 
 
 def test_a_sha1_certificate_is_told_and_refused(tmp_path: Path) -> None:

@@ -97,11 +97,11 @@ def test_an_empty_bundle_trusts_nobody() -> None:
 
 def test_a_leaf_in_the_bundle_does_not_vouch_for_itself() -> None:
     chain = STRANGER.chain()
-    with_leaf = TrustBundle(LOCAL.trust_domain, (LOCAL.certificate, chain[0]))
-    with pytest.raises(VerificationError) as caught:
-        verify_chain(chain, with_leaf, NOW)
-    assert caught.value.fault is Fault.UNTRUSTED
-    verify_chain(chain, TrustBundle(LOCAL.trust_domain, (LOCAL.certificate, STRANGER.certificate)), NOW)
+    for authorities in ((LOCAL.certificate, chain[0]), chain):
+        with pytest.raises(VerificationError) as caught:
+            verify_chain(chain, TrustBundle(LOCAL.trust_domain, authorities), NOW)
+        assert caught.value.fault is Fault.UNTRUSTED
+    verify_chain(chain, TrustBundle(LOCAL.trust_domain, (chain[0], STRANGER.certificate)), NOW)
 
 
 def test_both_roots_of_a_rotation_are_good() -> None:
