@@ -2,33 +2,42 @@
 
 APScheduler 3.x keeps the time. Its jobs only set an event, because it logs what a job raises and forgets it; the work
 is done by the supervised task that waits. A ring is never dropped for being late (its own default is to drop after a
-second), and rings that were missed come as one. It counts by the machine's clock, so it rings after a suspended
-machine wakes up; a clock that was set back would silence it for as long as it was set back, therefore a wait also
-ends when the event loop's own, steady clock says so.
+second), and rings that were missed come as one.
+
+Neither of a machine's clocks is enough alone. The steady one stands still while a machine sleeps, so the calendar is
+looked at every minute. The calendar can be set back and would then be silent for that long, so a wait also ends when
+the steady clock says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, timedelta
 from types import TracebackType
 from typing import Self
 
+from apscheduler.job import Job
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
 
 class Alarm:
-    """An alarm clock that runs from entering to leaving."""
+    """An alarm clock that runs from entering to leaving.
 
-    def __init__(self) -> None:
+    Args:
+        look: how often to look at the calendar.
+    """
+
+    def __init__(self, look: timedelta = timedelta(minutes=1)) -> None:
         self._scheduler = AsyncIOScheduler(timezone=UTC)
+        self._look = look
 
     async def __aenter__(self) -> Self:
         self._scheduler.start()
+        self._set(_look, self._look)
         return self
 
     async def __aexit__(
@@ -48,13 +57,7 @@ class Alarm:
         async def ring() -> None:
             rung.set()
 
-        job = self._scheduler.add_job(
-            ring,
-            IntervalTrigger(seconds=interval.total_seconds(), jitter=jitter.total_seconds() or None, timezone=UTC),
-            misfire_grace_time=None,
-            coalesce=True,
-            max_instances=1,
-        )
+        job = self._set(ring, interval, jitter)
         try:
             while True:
                 with suppress(TimeoutError):
@@ -64,3 +67,11 @@ class Alarm:
         finally:
             with suppress(JobLookupError):  # the alarm clock stopped before whoever listened to it
                 job.remove()
+
+    def _set(self, ring: Callable[[], Awaitable[None]], interval: timedelta, jitter: timedelta = timedelta()) -> Job:
+        trigger = IntervalTrigger(seconds=interval.total_seconds(), jitter=jitter.total_seconds() or None, timezone=UTC)
+        return self._scheduler.add_job(ring, trigger, misfire_grace_time=None, coalesce=True, max_instances=1)
+
+
+async def _look() -> None:
+    """Nothing of its own: the scheduler looks which other jobs are due whenever it runs one."""

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Final, TextIO
 
 import structlog
@@ -22,6 +23,7 @@ from istio_auth.rpc import request_id
 _SECRETS: Final = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), "<key>"),
     (re.compile(r"(?i)\b(bearer)\s+[A-Za-z0-9._~+/=-]{8,}"), r"\1 <token>"),
+    (re.compile(r"\bjoin-[A-Za-z0-9_-]{43}"), "<token>"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"), "<token>"),
 )
 # What must not reach a terminal or start a new line: C0 and C1 controls, line and paragraph separators.
@@ -73,7 +75,7 @@ def configure(level: Level, layout: Format, *, stream: TextIO | None = None) -> 
         take_secrets_out,
         structlog.processors.JSONRenderer(ensure_ascii=False) if layout is Format.JSON else _Text(out),
     ]
-    handler = logging.StreamHandler(out)
+    handler = _Handler(out)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=last,
@@ -110,6 +112,16 @@ def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     if current := request_id.get():
         event.setdefault("request_id", current)
     return event
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says that a line was lost, and not, as the inherited one does, what was in it: that has passed no filter."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is logging's
+        failure = sys.exc_info()[0]
+        with suppress(OSError, ValueError):
+            name = failure.__name__ if failure else "unknown"
+            os.write(2, f"a log line of {record.name} was lost: {name}\n".encode())
 
 
 class _Text:

@@ -1,0 +1,74 @@
+"""Health, readiness and metrics, over real sockets."""
+
+from __future__ import annotations
+
+import socket
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from istio_auth.daemon.http import HealthServer
+from istio_auth.daemon.listen import address_of, listening_socket
+from istio_auth.daemon.readiness import Readiness
+from istio_auth.daemon.values import HostPort
+from istio_auth.errors import ConfigurationError, NotReady
+
+LOCAL = HostPort("127.0.0.1", 0)
+
+
+async def get(server: HealthServer, path: str, **headers: str) -> tuple[int, str, str]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"http://{server.address}{path}", headers=headers) as answer,
+    ):
+        return answer.status, await answer.text(), answer.headers["Content-Type"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_readiness_lists_what_is_wrong_and_health_does_not_care(host: str) -> None:
+    readiness = Readiness()
+    readiness.add("issuance log", lambda: "disk full")
+    async with HealthServer(HostPort(host, 0), readiness, CollectorRegistry()) as server:
+        status, text, _ = await get(server, "/readyz")
+        assert status == 503
+        assert text.splitlines() == ["daemon: starting", "issuance log: disk full"]
+        assert (await get(server, "/healthz"))[0] == 200
+        readiness.add("issuance log", lambda: None)
+        readiness.started()
+        assert (await get(server, "/readyz"))[0] == 200
+        assert (await get(server, "/elsewhere"))[0] == 404
+
+
+async def test_metrics_are_those_of_the_registry_in_the_format_asked_for() -> None:
+    registry = CollectorRegistry()
+    Counter("issued", "certificates", registry=registry).inc(3)
+    async with HealthServer(LOCAL, Readiness(), registry) as server:
+        status, text, kind = await get(server, "/metrics")
+        assert (status, kind.split(";")[0]) == (200, "text/plain")
+        assert "issued_total 3.0" in text
+        _, text, kind = await get(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+        assert kind.split(";")[0] == "application/openmetrics-text"
+        assert text.endswith("# EOF\n")
+
+
+async def test_a_port_in_use_is_refused_and_free_again_after_the_end() -> None:
+    async with HealthServer(LOCAL, Readiness(), CollectorRegistry()) as first:
+        with pytest.raises(NotReady):
+            await HealthServer(first.address, Readiness(), CollectorRegistry()).__aenter__()
+    async with HealthServer(first.address, Readiness(), CollectorRegistry()) as second:
+        assert second.address == first.address
+
+
+@pytest.mark.parametrize("host", ["", "::"])
+def test_every_address_of_the_machine_is_one_port_for_both_families(host: str) -> None:
+    with listening_socket(HostPort(host, 0)) as listening:
+        port = address_of(listening).port
+        for there in ("127.0.0.1", "::1"):
+            socket.create_connection((there, port), timeout=5).close()
+
+
+def test_an_address_that_is_not_of_this_machine_is_a_mistake_of_the_operator() -> None:
+    for host in ("192.0.2.1", "no-such-host.invalid"):
+        with pytest.raises(ConfigurationError):
+            listening_socket(HostPort(host, 0))
