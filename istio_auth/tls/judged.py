@@ -1,0 +1,287 @@
+"""Connections that wait for the verdict: no byte passes before the peer was judged, whatever is called first.
+
+A hook on `do_handshake` alone would be no gate: OpenSSL finishes a handshake inside the first read or write as well,
+and resumes sessions. So every method that can start or finish one comes through `_pass_gate`, which completes handshake
+and verdict or raises; a refusal stays. A socket whose TLS layer is gone (shut down, or a connect that failed) moves no
+bytes at all: the base class would fall back to plain text.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Never, Protocol, cast
+
+from istio_auth.errors import Fault, IstioAuthError, NotAuthenticated, NotReady, VerificationError
+from istio_auth.peer import HandshakeRefused, PeerRefused, VerifiedPeer
+
+if TYPE_CHECKING:
+    from socket import _Address, _RetAddress, _SendableFile
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+_LOG = logging.getLogger(__name__)
+
+# X509_V_ERR_* of OpenSSL, for what it refuses before we see the chain. Times are left to us.
+_FAULTS = {
+    22: Fault.TOO_LONG,
+    26: Fault.EXTENDED_KEY_USAGE,  # "unsuitable certificate purpose": key usage or extended key usage
+    66: Fault.WEAK_KEY,
+    67: Fault.WEAK_KEY,
+    68: Fault.WEAK_KEY,
+}
+
+
+class JudgingContext(ssl.SSLContext):
+    """One snapshot's context, for as many connections as begin under that snapshot.
+
+    Attributes:
+        judge: turns the chain that a peer presented (DER, leaf first) into the peer, or raises `IstioAuthError`.
+        renewed: the context for a connection that begins now.
+        unusable: why no connection can be made with it, if so.
+    """
+
+    judge: Callable[[Sequence[bytes]], VerifiedPeer]
+    renewed: Callable[[], JudgingContext]
+    unusable: IstioAuthError | None = None
+
+
+class _Gate:
+    """The verdict on one connection."""
+
+    _judging: JudgingContext | None = None
+    _verdict: VerifiedPeer | IstioAuthError | None = None
+
+    def verified_peer(self) -> VerifiedPeer:
+        """The peer, once the handshake is over.
+
+        Raises:
+            NotAuthenticated: the handshake is not over, or the peer was refused.
+        """
+        if isinstance(self._verdict, VerifiedPeer):
+            return self._verdict
+        raise NotAuthenticated(str(self._verdict) if self._verdict else "the TLS handshake is not over")
+
+    def _pass_gate(self, context: ssl.SSLContext, handshake: Callable[[], object]) -> None:
+        """Complete the handshake and the verdict, once.
+
+        Raises:
+            ssl.SSLWantReadError, ssl.SSLWantWriteError: as `handshake` does; call again.
+            HandshakeRefused: the verdict, each time it is asked for.
+        """
+        if isinstance(self._verdict, VerifiedPeer):
+            return
+        if self._verdict is not None:
+            raise PeerRefused(self._verdict)
+        if self._judging is None:  # before the first step: a callback of the handshake may exchange the context
+            self._judging = _judging(context)
+        if self._judging.unusable is not None:
+            raise HandshakeRefused(self._judging.unusable)
+        try:
+            handshake()
+        except ssl.SSLError as error:
+            if (reason := _reason_of(error)) is None:
+                raise
+            self._refuse(reason, error)
+        try:
+            self._verdict = self._judging.judge(_presented(self))
+        except IstioAuthError as error:
+            self._refuse(error, error)
+        except Exception as error:  # noqa: BLE001  # whatever an authorizer raises, the peer does not get in
+            self._refuse(IstioAuthError(f"judging the peer failed: {error!r}"), error)
+        except BaseException:
+            self._verdict = IstioAuthError("judging the peer was interrupted")
+            raise
+
+    def _refuse(self, reason: IstioAuthError, cause: Exception) -> None:
+        self._verdict = reason
+        _LOG.debug("TLS peer refused: %s", reason)
+        raise PeerRefused(reason) from cause
+
+
+class JudgedObject(_Gate, ssl.SSLObject):
+    """TLS over memory, as asyncio uses it."""
+
+    def do_handshake(self) -> None:
+        """Complete the handshake and the verdict, or raise."""
+        self._pass_gate(self.context, super().do_handshake)
+
+    def read(self, len: int = 1024, buffer: WriteableBuffer | None = None) -> bytes:  # noqa: A002  # the base's name
+        """Read, once the peer is verified."""
+        self.do_handshake()
+        return super().read(len, buffer)
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write, once the peer is verified."""
+        self.do_handshake()
+        return super().write(data)
+
+    def unwrap(self) -> None:
+        """Begin or end the closing of the TLS layer, once the peer is verified."""
+        self.do_handshake()
+        super().unwrap()
+
+    def verify_client_post_handshake(self) -> None:
+        """Refused: a second certificate would come after the verdict."""
+        raise HandshakeRefused(NotAuthenticated("the peer's certificate is asked for in the handshake only"))
+
+
+class JudgedSocket(_Gate, ssl.SSLSocket):
+    """TLS over a socket, blocking or not."""
+
+    # What the base keeps and its published types do not tell.
+    _context: ssl.SSLContext
+    _sslobj: ssl.SSLObject | None
+    do_handshake_on_connect: bool
+    suppress_ragged_eofs: bool
+
+    _unwrapped = False
+
+    def do_handshake(self, block: bool = False) -> None:  # the base's signature
+        """Complete the handshake and the verdict, or raise."""
+        self._pass_gate(self.context, lambda: ssl.SSLSocket.do_handshake(self, block))
+
+    def _come_in(self) -> None:
+        if self._sslobj is not None:
+            self._pass_gate(self.context, self._sslobj.do_handshake)
+        elif not self._unwrapped:
+            raise OSError(errno.ENOTCONN, "the socket has no TLS connection")
+
+    def connect(self, addr: _Address) -> None:
+        """Connect, under the snapshot of this moment."""
+        self._renew()
+        super().connect(addr)
+
+    def connect_ex(self, addr: _Address) -> int:
+        """Connect, under the snapshot of this moment."""
+        self._renew()
+        return super().connect_ex(addr)
+
+    def accept(self) -> tuple[ssl.SSLSocket, _RetAddress]:
+        """Accept a connection, under the snapshot of this moment."""
+        connection, address = socket.socket.accept(self)
+        return (
+            _judging(self.context)
+            .renewed()
+            .wrap_socket(
+                connection,
+                server_side=True,
+                do_handshake_on_connect=self.do_handshake_on_connect,
+                suppress_ragged_eofs=self.suppress_ragged_eofs,
+            ),
+            address,
+        )
+
+    def _renew(self) -> None:
+        if self._sslobj is None:
+            self._context = _judging(self.context).renewed()
+
+    def read(self, len: int = 1024, buffer: WriteableBuffer | None = None) -> bytes:  # noqa: A002  # the base's name
+        """Read, once the peer is verified."""
+        self._come_in()
+        return super().read(len, buffer)
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Read, once the peer is verified."""
+        self._come_in()
+        return super().recv(buflen, flags)
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
+        """Read, once the peer is verified."""
+        self._come_in()
+        return super().recv_into(buffer, nbytes, flags)
+
+    def recvfrom(self, buflen: int = 1024, flags: int = 0) -> tuple[bytes, _RetAddress]:
+        """Read, once the peer is verified; TLS itself refuses it."""
+        self._come_in()
+        return super().recvfrom(buflen, flags)
+
+    def recvfrom_into(
+        self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0
+    ) -> tuple[int, _RetAddress]:
+        """Read, once the peer is verified; TLS itself refuses it."""
+        self._come_in()
+        return super().recvfrom_into(buffer, nbytes, flags)
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write, once the peer is verified."""
+        self._come_in()
+        return super().write(data)
+
+    def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+        """Write, once the peer is verified."""
+        self._come_in()
+        return super().send(data, flags)
+
+    def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
+        """Write, once the peer is verified."""
+        self._come_in()
+        super().sendall(data, flags)
+
+    def sendto(self, *_args: object) -> Never:
+        """Refused: TLS has no addresses.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("sendto has no meaning over TLS")
+
+    def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
+        """Write, once the peer is verified."""
+        self._come_in()
+        return super().sendfile(file, offset, count)
+
+    def unwrap(self) -> socket.socket:
+        """Go back to plain text, once the peer is verified."""
+        self._come_in()
+        plain = super().unwrap()
+        self._unwrapped = True
+        return plain
+
+    def verify_client_post_handshake(self) -> None:
+        """Refused: a second certificate would come after the verdict."""
+        raise HandshakeRefused(NotAuthenticated("the peer's certificate is asked for in the handshake only"))
+
+
+def _judging(context: ssl.SSLContext) -> JudgingContext:
+    if not isinstance(context, JudgingContext):
+        raise HandshakeRefused(NotReady("the connection was given another context before its handshake"))
+    return context
+
+
+def _reason_of(error: ssl.SSLError) -> IstioAuthError | None:
+    """What OpenSSL's own refusal of a certificate means; None for all other errors."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        fault = _FAULTS.get(error.verify_code, Fault.UNTRUSTED)
+        return VerificationError(fault, f"OpenSSL says: {error.verify_message}")
+    if error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return VerificationError(Fault.EMPTY, "the peer presented no certificate")
+    return None
+
+
+class _Certificate(Protocol):
+    def public_bytes(self, form: int) -> bytes: ...
+
+
+class _ChainHolder(Protocol):
+    def get_unverified_chain(self) -> Sequence[bytes | _Certificate] | None: ...
+
+
+_DER = 2  # _ssl.ENCODING_DER
+
+
+def _presented(connection: object) -> list[bytes]:
+    """The chain that the peer presented, in DER, leaf first: the one place that knows where Python keeps it.
+
+    The method is public from Python 3.13; before, it is on the private object only. A session resumed by a ticket
+    holds the leaf alone.
+    """
+    holder = connection if hasattr(connection, "get_unverified_chain") else getattr(connection, "_sslobj")  # noqa: B009
+    chain = cast("_ChainHolder", holder).get_unverified_chain()
+    if not chain:
+        leaf = cast("ssl.SSLObject", connection).getpeercert(binary_form=True)
+        return [leaf] if leaf else []
+    return [entry if isinstance(entry, bytes) else entry.public_bytes(_DER) for entry in chain]

@@ -1,0 +1,60 @@
+"""SVIDs and roots into an `ssl.SSLContext`, which takes keys from paths only.
+
+The key goes through a memory file that no other name leads to and that never reaches a disk. Where there is no such
+thing (no memfd, no /proc) it goes through a file of mode 0600, encrypted with a password that is used once.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import ssl
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+
+from istio_auth.bundle import TrustBundle
+from istio_auth.pem import write_der
+from istio_auth.svid import X509SVID
+
+
+def load_svid(context: ssl.SSLContext, svid: X509SVID) -> None:
+    """Let the context present this SVID.
+
+    Raises:
+        ssl.SSLError: OpenSSL does not take the chain or the key.
+    """
+    try:
+        _load_through_memory(context, svid)
+    except ssl.SSLError:
+        raise
+    except (AttributeError, OSError):  # no memfd, or /proc is not there or closed to us
+        _load_through_encrypted_file(context, svid)
+
+
+def load_roots(context: ssl.SSLContext, bundles: Iterable[TrustBundle]) -> None:
+    """Let OpenSSL finish handshakes with the peers of all these trust domains; who is who is not decided by it."""
+    roots = b"".join(write_der(authority) for bundle in bundles for authority in bundle.x509_authorities)
+    if roots:
+        context.load_verify_locations(cadata=roots)
+
+
+def _load_through_memory(context: ssl.SSLContext, svid: X509SVID) -> None:
+    descriptor = os.memfd_create("svid", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", buffering=0) as file:  # noqa: PTH123  # a descriptor, not a path
+        file.write(svid.chain_pem() + svid.key_pem())
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+
+
+def _load_through_encrypted_file(context: ssl.SSLContext, svid: X509SVID) -> None:
+    password = secrets.token_bytes(32).hex().encode()
+    key = svid.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(password))
+    descriptor, name = tempfile.mkstemp(prefix="svid-")  # of mode 0600 from the beginning
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
+            file.write(svid.chain_pem() + key)
+        context.load_cert_chain(name, password=password)
+    finally:
+        Path(name).unlink()
