@@ -1,4 +1,4 @@
-"""Who may have which identity on the standalone platform. The rules are these, and there are no others:
+"""Who may have which identity on the standalone platform: three rules, and no others.
 
 1. An agent may have its own identity.
 2. An agent may have, for its workloads, the identities that are registered for it.

@@ -19,7 +19,14 @@ from ca.attest import Attested
 from ca.challenge import Challenges
 from istio_auth.clock import Clock, in_words
 from istio_auth.door import TLSCaller
-from istio_auth.errors import InvalidPEM, KeyRejected, MalformedError, NotAuthenticated
+from istio_auth.errors import (
+    ConfigurationError,
+    InvalidPEM,
+    KeyRejected,
+    MalformedError,
+    MissingError,
+    NotAuthenticated,
+)
 from istio_auth.keys import PublicKey, check_signature, fingerprint
 from istio_auth.pem import read_der_public_key
 from istio_auth.recovery import recovery_message
@@ -88,9 +95,10 @@ class Recovery:
         """
         name, now = self._name(proof.spiffe_id), self._clock.now()
         self._challenges.check(proof.nonce, proof.spiffe_id, now)
-        record = self._agents.check_welcome(name)
-        self._check_window(record)
+        record = self._record(name)
         _check_key(record, proof)
+        record.check_welcome()  # only now: a stranger shall not learn which agents there are
+        self._check_window(record)
         self._challenges.use_up(proof.nonce, proof.spiffe_id, now)
         return Attested(proof.spiffe_id, METHOD, details={"address": caller.address, "node_key": record.node_key})
 
@@ -99,6 +107,12 @@ class Recovery:
         if name is None or spiffe_id.trust_domain != self._trust_domain:
             raise MalformedError(f"{spiffe_id} is no agent of {self._trust_domain}", public="no agent's SPIFFE ID")
         return name
+
+    def _record(self, name: str) -> AgentRecord:
+        try:
+            return self._agents.find(name)
+        except (MissingError, ConfigurationError) as error:
+            raise NotAuthenticated(f"agent {name[:128]} can not come back: {error}") from error
 
     def _check_window(self, record: AgentRecord) -> None:
         lapsed = self._clock.now() - (record.svid_end or record.enrolled_at)

@@ -35,10 +35,9 @@ class Registered:
 
     @property
     def key(self) -> str:
-        """Names it for as long as its SPIFFE ID and selectors stay."""
-        registration = self.registration
-        identity = "\0".join([str(registration.spiffe_id), *sorted(map(str, registration.selectors))])
-        return hashlib.sha256(identity.encode()).hexdigest()[:32]
+        """Names it for as long as its SPIFFE ID and selectors stay; sorts by SPIFFE ID."""
+        selectors = "\0".join(sorted(map(str, self.registration.selectors)))
+        return f"{self.registration.spiffe_id} {hashlib.sha256(selectors.encode()).hexdigest()[:32]}"
 
 
 @dataclass(frozen=True, slots=True)

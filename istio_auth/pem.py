@@ -6,6 +6,7 @@ holds any of the bytes.
 
 from __future__ import annotations
 
+import binascii
 import re
 from collections.abc import Sequence
 
@@ -86,6 +87,13 @@ def write_certificates(certificates: Sequence[x509.Certificate]) -> bytes:
 def write_der(certificate: x509.Certificate) -> bytes:
     """A certificate in DER."""
     return certificate.public_bytes(Encoding.DER)
+
+
+def pem_of_der(der: bytes) -> str:
+    """A certificate in DER as PEM, ended by a newline, without reading it (RFC 7468 5.1)."""
+    text = binascii.b2a_base64(der, newline=False).decode()
+    lines = "\n".join([text[start : start + 64] for start in range(0, len(text), 64)])
+    return f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
 
 
 def read_private_key(pem: bytes) -> PrivateKey:
