@@ -7,7 +7,8 @@ import time
 from datetime import datetime, timedelta, tzinfo
 
 import pytest
-from apscheduler.schedulers import base
+from apscheduler.executors import base as executors
+from apscheduler.schedulers import base as schedulers
 
 from istio_auth.daemon.alarm import Alarm
 
@@ -20,7 +21,8 @@ def shift_calendar(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
         def now(zone: tzinfo) -> datetime:
             return datetime.now(zone) + by
 
-    monkeypatch.setattr(base, "datetime", Shifted)
+    for module in (schedulers, executors):
+        monkeypatch.setattr(module, "datetime", Shifted)
 
 
 async def test_it_rings_again_and_again() -> None:
