@@ -38,6 +38,11 @@ _CALLER: dict[str, str] = {
     "tls": "%DOWNSTREAM_TLS_VERSION%",
     "tls_group": "%DOWNSTREAM_TLS_GROUP%",
 }
+_CLAIMS: dict[str, str] = {  # of a caller that was refused
+    "claimed_peer": "%DOWNSTREAM_PEER_URI_SAN%",
+    "claimed_serial": "%DOWNSTREAM_PEER_SERIAL%",
+    "tls": "%DOWNSTREAM_TLS_VERSION%",
+}
 _SERVER: dict[str, str] = {
     "peer": "%UPSTREAM_PEER_URI_SAN%",
     "peer_not_before": "%UPSTREAM_PEER_CERT_V_START%",
@@ -61,13 +66,16 @@ def outbound_log(upstream: Upstream) -> list[JSON]:
 
 def refusal_log(inbound: Inbound) -> list[JSON]:
     """Connections that never got through: no filter chain was for them, or the handshake failed."""
-    refused = extension(
-        "envoy.access_loggers.extension_filters.cel",
-        "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-        {"expression": "connection.transport_failure_reason != ''"},
-    )
-    line = {"listener": inbound.label, **_CONNECTION, **_CALLER, "failure": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"}
-    return [{**_logger(line), "filter": {"extension_filter": refused}}]
+    line = {"listener": inbound.label, **_CONNECTION, **_CLAIMS, "failure": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"}
+    handshake_failed: JSON = {
+        "extension_filter": extension(
+            "envoy.access_loggers.extension_filters.cel",
+            "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+            {"expression": "connection.transport_failure_reason != ''"},
+        )
+    }
+    not_for_anybody: JSON = {"response_flag_filter": {"flags": ["NR"]}}
+    return [{**_logger(line), "filter": {"or_filter": {"filters": [handshake_failed, not_for_anybody]}}}]
 
 
 def _of(is_http: bool) -> dict[str, str]:

@@ -1,8 +1,7 @@
 """What a sidecar is: whose it is, where its agent is, what it lets in and where it goes.
 
 Values are checked when they are made, so a `SidecarSpec` that exists becomes a bootstrap that Envoy accepts. Nothing
-is widened on the way: who names nobody lets nobody in, and a peer of a trust domain whose roots the sidecar does not
-ask for is an error, since it could never be verified.
+is widened on the way: who names nobody lets nobody in.
 """
 
 from __future__ import annotations
@@ -166,7 +165,6 @@ class SidecarSpec:
         if self.max_connection_age < timedelta(milliseconds=100):
             raise ConfigurationError("connections need some time to live: at least 100ms")
         self._check_distinct()
-        self._check_trust_domains()
 
     def _check_distinct(self) -> None:
         places: list[Inbound | Upstream] = [*self.inbound, *self.upstreams]
@@ -176,16 +174,6 @@ class SidecarSpec:
         fixed = [str(listen) for listen in taken if not isinstance(listen, HostPort) or listen.port]
         if repeated := _repeated(fixed):
             raise ConfigurationError(f"two listen at {repeated}")
-
-    def _check_trust_domains(self) -> None:
-        peers = [peer for inbound in self.inbound for peer in inbound.allow]
-        peers += [peer for upstream in self.upstreams for peer in upstream.expect]
-        for peer in peers:
-            if peer.trust_domain != self.id.trust_domain:
-                raise ConfigurationError(
-                    f"{peer} is of another trust domain than {self.id}, and the roots of {self.id.trust_domain} vouch "
-                    "for no other"
-                )
 
 
 def _check_name(name: str, what: str) -> None:

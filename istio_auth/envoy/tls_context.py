@@ -3,7 +3,8 @@
 Both sides speak TLS 1.2 or 1.3 and prefer the hybrid key exchange X25519MLKEM768. No session is ever resumed: what is
 verified at a handshake would otherwise outlive the certificates and the allow list it was verified with. Names are
 compared as exact URI names of the type-safe matcher; a list that allows nobody becomes a matcher that nothing matches,
-because for Envoy an empty list means "no check".
+because for Envoy an empty list means "no check". Roots are those of the own trust domain; where a peer is of another,
+those of every trusted domain, each bound to its own names (Envoy's SPIFFE validator), and never pooled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from istio_auth.envoy.spec import Inbound, Protocol, SidecarSpec, Upstream
 from istio_auth.spiffe_id import SpiffeID
 
 SDS_CLUSTER = "sds-grpc"
-ROOTS = "ROOTCA"
+_OWN_ROOTS = "ROOTCA"
+_ALL_ROOTS = "ALL"
 _TLS = "envoy.extensions.transport_sockets.tls.v3"
 _SOCKET = "envoy.transport_sockets.tls"
 
@@ -37,7 +39,7 @@ _CIPHER_SUITES = (  # of TLS 1.2; those of 1.3 are fixed
     "AES128-GCM-SHA256",
 )
 _KEY_EXCHANGE = ("X25519MLKEM768", "X25519", "P-256")
-_NOTHING = r"[^\x00-\x{10FFFF}]"  # one character that is none: RE2 never matches it
+_NOTHING = r"[^\s\S]"  # one character that is neither space nor anything else: there is none
 
 
 def server_socket(spec: SidecarSpec, inbound: Inbound) -> dict[str, JSON]:
@@ -107,9 +109,13 @@ def _common(spec: SidecarSpec, peers: Sequence[SpiffeID], alpn: Sequence[str]) -
         "tls_certificate_sds_secret_configs": [{"name": spec.certificate, "sds_config": sds_source()}],
         "combined_validation_context": {
             "default_validation_context": {"match_typed_subject_alt_names": peer_matchers(peers)},
-            "validation_context_sds_secret_config": {"name": ROOTS, "sds_config": sds_source()},
+            "validation_context_sds_secret_config": {"name": _roots(spec, peers), "sds_config": sds_source()},
         },
     }
+
+
+def _roots(spec: SidecarSpec, peers: Sequence[SpiffeID]) -> str:
+    return _OWN_ROOTS if all(peer.trust_domain == spec.id.trust_domain for peer in peers) else _ALL_ROOTS
 
 
 def _matcher(peer: SpiffeID) -> dict[str, JSON]:

@@ -1,0 +1,1 @@
+"""The main job on one machine: a CA, a node agent and three workloads with real Envoy sidecars (`make demo`)."""
