@@ -60,7 +60,9 @@ class Daemon:
 
     def supervise(self, name: str, work: Coroutine[object, object, None]) -> None:
         """Run this beside the main coroutine until that one returns; its own end is the daemon's failure."""
-        self._tasks.append(self._group.create_task(self._supervised(name, work), name=name))
+        task = self._group.create_task(self._supervised(name, work), name=name)
+        task.add_done_callback(lambda _: work.close())  # it may end before its work began
+        self._tasks.append(task)
 
     def on_reload(self, name: str, reload: Callable[[], Awaitable[None]]) -> None:
         """Call this at each SIGHUP. It raises if the new content is refused, and has then kept the old."""
