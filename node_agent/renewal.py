@@ -35,7 +35,8 @@ from node_agent.registrations import Want
 
 MAX_BATCH = 50  # entries in one call: some 20 kB, and a few milliseconds of the CA's time
 LONGEST_WAIT = timedelta(seconds=30)
-LONGEST_REFUSAL = timedelta(minutes=5)
+LONGEST_AWAY = timedelta(minutes=1)  # between two questions to a CA that is away
+LONGEST_REFUSAL = timedelta(minutes=5)  # between two questions for what it refused
 log = structlog.get_logger()
 
 
@@ -94,7 +95,7 @@ class Renewals:
         clock: tells the time.
         metrics: counts.
         draw: gives a number in [0, 1).
-        ca_backoff: makes the waits for the CA; by default real ones.
+        backoff: makes the waits of one thing, with this bound; by default real ones.
     """
 
     def __init__(
@@ -106,11 +107,12 @@ class Renewals:
         clock: Clock,
         metrics: Metrics,
         draw: Callable[[], float] = random.random,
-        ca_backoff: Backoff | None = None,
+        backoff: Callable[[timedelta], Backoff] = lambda longest: Backoff(longest=longest),
     ) -> None:
         self._cache, self._client, self._ready = cache, client, ready
         self._clock, self._metrics, self._draw = clock, metrics, draw
-        self._ca = ca_backoff or Backoff()
+        self._new_backoff = backoff
+        self._ca = backoff(LONGEST_AWAY)
         self._refused: dict[Want, Backoff] = {}
         self._look = asyncio.Event()
 
@@ -186,7 +188,7 @@ class Renewals:
             log.info("a workload has a new SVID", spiffe_id=str(held.svid.id), serial=serial, not_after=end)
 
     def _note_refusal(self, want: Want, error: IstioAuthError) -> None:
-        backoff = self._refused.setdefault(want, Backoff(longest=LONGEST_REFUSAL))
+        backoff = self._refused.setdefault(want, self._new_backoff(LONGEST_REFUSAL))
         wait = backoff.failed(error.retry_after)
         if isinstance(error, BadAnswer):
             self._metrics.bad_answers.labels(error.fault).inc()

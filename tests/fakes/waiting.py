@@ -1,0 +1,17 @@
+"""Waiting for what happens elsewhere, with a deadline and without a guess how long it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+async def until(condition: Callable[[], object], *, within: float = 20) -> None:
+    """Return when the condition holds.
+
+    Raises:
+        TimeoutError: it does not within so many seconds.
+    """
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110  # what is waited for sets no event
+            await asyncio.sleep(0.005)
