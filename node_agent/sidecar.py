@@ -1,0 +1,174 @@
+"""`node-agent sidecar-config`: prints the Envoy bootstrap of a workload's sidecar (`istio_auth.envoy`).
+
+The sidecar is told by flags, or by a file where every listener has settings of its own (`node_agent.sidecar_file`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from istio_auth.clock import parse_duration
+from istio_auth.envoy.endpoint import UnixPath, parse_endpoint
+from istio_auth.envoy.spec import (
+    DEFAULT_CERTIFICATE,
+    Inbound,
+    Mode,
+    Protocol,
+    SidecarSpec,
+    Upstream,
+)
+from istio_auth.errors import ConfigurationError, MalformedError
+from istio_auth.spiffe_id import SpiffeID
+from node_agent.sidecar_file import read_sidecar
+
+_UPSTREAM_FORM = "NAME[/PROTOCOL]=LISTEN->CONNECT,ID[,ID...]"
+
+FileOption = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help="Read the sidecar from a TOML file, instead of flags.")
+]
+IdOption = Annotated[str, typer.Option("--id", metavar="ID", help="The workload's SPIFFE ID.")]
+SocketOption = Annotated[
+    str, typer.Option("--agent-socket", metavar="PATH", help="The node agent's socket for this workload.")
+]
+InboundOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--inbound",
+        metavar="LISTEN=FORWARD",
+        help="Let callers in at LISTEN and pass them to the application at FORWARD, for instance "
+        "0.0.0.0:8443=127.0.0.1:8080 or [::]:8443=[::1]:8080. Repeatable.",
+    ),
+]
+ProtocolOption = Annotated[
+    Protocol,
+    typer.Option("--protocol", help="What the application speaks: http2 for gRPC, tcp for all but HTTP."),
+]
+ModeOption = Annotated[
+    Mode, typer.Option("--mode", help="STRICT: mutual TLS only; PERMISSIVE: plaintext too; DISABLE: plaintext only.")
+]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        metavar="ID",
+        help="A SPIFFE ID that mutual TLS lets in, or a trust domain's for all of its workloads. Repeatable; without "
+        "any, nobody is let in.",
+    ),
+]
+UpstreamOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--upstream",
+        metavar=_UPSTREAM_FORM,
+        help="Another workload: the application finds it at LISTEN, it is at CONNECT and has one of these SPIFFE IDs, "
+        "for instance 'db/tcp=127.0.0.1:5432->db.internal:8443,spiffe://cluster.local/ns/shop/sa/db'. Repeatable.",
+    ),
+]
+AdminOption = Annotated[
+    str,
+    typer.Option("--admin", metavar="WHERE", help="Where Envoy's administration listens: unix:/path, or on loopback."),
+]
+CertificateOption = Annotated[
+    str,
+    typer.Option(
+        "--certificate", metavar="NAME", help="What the agent calls the certificate: the SPIFFE ID, if it has several."
+    ),
+]
+AgeOption = Annotated[
+    str,
+    typer.Option(
+        "--max-connection-age", metavar="DURATION", help="After how long an HTTP connection makes way for a new one."
+    ),
+]
+
+
+def sidecar_config(
+    *,
+    file: FileOption = None,
+    spiffe_id: IdOption = "",
+    agent_socket: SocketOption = "",
+    inbound: InboundOption = None,
+    protocol: ProtocolOption = Protocol.HTTP,
+    mode: ModeOption = Mode.STRICT,
+    allow: AllowOption = None,
+    upstream: UpstreamOption = None,
+    admin: AdminOption = "",
+    certificate: CertificateOption = DEFAULT_CERTIFICATE,
+    max_connection_age: AgeOption = "1h",
+) -> None:
+    """Print the Envoy bootstrap of a workload's sidecar: `envoy -c` takes it as it is. It holds no secret."""
+    # Here, so that the daemon, which shares the command line, does not pay for it.
+    import json
+
+    from istio_auth.envoy.bootstrap import sidecar_bootstrap
+
+    if file:
+        if spiffe_id or agent_socket or inbound or upstream or allow or admin:
+            raise ConfigurationError("a sidecar is told by --file or by flags, not by both")
+        spec = read_sidecar(file)
+    else:
+        spec = SidecarSpec(
+            _spiffe_id(_given(spiffe_id, "--id")),
+            UnixPath(_given(agent_socket, "--agent-socket")),
+            tuple(parse_inbound(text, protocol, mode, _spiffe_ids(allow or ())) for text in inbound or ()),
+            tuple(map(parse_upstream, upstream or ())),
+            parse_endpoint(admin) if admin else None,
+            certificate,
+            parse_duration(max_connection_age),
+        )
+    for one in spec.inbound:
+        if one.mode is not Mode.DISABLE and not one.allow:
+            typer.echo(f"{one.label} lets nobody in by mutual TLS: name its callers with allow", err=True)
+    typer.echo(json.dumps(sidecar_bootstrap(spec), indent=2))
+
+
+def parse_inbound(text: str, protocol: Protocol, mode: Mode, allow: tuple[SpiffeID, ...]) -> Inbound:
+    """The inbound listener that `LISTEN=FORWARD` spells.
+
+    Raises:
+        ConfigurationError: it spells none.
+    """
+    listen, separator, forward = text.partition("=")
+    if not separator:
+        raise ConfigurationError(f"{text[:100]!r} is no inbound listener: write LISTEN=FORWARD")
+    return Inbound(parse_endpoint(listen), parse_endpoint(forward), protocol, mode, allow)
+
+
+def parse_upstream(text: str) -> Upstream:
+    """The upstream that `NAME[/PROTOCOL]=LISTEN->CONNECT,ID[,ID...]` spells.
+
+    Raises:
+        ConfigurationError: it spells none.
+    """
+    head, equals, rest = text.partition("=")
+    name, slash, protocol = head.partition("/")
+    listen, arrow, rest = rest.partition("->")
+    connect, *expect = rest.split(",")
+    known = [one.value for one in Protocol]
+    if not (equals and arrow and expect) or (slash and protocol not in known):
+        raise ConfigurationError(
+            f"{text[:200]!r} is no upstream: write {_UPSTREAM_FORM}, protocols are {', '.join(known)}"
+        )
+    spoken = Protocol(protocol) if slash else Protocol.HTTP
+    return Upstream(name, parse_endpoint(listen), parse_endpoint(connect), _spiffe_ids(expect), spoken)
+
+
+def _given(value: str, flag: str) -> str:
+    if not value:
+        raise ConfigurationError(f"{flag} is missing")
+    return value
+
+
+def _spiffe_ids(texts: Sequence[str]) -> tuple[SpiffeID, ...]:
+    return tuple(_spiffe_id(text.strip()) for text in texts)
+
+
+def _spiffe_id(text: str) -> SpiffeID:
+    try:
+        return SpiffeID.parse(text)
+    except MalformedError as error:
+        raise ConfigurationError(str(error)) from error

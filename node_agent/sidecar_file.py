@@ -1,0 +1,106 @@
+"""A sidecar described in TOML, for `node-agent sidecar-config --file`.
+
+    id = "spiffe://cluster.local/ns/shop/sa/web"
+    agent_socket = "/run/istio-auth/agent.sock"
+    admin = "unix:/run/web/admin.sock"
+
+    [[inbound]]
+    listen = "0.0.0.0:8443"
+    forward = "127.0.0.1:8080"
+    protocol = "http"                                     # http, http2 (so gRPC) or tcp
+    mode = "STRICT"                                       # STRICT, PERMISSIVE or DISABLE
+    allow = ["spiffe://cluster.local/ns/shop/sa/front"]
+
+    [[upstream]]
+    name = "db"
+    listen = "unix:/run/web/db.sock"
+    connect = "db.shop.internal:8443"
+    protocol = "tcp"
+    expect = ["spiffe://cluster.local/ns/shop/sa/db"]
+
+An unknown key is an error, as in the daemons' own files. What each means is told in `istio_auth.envoy.spec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from istio_auth.daemon.settings import Sources, load
+from istio_auth.envoy.endpoint import UnixPath, parse_endpoint
+from istio_auth.envoy.spec import (
+    DEFAULT_CERTIFICATE,
+    DEFAULT_CONNECTION_AGE,
+    Inbound,
+    Mode,
+    Protocol,
+    SidecarSpec,
+    Upstream,
+)
+from istio_auth.errors import ConfigurationError
+from istio_auth.spiffe_id import SpiffeID
+
+
+def read_sidecar(path: Path) -> SidecarSpec:
+    """The sidecar that a file describes.
+
+    Raises:
+        ConfigurationError: it can not be read, or describes none; the message names the file.
+    """
+    try:
+        return load(_SidecarFile, Sources(file=path, file_required=True)).config.spec()
+    except ConfigurationError as error:
+        told = str(error)
+        raise ConfigurationError(told if str(path) in told else f"{path}: {told}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _InboundTable:
+    listen: str
+    forward: str
+    protocol: Protocol = Protocol.HTTP
+    mode: Mode = Mode.STRICT
+    allow: tuple[SpiffeID, ...] = ()
+    name: str = ""
+
+    def inbound(self) -> Inbound:
+        listen, forward = parse_endpoint(self.listen), parse_endpoint(self.forward)
+        return Inbound(listen, forward, self.protocol, self.mode, self.allow, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _UpstreamTable:
+    name: str
+    listen: str
+    connect: str
+    expect: tuple[SpiffeID, ...]
+    protocol: Protocol = Protocol.HTTP
+
+    def upstream(self) -> Upstream:
+        listen, connect = parse_endpoint(self.listen), parse_endpoint(self.connect)
+        return Upstream(self.name, listen, connect, self.expect, self.protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class _SidecarFile:
+    id: SpiffeID | None = None
+    agent_socket: Path | None = None
+    inbound: tuple[_InboundTable, ...] = ()
+    upstream: tuple[_UpstreamTable, ...] = ()
+    admin: str | None = None
+    certificate: str = DEFAULT_CERTIFICATE
+    max_connection_age: timedelta = DEFAULT_CONNECTION_AGE
+
+    def spec(self) -> SidecarSpec:
+        if self.id is None or self.agent_socket is None:
+            raise ConfigurationError("id and agent_socket must be set")
+        return SidecarSpec(
+            id=self.id,
+            agent_socket=UnixPath(str(self.agent_socket)),
+            inbound=tuple(table.inbound() for table in self.inbound),
+            upstreams=tuple(table.upstream() for table in self.upstream),
+            admin=parse_endpoint(self.admin) if self.admin else None,
+            certificate=self.certificate,
+            max_connection_age=self.max_connection_age,
+        )
