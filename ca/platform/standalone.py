@@ -101,10 +101,11 @@ class Standalone:
         self.registrations = RegistrationFile(settings.registrations, rules)
         self._log = FileIssuanceLog(folder / "issuance.log", required=settings.record_required)
         self.issuer = Issuer(self.authority, settings.profile, self._log, clock, reserved)
+        self._tokens = JoinTokenFolder(folder / "tokens")
         self.admission = Admission(
             attestor=AllProofs(
                 PeerCertificate(domain, self.agents, clock),
-                [JoinTokenProof(domain, JoinTokenFolder(folder / "tokens"), self.agents, clock)],
+                [JoinTokenProof(domain, self._tokens, self.agents, clock)],
             ),
             registry=EntitledIdentities(
                 domain,
@@ -141,6 +142,18 @@ class Standalone:
         """Look whether somebody changed the registrations or evicted an agent. Cheap if not; to be called often."""
         self.agents.evictions()
         await self.registrations.reload_if_changed()
+
+    def sweep(self) -> None:
+        """Remove what is of no use any more: join tokens long past their end. Blocks."""
+        self._tokens.sweep(self._clock.now())
+
+    def reopen_log(self) -> None:
+        """Go on in a new issuance log if somebody renamed the old one. Blocks.
+
+        Raises:
+            ConfigurationError, NotReady: the new file can not be used; the old one stays in use.
+        """
+        self._log.reopen()
 
     def not_ready(self) -> str | None:
         """Why no certificate could be issued now; None if one could."""

@@ -1,4 +1,4 @@
-"""The alarm clock: rings at intervals, and does nothing else.
+"""The alarm clock: rings at intervals.
 
 APScheduler 3.x keeps the time. Its jobs only set an event, because it logs what a job raises and forgets it; the work
 is done by the supervised task that waits. A ring is never dropped for being late (its own default is to drop after a
@@ -16,12 +16,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, timedelta
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
+import structlog
 from apscheduler.job import Job
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.interval import IntervalTrigger
+
+from istio_auth.errors import IstioAuthError
+
+_log = structlog.get_logger()
 
 
 class Alarm:
@@ -68,6 +73,27 @@ class Alarm:
             with suppress(JobLookupError):  # the alarm clock stopped before whoever listened to it
                 job.remove()
 
+    async def repeat(
+        self,
+        name: str,
+        work: Callable[[], Awaitable[None]],
+        interval: timedelta,
+        *,
+        jitter: timedelta = timedelta(),
+    ) -> NoReturn:
+        """Work now and at each ring, for ever. A fault that we know by name is logged once, and tried again next time.
+
+        Args:
+            name: what the work is called in the log.
+            work: what to do.
+            interval: see `every`.
+            jitter: see `every`.
+        """
+        fault = await _attempted(name, work, "")
+        async for _ in self.every(interval, jitter=jitter):
+            fault = await _attempted(name, work, fault)
+        raise AssertionError("an alarm clock rings for ever")
+
     def _set(self, ring: Callable[[], Awaitable[None]], interval: timedelta, jitter: timedelta = timedelta()) -> Job:
         trigger = IntervalTrigger(seconds=interval.total_seconds(), jitter=jitter.total_seconds() or None, timezone=UTC)
         return self._scheduler.add_job(ring, trigger, misfire_grace_time=None, coalesce=True, max_instances=1)
@@ -75,3 +101,17 @@ class Alarm:
 
 async def _look() -> None:
     """Nothing of its own: the scheduler looks which other jobs are due whenever it runs one."""
+
+
+async def _attempted(name: str, work: Callable[[], Awaitable[None]], before: str) -> str:
+    """Work; the fault that came of it, which is logged if it is another than before."""
+    try:
+        await work()
+    except (IstioAuthError, OSError) as error:
+        fault = str(error)
+        if fault != before:
+            _log.error("it did not work, and will be tried again", work=name, reason=fault)
+        return fault
+    if before:
+        _log.info("it works again", work=name)
+    return ""

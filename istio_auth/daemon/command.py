@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Generic, NoReturn, Protocol, TypeVar
 
@@ -28,7 +28,7 @@ from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.lifecycle import Daemon, Exit, run
 from istio_auth.daemon.logging import Format, Level, configure
 from istio_auth.daemon.settings import Effective, Leaf, Loaded, Setting, Sources, leaves, load
-from istio_auth.errors import ConfigurationError
+from istio_auth.errors import ConfigurationError, IstioAuthError
 
 _CONFIG: Final = "config"
 _OUTPUT: Final = "output"
@@ -67,7 +67,8 @@ class Program(Generic[Config]):
         prefix: what its environment variables start with.
         file_name: its configuration file, in the folder for configuration.
         serve: its main coroutine.
-        check: looks deeper than the schema can, for `check-config`: raises ConfigurationError.
+        check: looks deeper than the schema can, for `check-config`: raises IstioAuthError.
+        commands: what else the program can do, by name: functions as typer wants them.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Program(Generic[Config]):
     file_name: str
     serve: Callable[[Config, Daemon], Awaitable[None]]
     check: Callable[[Config], None]
+    commands: Mapping[str, Callable[..., None]] = field(default_factory=dict)
 
 
 def run_command_line(program: Program[Config], arguments: Sequence[str] | None = None) -> NoReturn:
@@ -88,10 +90,10 @@ def run_command_line(program: Program[Config], arguments: Sequence[str] | None =
     """
     try:
         _app(program)(arguments, prog_name=program.name)
-    except ConfigurationError as error:
+    except IstioAuthError as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"{program.name}: {line}\n")
-        sys.exit(Exit.USAGE)
+        sys.exit(Exit.USAGE if isinstance(error, ConfigurationError) else Exit.FAILED)
     sys.exit(Exit.DONE)
 
 
@@ -143,6 +145,8 @@ def _app(program: Program[Config]) -> typer.Typer:
     app.command("check-config", help="Check the configuration; show what holds, and where it came from.")(
         _with_flags(check_config, schema, file, output)
     )
+    for name, command in program.commands.items():
+        app.command(name)(command)
     return app
 
 

@@ -1,0 +1,189 @@
+"""The composition root of `istio-ca`: everything that runs, and in which order it starts and ends.
+
+Start: health port, hold the store, authority and services, serving certificate, door, ready.
+End: not ready, no new connections, calls finished and streams ended, what was signed is on record, health port last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from functools import partial
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
+
+from ca.authority import ours
+from ca.authority_store import FileAuthorityStore
+from ca.authority_watch import AuthorityWatch
+from ca.config import Config
+from ca.issuer import ReservedNames
+from ca.metrics import CAMetrics, Gauge
+from ca.platform.standalone import Standalone, StandaloneSettings
+from ca.plugged import read_plugged
+from ca.registration_file import RegistrationFile
+from ca.registrations import RegistrationRules
+from ca.serving import ServingCertificate
+from istio_auth.authorize import member_of
+from istio_auth.clock import Clock
+from istio_auth.daemon.alarm import Alarm
+from istio_auth.daemon.http import HealthServer
+from istio_auth.daemon.lifecycle import Daemon
+from istio_auth.daemon.values import HostPort
+from istio_auth.door import Door, DoorLimits
+from istio_auth.errors import Code, ConfigurationError
+from istio_auth.rpc.server import Limits, RpcServer
+from istio_auth.system_clock import SystemClock
+from istio_auth.tls import server_context
+
+_GRACE = timedelta(seconds=5)  # for calls that are being answered when the end begins
+_LAST_BYTES = timedelta(seconds=1)  # for what they were answered to get out
+_RELOAD_EVERY = timedelta(seconds=2)
+_HOURLY, _JITTER = timedelta(hours=1), timedelta(minutes=5)
+_ALPN = ("h2",)
+_log = structlog.get_logger()
+
+
+async def serve(config: Config, daemon: Daemon) -> None:
+    """The CA's main coroutine.
+
+    Raises:
+        ConfigurationError: a file or setting can not be used.
+        NotReady: something that is needed is taken or away.
+    """
+    clock, registry = SystemClock(), _registry()
+    async with AsyncExitStack() as stack:
+        health = HealthServer(config.metrics_listen, daemon.readiness, registry)
+        await stack.enter_async_context(health)
+        ca = await stack.enter_async_context(_standalone(config, clock))
+        alarm = await stack.enter_async_context(Alarm())
+        serving = ServingCertificate(ca.issuer, ca.authority, config.serving_names, clock=clock)
+        await serving.renew()
+        CAMetrics(registry, ca.counts, (*ca.gauges(), _serving_gauge(serving)))
+        door = await stack.enter_async_context(Door(limits=_door_limits(config)))
+        server = RpcServer(door, ca.services(), limits=_limits(config), on_call=_call_metric(registry))
+        await server.start()
+        stack.push_async_callback(server.stop, _GRACE)
+        context = server_context(
+            serving.source, member_of(config.trust_domain), require_client_certificate=False, alpn=_ALPN
+        )
+        host, port = await door.listen_tls(config.listen.host, config.listen.port, context)
+        daemon.readiness.add("issuer", ca.not_ready)
+        daemon.readiness.add("server", serving.not_ready)
+        _look_after(daemon, alarm, ca, serving, clock)
+        _log.info(
+            "serving", trust_domain=str(config.trust_domain), grpc=str(HostPort(host, port)), health=str(health.address)
+        )
+        daemon.ready()
+        await daemon.until_stop()
+        door.stop_listening()
+        await server.stop(_GRACE)
+        await door.close(_LAST_BYTES)
+
+
+def check_files(config: Config) -> None:
+    """Look at the files that the configuration names, without changing anything.
+
+    Raises:
+        ConfigurationError: one of them can not be used.
+        NotReady: one could not be looked at.
+    """
+    settings = standalone_settings(config)
+    reserved = ReservedNames.of(settings.trust_domain, settings.serving_names)
+    RegistrationFile(
+        settings.registrations, RegistrationRules(settings.trust_domain, settings.profile.max_ttl, reserved.check)
+    )
+    if settings.plugged_in is not None:
+        read_plugged(settings.plugged_in, settings.trust_domain, SystemClock().now())
+    if (stored := FileAuthorityStore(settings.state_folder).load()) is not None:
+        ours(stored, settings.trust_domain)
+
+
+def standalone_settings(config: Config) -> StandaloneSettings:
+    """The part of the configuration that sets up the standalone platform."""
+    return StandaloneSettings(
+        trust_domain=config.trust_domain,
+        state_folder=config.state_folder,
+        registrations=config.registrations,
+        serving_names=config.serving_names,
+        plugged_in=config.authority.folder,
+        root_lifetime=config.authority.root_lifetime,
+        profile=config.signing.profile(),
+        recovery_window=config.agents.recovery_window,
+        renewal_needs_registration=config.agents.renewal_needs_registration,
+        record_required=config.issuance_log_required,
+    )
+
+
+@asynccontextmanager
+async def _standalone(config: Config, clock: Clock) -> AsyncIterator[Standalone]:
+    store = FileAuthorityStore(config.state_folder)
+    with store.hold():
+        # The port for health is open by now, and must be answered while a slow disk is looked at.
+        ca = await asyncio.to_thread(Standalone, standalone_settings(config), clock, store=store)
+        if not await asyncio.to_thread(config.registrations.exists):
+            _log.warning("there is no registrations file: agents can ask for nothing", path=str(config.registrations))
+        try:
+            yield ca
+        finally:
+            await ca.close()
+
+
+def _look_after(daemon: Daemon, alarm: Alarm, ca: Standalone, serving: ServingCertificate, clock: Clock) -> None:
+    """Everything that has to happen from time to time, or at SIGHUP."""
+    watch = AuthorityWatch(ca.authority, clock)
+
+    async def warn() -> None:
+        for words in ca.warnings():
+            _log.warning(words)
+
+    async def reload_registrations() -> None:
+        await ca.reload_if_changed()
+        if ca.registrations.fault is not None:
+            raise ConfigurationError(ca.registrations.fault)
+
+    daemon.supervise("serving certificate", serving.keep())
+    daemon.supervise("authority", alarm.repeat("authority", watch.look, watch.interval))
+    daemon.supervise("warnings", alarm.repeat("warnings", warn, _HOURLY, jitter=_JITTER))
+    daemon.supervise("registrations", alarm.repeat("registrations", ca.reload_if_changed, _RELOAD_EVERY))
+    sweep = partial(asyncio.to_thread, ca.sweep)
+    daemon.supervise("join tokens", alarm.repeat("join tokens", sweep, _HOURLY, jitter=_JITTER))
+    daemon.on_reload("registrations", reload_registrations)
+    daemon.on_reload("authority", watch.look)
+    daemon.on_reload("issuance log", partial(asyncio.to_thread, ca.reopen_log))
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(in_flight=config.limits.requests, connection_age=config.limits.connection_age)
+
+
+def _door_limits(config: Config) -> DoorLimits:
+    return DoorLimits(connections=config.limits.connections, per_caller=config.limits.connections_per_address)
+
+
+def _registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def _call_metric(registry: CollectorRegistry) -> Callable[[str, Code | None, float], None]:
+    seconds = Histogram(
+        "istio_auth_ca_call_seconds", "Time to answer a call, by its result.", ["method", "result"], registry=registry
+    )
+
+    def note(method: str, code: Code | None, duration: float) -> None:
+        seconds.labels(method, "ok" if code is None else code.name.lower()).observe(duration)
+
+    return note
+
+
+def _serving_gauge(serving: ServingCertificate) -> Gauge:
+    def end() -> dict[tuple[str, ...], float]:
+        return {} if serving.not_after is None else {(): serving.not_after.timestamp()}
+
+    return Gauge("istio_auth_ca_serving_certificate_end_timestamp", "When the server's certificate ends.", end)

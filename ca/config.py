@@ -1,0 +1,124 @@
+"""The settings of `istio-ca`: what each means, and what holds if nobody says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final
+
+from ca.authority import TEN_YEARS
+from ca.profile import IssuanceProfile
+from ca.recovery import DEFAULT_WINDOW
+from istio_auth.daemon.command import LogSettings
+from istio_auth.daemon.folders import Folders
+from istio_auth.daemon.settings import Setting
+from istio_auth.daemon.values import HostPort
+from istio_auth.spiffe_id import TrustDomain
+
+PREFIX: Final = "ISTIO_AUTH_CA__"
+FILE_NAME: Final = "ca.toml"
+_TRUST_DOMAIN: Final = TrustDomain("cluster.local")
+_LISTEN: Final = HostPort("", 15012)  # where istiod has it
+_METRICS_LISTEN: Final = HostPort("", 15014)  # the same
+_SERVING_NAMES: Final = ("localhost", "istiod.istio-system.svc", "istio-ca.istio-system.svc", "127.0.0.1", "::1")
+_PROFILE: Final = IssuanceProfile()
+_LOG: Final = LogSettings()
+
+
+def state_folder() -> Path:
+    """The state folder of the CA that the user of this process runs."""
+    return Folders.here().state / "ca"
+
+
+@dataclass(frozen=True, slots=True)
+class SigningSettings:
+    """Lifetimes of certificates.
+
+    Raises:
+        ConfigurationError: the values contradict each other.
+    """
+
+    default_ttl: Annotated[timedelta, Setting("how long a certificate lives if its caller does not say")] = (
+        _PROFILE.default_ttl
+    )
+    max_ttl: Annotated[timedelta, Setting("how long one may live at most")] = _PROFILE.max_ttl
+    clamp_excess_ttl: Annotated[bool, Setting("give the longest life to who asks for more, instead of refusing")] = (
+        _PROFILE.clamp_excess_ttl
+    )
+    backdate: Annotated[timedelta, Setting("how far it begins in the past, for peers whose clock is late")] = (
+        _PROFILE.backdate
+    )
+
+    def __post_init__(self) -> None:
+        self.profile()
+
+    def profile(self) -> IssuanceProfile:
+        """The lifetimes as the issuer takes them."""
+        return IssuanceProfile(
+            default_ttl=self.default_ttl,
+            max_ttl=self.max_ttl,
+            backdate=self.backdate,
+            clamp_excess_ttl=self.clamp_excess_ttl,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AuthoritySettings:
+    """Who signs."""
+
+    folder: Annotated[
+        Path | None,
+        Setting(
+            "folder of a plugged-in CA (ca-cert.pem, ... or tls.crt, ...); without one a root is made", "--ca-folder"
+        ),
+    ] = None
+    root_lifetime: Annotated[timedelta, Setting("how long a root that is made here lives")] = TEN_YEARS
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Node agents and what they ask for."""
+
+    recovery_window: Annotated[
+        timedelta, Setting("how long after the end of its SVID an agent can come back with its node key")
+    ] = DEFAULT_WINDOW
+    renewal_needs_registration: Annotated[
+        bool, Setting("let a workload renew its own certificate only while it is registered")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """How much is taken on at once; more is answered with a hint when to come again."""
+
+    connections: Annotated[int, Setting("connections open at once")] = 10_000
+    connections_per_address: Annotated[int, Setting("of these, from one address")] = 2_000
+    requests: Annotated[int, Setting("requests being answered at once")] = 256
+    connection_age: Annotated[timedelta, Setting("after about this long a caller has to connect anew")] = timedelta(
+        minutes=30
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it."""
+
+    trust_domain: Annotated[TrustDomain, Setting("whose CA this is")] = _TRUST_DOMAIN
+    listen: Annotated[HostPort, Setting("where to serve gRPC over TLS")] = _LISTEN
+    metrics_listen: Annotated[HostPort, Setting("where to serve /healthz, /readyz and /metrics")] = _METRICS_LISTEN
+    serving_names: Annotated[tuple[str, ...], Setting("DNS names and addresses that callers know this server by")] = (
+        _SERVING_NAMES
+    )
+    state_folder: Annotated[Path, Setting("where authority, issuance log, join tokens and agents are kept")] = field(
+        default_factory=state_folder
+    )
+    registrations: Annotated[Path, Setting("the file that says what each agent may ask for")] = field(
+        default_factory=lambda: Folders.here().config / "registrations.toml"
+    )
+    issuance_log_required: Annotated[bool, Setting("release no certificate that could not be put on record")] = True
+    authority: AuthoritySettings = AuthoritySettings()
+    signing: SigningSettings = SigningSettings()
+    agents: AgentSettings = AgentSettings()
+    limits: LimitSettings = LimitSettings()
+    log: LogSettings = _LOG
