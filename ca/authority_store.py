@@ -42,7 +42,7 @@ class AuthorityStore(ABC):
             NotReady: it could not be looked at.
         """
         content = self._guarded_read()
-        return None if content is None else Versioned(AuthorityState.from_json(content), _version(content))
+        return None if content is None else Versioned(AuthorityState.from_json(content), version_of(content))
 
     def store(self, state: AuthorityState, *, expected: str | None) -> Versioned[AuthorityState]:
         """Replace what is stored.
@@ -62,7 +62,7 @@ class AuthorityStore(ABC):
             raise
         except Exception as error:
             raise NotReady(f"the state of the authority could not be written ({type(error).__name__})") from error
-        return Versioned(state, _version(content))
+        return Versioned(state, version_of(content))
 
     @abstractmethod
     def _read(self) -> bytes | None:
@@ -128,12 +128,13 @@ class FileAuthorityStore(AuthorityStore):
     def _write(self, content: bytes, expected: str | None) -> None:
         with nullcontext() if self._held else self.hold():
             found = self._read()
-            if (None if found is None else _version(found)) != expected:
+            if (None if found is None else version_of(found)) != expected:
                 raise ConflictError(f"{self._path} is not what it was")
             atomic_write(self._path, content, mode=0o600)
             if expected is None:
                 sync_folder(self._folder.parent)  # the folder may be as new as the file
 
 
-def _version(content: bytes) -> str:
+def version_of(content: bytes) -> str:
+    """The version of a content: its digest."""
     return hashlib.sha256(content).hexdigest()
