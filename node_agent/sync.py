@@ -74,16 +74,14 @@ class Sync:
         self._changed = asyncio.Event()
         self._again = asyncio.Event()
         self._held = Registrations()
+        self._expected_end = False
         self.connected = False
         self.not_offered = False
-
-    @property
-    def revision(self) -> int:
-        """Of the registrations that the CA sent."""
-        return self._held.revision
+        self.heard = False  # whether the CA ever told us anything
 
     def look_again(self) -> None:
-        """We may be able to connect now."""
+        """What we prove ourselves by has changed: a stream that ends now ends for that, and the next comes at once."""
+        self._expected_end = True
         self._again.set()
 
     def report(self) -> None:
@@ -107,6 +105,7 @@ class Sync:
         Returns:
             how long to wait before the next.
         """
+        self._expected_end = False
         try:
             async for news in self._client.sync(self._reports()):
                 if not self.connected:
@@ -145,6 +144,7 @@ class Sync:
         )
 
     async def _take(self, news: News) -> None:
+        self.heard = True
         if news.bundles:
             try:
                 if await self._trust.take(news.bundles):
@@ -181,6 +181,8 @@ class Sync:
         return ASK_AGAIN
 
     def _note_end(self, error: IstioAuthError) -> timedelta:
+        if self._expected_end:
+            return timedelta()
         wait = self._backoff.failed(error.retry_after)
         self._metrics.syncs.labels(error.code.name).inc()
         log.warning("not in sync with the CA", reason=str(error), again_in=in_words(wait))

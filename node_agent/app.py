@@ -1,0 +1,252 @@
+"""The composition root of the node agent: everything is made here, wired, run, and ended in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+import structlog
+
+from istio_auth.clock import Clock
+from istio_auth.daemon.alarm import Alarm
+from istio_auth.daemon.http import HealthServer
+from istio_auth.daemon.lifecycle import Daemon
+from istio_auth.door import Door, UnixCaller
+from istio_auth.errors import IstioAuthError, NotAuthorized
+from istio_auth.registration import Registration
+from istio_auth.rpc.server import Limits, RpcServer
+from istio_auth.sources.memory import MemorySource
+from istio_auth.spiffe_id import SpiffeID
+from istio_auth.system_clock import SystemClock
+from istio_auth.x509_source import X509Context
+from node_agent.attest.socket import SocketAttestor
+from node_agent.attest.unix import UnixAttestor
+from node_agent.ca_client import AnyCA
+from node_agent.ca_link import CALink
+from node_agent.cache import WorkloadCache
+from node_agent.config import Config, SocketSettings
+from node_agent.enrolment import Enrolment
+from node_agent.identity import Identity
+from node_agent.istio_contract import IstioClient
+from node_agent.metrics import Metrics
+from node_agent.node_service import NodeServiceClient
+from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
+from node_agent.renewal import Renewals, first_to_lapse
+from node_agent.sds.service import SecretDiscovery
+from node_agent.state import StateFolder, read_token
+from node_agent.sync import Sync
+from node_agent.trust import Trust, at_start
+
+LOOK_AT_FILES = timedelta(seconds=10)
+DRAIN = timedelta(seconds=5)
+# A local connection is cheap to keep. What is looked at when it opens is looked at again after half a day.
+LIMITS = Limits(connection_age=timedelta(hours=12))
+log = structlog.get_logger()
+
+
+async def serve(config: Config, daemon: Daemon) -> None:
+    """Run the agent until the daemon is to stop."""
+    state = await asyncio.to_thread(StateFolder, config.state_folder)
+    with state.lock:
+        await asyncio.to_thread(state.tidy)
+        if not config.socket:
+            await asyncio.to_thread(config.run_folder.mkdir, mode=0o755, parents=True, exist_ok=True)
+        agent = await asyncio.to_thread(Agent, config, state, SystemClock())
+        async with agent.serving(daemon):
+            daemon.ready()
+            await daemon.until_stop()
+
+
+def check(config: Config) -> None:
+    """Look at the files that the configuration names, as a start would.
+
+    Raises:
+        ConfigurationError: one of them can not be used.
+    """
+    trust_bundle(config.trust_bundle, config.trust_domain).read()
+    if config.registrations is not None:
+        local_registrations(config.registrations, config.trust_domain).read()
+    read_token(config.join_token_file)
+
+
+class Agent:
+    """All parts of an agent, wired. Made on a thread, because it reads files; runs on one event loop.
+
+    Args:
+        config: the settings.
+        state: what is kept, locked.
+        clock: tells the time.
+
+    Raises:
+        ConfigurationError: a file can not be used.
+    """
+
+    def __init__(self, config: Config, state: StateFolder, clock: Clock) -> None:
+        self.config, self.clock, self.metrics = config, clock, Metrics()
+        self._pinned = trust_bundle(config.trust_bundle, config.trust_domain)
+        self._local: OperatorFile[tuple[Registration, ...]] | None = None
+        registered: tuple[Registration, ...] = ()
+        if config.registrations is not None:
+            self._local = local_registrations(config.registrations, config.trust_domain)
+            registered = self._local.read()
+        self.trust = Trust(
+            config.trust_domain,
+            at_start(self._pinned.read(), state.trust()),
+            lambda kept: asyncio.to_thread(state.keep_trust, kept),
+        )
+        self.cache = WorkloadCache(self.trust.bundles)
+        self.cache.register(registered)
+        self._anonymous = MemorySource(X509Context((), self.trust.bundles))
+        own = MemorySource()
+        self._proven, self._unproven = self._link(own), self._link(self._anonymous)
+        proven = self._client(self._proven)
+        enrolment = Enrolment(
+            config.spiffe_id,
+            state.node_key(),
+            state=state,
+            trust=self.trust,
+            proven=proven,
+            unproven=self._client(self._unproven),
+            read_token=lambda: read_token(config.join_token_file),
+            ttl=config.svid_ttl,
+            clock=clock,
+        )
+        self.identity = Identity(
+            enrolment,
+            state=state,
+            source=own,
+            trust=self.trust,
+            svid=state.svid(config.spiffe_id),
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self.renewals = Renewals(self.cache, proven, ready=self.identity.lives, clock=clock, metrics=self.metrics)
+        self.discovery = SecretDiscovery(
+            self.cache, config.trust_domain, attestors=(UnixAttestor(), SocketAttestor()), metrics=self.metrics
+        )
+        self.sync = Sync(
+            proven,
+            trust=self.trust,
+            ready=self.identity.lives,
+            consumers=self.discovery.consumers,
+            registered=None if self._local else self.cache.register,
+            metrics=self.metrics,
+        )
+        self._wire()
+        self._measure()
+
+    def _link(self, source: MemorySource) -> CALink:
+        return CALink(self.config.ca_address, source, SpiffeID.for_ca(self.config.trust_domain), clock=self.clock)
+
+    def _client(self, link: CALink) -> AnyCA:
+        timeout, version = self.config.ca_timeout, importlib.metadata.version("istio-auth")
+        node = NodeServiceClient(link, self.config.trust_domain, timeout=timeout, version=version)
+        return AnyCA(node, IstioClient(link, timeout=timeout))
+
+    def _wire(self) -> None:
+        """Who is told of what."""
+        self.trust.subscribe(self._trust_changed)
+        self.identity.subscribe(self._proven.renew)
+        self.identity.subscribe(self.renewals.look_again)
+        self.identity.subscribe(self.sync.look_again)
+        self.discovery.subscribe(self.sync.report)
+        self.cache.subscribe(self.sync.report)
+
+    def _trust_changed(self) -> None:
+        self._anonymous.replace(X509Context((), self.trust.bundles))
+        self.cache.trust(self.trust.bundles)
+
+    def _measure(self) -> None:
+        gauge, until, now = self.metrics.gauge, self.metrics.seconds_until, self.clock.now
+        until(
+            "seconds_until_first_lapse",
+            "Until the first workload loses its certificate, if no more of them come",
+            lambda: first_to_lapse(self.cache.snapshot),
+            now,
+        )
+        until(
+            "seconds_until_own_lapse",
+            "Until the agent's own SVID ends",
+            lambda: self.identity.svid.not_after if self.identity.svid else None,
+            now,
+        )
+        gauge("workloads", "Identities registered for this node", lambda: len(self.cache.snapshot.wanted))
+        gauge("svids_held", "Of these, how many have a certificate", lambda: len(self.cache.snapshot.held))
+        gauge("sync_connected", "Whether the stream with the CA is open", lambda: self.sync.connected)
+        gauge("bundle_sequence", "Of the bundle of our own trust domain", lambda: self.trust.own.sequence or 0)
+        gauge("sds_clients", "Open streams of SDS clients", self.discovery.clients)
+        gauge("sds_clients_waiting", "Of these, how many wait for something", self.discovery.waiting)
+        gauge("bundle_consumers", "Clients that want the bundle", lambda: self.discovery.consumers().total)
+        gauge("bundle_consumers_current", "Of these, who accepted the present one", self._current)
+
+    def _current(self) -> float:
+        return self.discovery.consumers().current
+
+    @asynccontextmanager
+    async def serving(self, daemon: Daemon) -> AsyncIterator[None]:
+        """Serve workloads from entering to leaving; leaving ends calls and streams in good order."""
+        daemon.readiness.add("identity", lambda: None if self.identity.lives() else "no SVID of our own yet")
+        daemon.readiness.add("registrations", self._registrations_missing)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._proven.close)
+            stack.push_async_callback(self._unproven.close)
+            alarm = await stack.enter_async_context(Alarm())
+            await stack.enter_async_context(
+                HealthServer(self.config.metrics_listen, daemon.readiness, self.metrics.registry)
+            )
+            door = await stack.enter_async_context(Door(on_refused=self._refused))
+            server = RpcServer(door, [self.discovery.service()], limits=LIMITS)
+            await server.start()
+            stack.push_async_callback(server.stop, DRAIN)
+            for each in self.config.sockets:
+                await door.listen_unix(each.path, name=each.name, mode=each.permissions, admit=admission(each))
+                log.info("workloads are served", socket=str(each.path), name=each.name)
+            stack.callback(door.stop_listening)
+            daemon.supervise("identity", self.identity.run())
+            daemon.supervise("sync", self.sync.run())
+            daemon.supervise("renewals", self.renewals.run())
+            daemon.supervise("files", self._follow_files(alarm))
+            daemon.on_reload("files", self._reload)
+            yield
+
+    def _registrations_missing(self) -> str | None:
+        if self._local is not None or self.sync.heard:
+            return None
+        return "the CA sends no registrations: name a file" if self.sync.not_offered else "no registrations yet"
+
+    def _refused(self, listener: str, error: IstioAuthError) -> None:
+        self.metrics.callers_refused.labels(listener).inc()
+        log.warning("a caller was refused at a socket", socket=listener, reason=str(error))
+
+    async def _reload(self) -> None:
+        self.identity.look_again()
+        await self.trust.pin(await asyncio.to_thread(self._pinned.read))
+        if self._local is not None:
+            self.cache.register(await asyncio.to_thread(self._local.read))
+
+    async def _follow_files(self, alarm: Alarm) -> None:
+        async for _ in alarm.every(LOOK_AT_FILES):
+            try:
+                if (pinned := await asyncio.to_thread(self._pinned.read_change)) is not None:
+                    await self.trust.pin(pinned)
+                if self._local and (rows := await asyncio.to_thread(self._local.read_change)) is not None:
+                    self.cache.register(rows)
+            except IstioAuthError as error:
+                log.warning("a file is not taken, the last good content stays", reason=str(error))
+
+
+def admission(settings: SocketSettings) -> Callable[[UnixCaller], None] | None:
+    """Who may connect to a socket at all; None if everybody may."""
+    if not settings.uids:
+        return None
+    welcome = frozenset(settings.uids)
+
+    def admit(caller: UnixCaller) -> None:
+        if caller.uid not in welcome:
+            allowed = ", ".join(map(str, sorted(welcome)))
+            raise NotAuthorized(f"{caller} is refused: this socket is for uid {allowed}")
+
+    return admit

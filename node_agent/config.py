@@ -1,0 +1,106 @@
+"""The agent's settings, and what can be checked of them before it runs."""
+
+from __future__ import annotations
+
+import re
+import socket as sockets
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from istio_auth.daemon.command import LogSettings
+from istio_auth.daemon.folders import Folders
+from istio_auth.daemon.settings import Setting
+from istio_auth.daemon.values import HostPort
+from istio_auth.errors import ConfigurationError, InvalidSpiffeID
+from istio_auth.spiffe_id import SpiffeID, TrustDomain
+
+PREFIX = "ISTIO_AUTH_AGENT__"
+CA_ADDRESS = HostPort("localhost", 15012)
+METRICS_LISTEN = HostPort("127.0.0.1", 15021)
+TRUST_DOMAIN = TrustDomain("cluster.local")
+_SOCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_MODE = re.compile(r"0?[0-7]{3}")
+
+
+@dataclass(frozen=True, slots=True)
+class SocketSettings:
+    """One Unix socket for workloads: `[[socket]]` in the file.
+
+    Args:
+        path: where it is; its folder must exist, or be in the folder for sockets.
+        name: what its callers are known by: they have the selector `socket:<name>`.
+        mode: its mode, in octal. Who may connect is known by uid, and gets what is registered for it; so a socket
+            that everybody may connect to tells nobody anything.
+        uids: the only users that may connect; none means all.
+    """
+
+    path: Path
+    name: str
+    mode: str = "0666"
+    uids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _SOCKET_NAME.fullmatch(self.name):
+            raise ConfigurationError(f"{self.name[:100]!r} is no name for a socket: use a-z, 0-9, '.', '_' and '-'")
+        if not _MODE.fullmatch(self.mode):
+            raise ConfigurationError(f"{self.mode[:100]!r} is no mode: write it in octal, for instance 0600")
+        if not self.path.is_absolute():
+            raise ConfigurationError(f"{self.path} is no absolute path")
+        if any(uid < 0 for uid in self.uids):
+            raise ConfigurationError("a uid is not negative")
+
+    @property
+    def permissions(self) -> int:
+        """The mode as a number."""
+        return int(self.mode, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings."""
+
+    ca_address: Annotated[HostPort, Setting("where the CA is")] = CA_ADDRESS
+    ca_timeout: Annotated[timedelta, Setting("how long one call to the CA may take")] = timedelta(seconds=15)
+    trust_domain: Annotated[TrustDomain, Setting("our trust domain")] = TRUST_DOMAIN
+    trust_bundle: Annotated[
+        Path, Setting("the bundle pinned for the CA: what `ca-cli trust-bundle` printed, or PEM")
+    ] = field(default_factory=lambda: Folders.here().config / "trust-bundle.json")
+    join_token_file: Annotated[Path | None, Setting("the file with the token to join by; needed once")] = None
+    name: Annotated[str, Setting("the name to join by; the SPIFFE ID is made of it")] = field(
+        default_factory=sockets.gethostname
+    )
+    svid_ttl: Annotated[timedelta | None, Setting("the lifetime to ask for, for our own SVID")] = None
+    registrations: Annotated[
+        Path | None, Setting("a file of workloads, for a CA that sends none: it has Istio's contract only")
+    ] = None
+    state_folder: Annotated[Path, Setting("where our own key and SVID are kept")] = field(
+        default_factory=lambda: Folders.here().state / "agent"
+    )
+    run_folder: Annotated[Path, Setting("where the socket is, if none is named in the file")] = field(
+        default_factory=lambda: Folders.here().runtime
+    )
+    metrics_listen: Annotated[HostPort, Setting("where health and metrics are served")] = METRICS_LISTEN
+    log: LogSettings = field(default_factory=LogSettings)
+    socket: tuple[SocketSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            SpiffeID.for_agent(self.trust_domain, self.name)
+        except InvalidSpiffeID as error:
+            raise ConfigurationError(f"{self.name[:100]!r} can not be our name: {error}; set another") from error
+        for what in ("path", "name"):
+            values = [getattr(each, what) for each in self.socket]
+            if len(set(values)) != len(values):
+                raise ConfigurationError(f"two sockets have the same {what}")
+
+    @property
+    def spiffe_id(self) -> SpiffeID:
+        """Who we are."""
+        return SpiffeID.for_agent(self.trust_domain, self.name)
+
+    @property
+    def sockets(self) -> tuple[SocketSettings, ...]:
+        """The sockets for workloads: those of the file, or else one for everybody."""
+        return self.socket or (SocketSettings(self.run_folder / "agent.sock", "agent"),)

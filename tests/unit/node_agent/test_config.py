@@ -1,0 +1,80 @@
+"""The agent's settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from istio_auth.daemon.settings import Sources, load
+from istio_auth.door import UnixCaller
+from istio_auth.errors import ConfigurationError, NotAuthorized
+from node_agent.app import admission
+from node_agent.config import PREFIX, Config, SocketSettings
+
+FILE = """
+ca_address = "ca.internal:15012"
+name = "node-1"
+
+[[socket]]
+path = "/run/web.sock"
+name = "web"
+mode = "0600"
+uids = [1000, 1001]
+
+[[socket]]
+path = "db.sock"
+name = "db"
+"""
+
+
+def loaded(tmp_path: Path, text: str) -> Config:
+    file = tmp_path / "node-agent.toml"
+    file.write_text(text)
+    return load(Config, Sources(file, file_required=True, prefix=PREFIX)).config
+
+
+def test_the_file_says_what_holds(tmp_path: Path) -> None:
+    config = loaded(tmp_path, FILE)
+    assert str(config.spiffe_id) == "spiffe://cluster.local/agent/node-1"
+    web, db = config.sockets
+    assert (web.permissions, web.uids) == (0o600, (1000, 1001))
+    assert db.path == tmp_path / "db.sock"
+
+
+def test_without_sockets_in_the_file_there_is_one_for_everybody(tmp_path: Path) -> None:
+    (only,) = loaded(tmp_path, 'name = "n"\nrun_folder = "run"').sockets
+    assert only == SocketSettings(tmp_path / "run/agent.sock", "agent")
+    assert only.permissions == 0o666
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ('"node-1"', '"node/1"'),
+        ('"node-1"', '""'),
+        ('name = "db"', 'name = "web"'),
+        ('"db.sock"', '"/run/web.sock"'),
+        ('name = "db"', 'name = "d b"'),
+        ('"0600"', '"rw"'),
+        ('"0600"', '"0888"'),
+        ("[1000", "[-1"),
+        ("uids", "uid"),
+    ],
+)
+def test_a_mistake_in_one_place_is_refused(tmp_path: Path, good: str, bad: str) -> None:
+    assert good in FILE
+    with pytest.raises(ConfigurationError):
+        loaded(tmp_path, FILE.replace(good, bad))
+    loaded(tmp_path, FILE)
+
+
+def test_a_socket_with_uids_is_for_them_alone() -> None:
+    settings = SocketSettings(Path("/s"), "s", uids=(7,))
+    admit = admission(settings)
+    assert admit is not None
+    admit(UnixCaller(7, 1, 1, "s"))
+    with pytest.raises(NotAuthorized):
+        admit(UnixCaller(0, 7, 7, "s"))
+    assert admission(replace(settings, uids=())) is None
