@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,6 +15,8 @@ from istio_auth.daemon.command import LogSettings
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.settings import Setting
 from istio_auth.daemon.values import HostPort
+from istio_auth.errors import ConfigurationError
+from istio_auth.registration import check_dns_name
 from istio_auth.spiffe_id import TrustDomain
 
 PREFIX: Final = "ISTIO_AUTH_CA__"
@@ -39,10 +42,10 @@ class SigningSettings:
         ConfigurationError: the values contradict each other.
     """
 
-    default_ttl: Annotated[timedelta, Setting("how long a certificate lives if its caller does not say")] = (
-        _PROFILE.default_ttl
-    )
-    max_ttl: Annotated[timedelta, Setting("how long one may live at most")] = _PROFILE.max_ttl
+    default_ttl: Annotated[
+        timedelta, Setting("how long a certificate lives if its caller does not say", "--default-ttl")
+    ] = _PROFILE.default_ttl
+    max_ttl: Annotated[timedelta, Setting("how long one may live at most", "--max-ttl")] = _PROFILE.max_ttl
     clamp_excess_ttl: Annotated[bool, Setting("give the longest life to who asks for more, instead of refusing")] = (
         _PROFILE.clamp_excess_ttl
     )
@@ -73,7 +76,9 @@ class AuthoritySettings:
             "folder of a plugged-in CA (ca-cert.pem, ... or tls.crt, ...); without one a root is made", "--ca-folder"
         ),
     ] = None
-    root_lifetime: Annotated[timedelta, Setting("how long a root that is made here lives")] = TEN_YEARS
+    root_lifetime: Annotated[timedelta, Setting("how long a root that is made here lives", "--root-lifetime")] = (
+        TEN_YEARS
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,11 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """How much is taken on at once; more is answered with a hint when to come again."""
+    """How much is taken on at once; more is answered with a hint when to come again.
+
+    Raises:
+        ConfigurationError: nothing at all could be taken on.
+    """
 
     connections: Annotated[int, Setting("connections open at once")] = 10_000
     connections_per_address: Annotated[int, Setting("of these, from one address")] = 2_000
@@ -99,10 +108,18 @@ class LimitSettings:
         minutes=30
     )
 
+    def __post_init__(self) -> None:
+        if min(self.connections, self.connections_per_address, self.requests) < 1:
+            raise ConfigurationError("a limit is at least 1")
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All of it."""
+    """All of it.
+
+    Raises:
+        ConfigurationError: a serving name can not stand in a certificate.
+    """
 
     trust_domain: Annotated[TrustDomain, Setting("whose CA this is")] = _TRUST_DOMAIN
     listen: Annotated[HostPort, Setting("where to serve gRPC over TLS")] = _LISTEN
@@ -122,3 +139,16 @@ class Config:
     agents: AgentSettings = AgentSettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = _LOG
+
+    def __post_init__(self) -> None:
+        for name in self.serving_names:
+            if not _is_address(name):
+                check_dns_name(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -33,6 +33,7 @@ from istio_auth.errors import ConfigurationError, IstioAuthError
 _CONFIG: Final = "config"
 _OUTPUT: Final = "output"
 _VERSION: Final = "version"
+_AS_IT_IS: Final = "\b\n"  # typer wraps a paragraph unless it begins so
 _DISTRIBUTION: Final = "istio-auth"
 
 
@@ -131,9 +132,11 @@ def _app(program: Program[Config]) -> typer.Typer:
 
     epilog = (
         f"Every setting can also be given in the file, or in the environment as {program.prefix}<NAME>, for instance "
-        f"{program.prefix}LOG__LEVEL; flags win over the environment, and that over the file. Folders here: "
-        f"{folders.config}, {folders.state}, {folders.runtime}. "
-        "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+        f"{program.prefix}LOG__LEVEL; flags win over the environment, and that over the file.\n\n"
+        f"{_AS_IT_IS}Folders here: {folders.config} (configuration)\n"
+        f"              {folders.state} (state)\n"
+        f"              {folders.runtime} (sockets)\n\n"
+        f"{_AS_IT_IS}Exit codes: 0 done, 1 failed, 2 wrong usage or configuration"
     )
     file = folders.config / program.file_name
     version = _parameter(_VERSION, typer.Option("--version", help="show the version and exit"), bool)
