@@ -45,9 +45,12 @@ def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     if not labels or any(label != b"CERTIFICATE" for label in labels):
         raise InvalidPEM("expected certificates in PEM and nothing else")
     try:
-        return tuple(map(_numbered, x509.load_pem_x509_certificates(pem)))
+        found = tuple(map(_numbered, x509.load_pem_x509_certificates(pem)))
     except _UNREADABLE as error:
         raise InvalidPEM("a certificate in the PEM does not parse") from error
+    if len(found) != len(labels):  # the parser passes over a block that has no end
+        raise InvalidPEM("a certificate in the PEM is truncated")
+    return found
 
 
 def read_der_certificates(der: bytes) -> tuple[x509.Certificate, ...]:

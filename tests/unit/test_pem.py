@@ -63,6 +63,7 @@ def test_a_certificate_file_holds_certificates_and_nothing_else(authority: FakeA
         block("CERTIFICATE", der[:-1]),
         block("CERTIFICATE", der + b"\0"),
         good[:-30],
+        good + good[:-30],
         good.replace(b"MII", b"M!I", 1),
     ):
         with pytest.raises(InvalidPEM):
