@@ -248,6 +248,14 @@ async def test_a_change_of_trust_reaches_what_we_present(agent: Agent) -> None:
     assert agent.source.svid().id == ME
 
 
+async def test_a_clock_set_back_with_the_cas_is_healed_by_one_renewal(agent: Agent) -> None:
+    await agent.enrol()
+    agent.clock.advance(-timedelta(minutes=30))
+    await agent.pass_time(MINUTE)
+    assert agent.source.svid().not_before <= agent.clock.now()
+    assert agent.ca.calls == ["sign"]
+
+
 async def test_a_clock_set_back_on_this_machine_alone_makes_no_storm_and_loses_nothing(agent: Agent) -> None:
     await agent.enrol()
     good = agent.source.svid()

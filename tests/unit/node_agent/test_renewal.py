@@ -181,6 +181,18 @@ async def test_one_refused_entry_holds_up_no_other_and_waits_for_itself(clock: F
     assert set(node.cache.snapshot.held) == {ident("a"), ident("b")}
 
 
+async def test_a_refusal_that_is_over_is_forgotten(clock: FakeClock) -> None:
+    node = Node(clock, "a")
+    node.ca.refusals[ident("a")] = NotAuthorized("no")
+    await node.pass_time(HOUR)
+    del node.ca.refusals[ident("a")]
+    await node.pass_time(10 * MINUTE)
+    node.ca.refusals[ident("a")] = NotAuthorized("no")
+    node.ca.batches.clear()
+    await node.pass_time(HOUR * 0.6)
+    assert node.ca.signed >= 7  # the waits are short again; with the old ones it would be two or three
+
+
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.NONE], ids=lambda each: each.value)
 async def test_a_bad_answer_is_counted_and_never_replaces_a_good_svid(clock: FakeClock, fault: Fault) -> None:
     node = Node(clock, "a")
@@ -269,6 +281,6 @@ async def test_the_most_urgent_come_first(clock: FakeClock) -> None:
     node = Node(clock, *range(MAX_BATCH))
     await node.settle()
     node.ca.failure = away()
-    node.register("new", *range(MAX_BATCH))
+    node.register(*range(MAX_BATCH), "new")
     await node.pass_time(HOUR * 0.6)
     assert node.ca.batches[-1][0] == ident("new")
