@@ -31,7 +31,7 @@ from istio_auth.files import private_folder, sync_folder
 
 _log = logging.getLogger(__name__)
 _LONGEST_TAIL = 1 << 20  # many times what one batch writes
-_PROBE = b" " * 4096
+_PROBE = b" " * (64 << 10)  # about what a full trip of orders writes
 
 
 @dataclass(frozen=True, slots=True)
