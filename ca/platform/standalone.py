@@ -91,6 +91,7 @@ class Standalone:
     def __init__(self, settings: StandaloneSettings, clock: Clock, *, store: AuthorityStore | None = None) -> None:
         self._settings = settings
         self._clock = clock
+        self._closed = False
         folder, domain = private_folder(settings.state_folder), settings.trust_domain
         self.counts = Counts()
         self.sync_book = SyncBook()
@@ -171,7 +172,10 @@ class Standalone:
         return tuple(found)
 
     async def close(self) -> None:
-        """Finish what was begun, and take no more."""
+        """Finish what was begun, and take no more. Once more does no harm."""
+        if self._closed:
+            return
+        self._closed = True
         await self.admission.close()
         await self.issuer.close()
         self._log.close()

@@ -107,6 +107,7 @@ class StandaloneCA:
         self.clock = clock
         self.folder = folder / "state"
         self.registrations = folder / "registrations.toml"
+        folder.mkdir(exist_ok=True)
         self.registrations.write_text(registrations)
         usual = StandaloneSettings(DOMAIN, self.folder, self.registrations, ["istio-ca.test"], **settings)  # type: ignore[arg-type]  # fields of the settings, by name
         self.platform = Standalone(usual, clock)
