@@ -12,15 +12,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-import grpc
 from google.protobuf.message import Message
 
 from istio_auth.authorize import is_id
 from istio_auth.clock import Clock
 from istio_auth.daemon.values import HostPort
 from istio_auth.door import Portal
-from istio_auth.errors import IstioAuthError
+from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.rpc.channel import Channel
+from istio_auth.rpc.status import UnknownMethod
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.tls import client_context
 from istio_auth.x509_source import X509Source
@@ -85,6 +85,12 @@ class CALink:
                 yield response
         except IstioAuthError as error:
             raise _told(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Nobody cancelled us: this is how gRPC tells that the channel under the call was closed.
+            raise NotReady("the connection to the CA was replaced") from None
 
     def renew(self) -> None:
         """Use a new connection from now on: what we present has changed."""
@@ -125,7 +131,4 @@ class CALink:
 
 def _told(error: IstioAuthError) -> IstioAuthError:
     """The error, in the words of the port."""
-    cause = error.__cause__
-    if isinstance(cause, grpc.RpcError) and cause.code() is grpc.StatusCode.UNIMPLEMENTED:
-        return NotOffered(str(error))
-    return error
+    return NotOffered(str(error)) if isinstance(error, UnknownMethod) else error

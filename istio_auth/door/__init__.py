@@ -1,7 +1,8 @@
 """The door: listeners that learn who calls (TLS or Unix peer) before a server sees a byte, and the portal out."""
 
 from istio_auth.door.callers import Caller, ProcessHandle, TLSCaller, UnixCaller
-from istio_auth.door.door import Door, DoorLimits
+from istio_auth.door.door import Door
 from istio_auth.door.portal import Portal
+from istio_auth.door.register import DoorLimits
 
 __all__ = ["Caller", "Door", "DoorLimits", "Portal", "ProcessHandle", "TLSCaller", "UnixCaller"]

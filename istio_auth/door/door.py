@@ -1,35 +1,39 @@
-"""Listeners that learn who calls before a server sees a byte."""
+"""Listeners that learn who calls before a server sees a byte.
+
+Python's gRPC tells a handler neither the credentials of a Unix peer nor a TLS peer's chain. So the real server listens
+privately (on `Door.target`, in a folder of mode 0700), and every caller comes through a listener here: it is proven
+first, then its connection is spliced to the private server from a socket bound to a random 128-bit name. The server
+sees that name as its peer, and `Door.caller` tells who is behind it; names it does not know are refused.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
 from istio_auth.door.callers import Caller, UnixCaller
-from istio_auth.errors import IstioAuthError, NotAuthenticated, NotReady
-
-
-@dataclass(frozen=True, slots=True)
-class DoorLimits:
-    """How much a door takes on.
-
-    Args:
-        connections: open at once, over all listeners.
-        per_caller: open at once from one address, or from one user id.
-        handshake: how long a caller may take to prove itself.
-    """
-
-    connections: int = 10_000
-    per_caller: int = 2_000
-    handshake: timedelta = timedelta(seconds=10)
+from istio_auth.door.register import DoorLimits, Register
+from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket
+from istio_auth.door.visit import TLSVisit, UnixVisit
+from istio_auth.errors import ConfigurationError, IstioAuthError
 
 
 class Door:
-    """One private server, and the listeners in front of it. An async context manager."""
+    """One private server, and the listeners in front of it. An async context manager.
+
+    Args:
+        folder: where to make the private folder; the machine's folder for temporary files by default.
+        limits: how much it takes on.
+        on_refused: told of each caller that was turned away: the listener's name (`tls`, or the Unix listener's own)
+            and the reason.
+
+    Attributes:
+        target: what the private gRPC server binds to.
+    """
 
     def __init__(
         self,
@@ -38,7 +42,11 @@ class Door:
         limits: DoorLimits | None = None,
         on_refused: Callable[[str, IstioAuthError], None] | None = None,
     ) -> None:
-        self.target = "unix:"
+        self._private = PrivateFolder(folder)
+        self._server_path = self._private.socket_path("server")
+        self.target = f"unix:{self._server_path}"
+        self._register = Register(self._server_path, limits or DoorLimits(), on_refused)
+        self._listeners: list[tuple[asyncio.Server, Path | None]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -46,9 +54,45 @@ class Door:
     async def __aexit__(self, *_exc: object) -> None:
         await self.close(timedelta())
 
+    @property
+    def connections(self) -> int:
+        """How many callers are connected now, those in their handshake included."""
+        return self._register.connections
+
+    @property
+    def accepted(self) -> int:
+        """How many callers were let through so far."""
+        return self._register.accepted
+
+    @property
+    def refused(self) -> int:
+        """How many callers were turned away so far."""
+        return self._register.refused
+
     async def listen_tls(self, host: str, port: int, context: ssl.SSLContext) -> tuple[str, int]:
-        """Listen for TLS."""
-        raise NotReady("in work")
+        """Listen for callers over TLS.
+
+        Args:
+            host: an address or a name, IPv6 too; empty for all.
+            port: 0 for any that is free.
+            context: decides who is welcome; made by `istio_auth.tls.server_context`.
+
+        Returns:
+            the address and the port that were taken.
+
+        Raises:
+            ConfigurationError: the address can not be had.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            listener = await loop.create_server(
+                lambda: TLSVisit(self._register, context).end, host or None, port, backlog=BACKLOG
+            )
+        except OSError as error:
+            raise ConfigurationError(f"can not listen at {host or '*'} port {port}: {error.strerror}") from error
+        self._listeners.append((listener, None))
+        taken: tuple[str, int] = listener.sockets[0].getsockname()[:2]
+        return taken
 
     async def listen_unix(
         self,
@@ -58,15 +102,49 @@ class Door:
         mode: int = 0o600,
         admit: Callable[[UnixCaller], None] | None = None,
     ) -> None:
-        """Listen on a Unix socket."""
-        raise NotReady("in work")
+        """Listen for processes of this machine.
+
+        Args:
+            path: where the socket shall be; a stale one is replaced.
+            name: what callers through it are known to have come through.
+            mode: the permissions of the socket's file.
+            admit: raises `NotAuthorized` for callers that are not welcome.
+
+        Raises:
+            ConfigurationError: the path can not be a socket's, or another process listens there.
+        """
+        listening = listening_socket(path, mode)
+        listener = await asyncio.get_running_loop().create_unix_server(
+            lambda: UnixVisit(self._register, name, admit).end, sock=listening, backlog=BACKLOG
+        )
+        self._listeners.append((listener, path))
 
     def caller(self, peer: str) -> Caller:
-        """Who is behind a connection to the private server, by `context.peer()`."""
-        raise NotAuthenticated("in work")
+        """Who is behind a connection to the private server.
+
+        Args:
+            peer: what the server calls its peer: gRPC's `context.peer()`.
+
+        Raises:
+            NotAuthenticated: nobody that came through this door.
+        """
+        return self._register.caller(peer)
 
     def stop_listening(self) -> None:
-        """Take no new connections."""
+        """Take no new callers; those that are here stay."""
+        for listener, path in self._listeners:
+            listener.close()
+            if path is not None:
+                path.unlink(missing_ok=True)
+        self._listeners.clear()
 
     async def close(self, grace: timedelta) -> None:
-        """Stop listening, then end the connections."""
+        """Stop listening, give those that are here so long to leave, then end their connections."""
+        self.stop_listening()
+        try:
+            async with asyncio.timeout(grace.total_seconds()):
+                await self._register.empty.wait()
+        except TimeoutError:
+            self._register.send_away()
+            await self._register.empty.wait()
+        self._private.remove()

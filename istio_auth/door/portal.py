@@ -1,30 +1,176 @@
-"""The way out: a private Unix socket whose connections are spliced to a TLS server."""
+"""The way out: a private Unix socket whose connections are spliced to a TLS server.
+
+A gRPC client dials `Portal.target` without TLS. Each of its connections is dialled on with the TLS context's present
+identity and bundles, so that a server is known by its exact SPIFFE ID and rotation needs no new channel. gRPC tells
+its user only that a connection failed; why it failed stands in `Portal.last_error`.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import ssl
+from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
-from istio_auth.errors import IstioAuthError
+from istio_auth.door.splice import BUFFER_BYTES, PlainEnd, TLSEnd
+from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket
+from istio_auth.errors import IstioAuthError, NotReady
+
+_LOG = logging.getLogger("istio_auth.portal")
+_HAPPY_EYEBALLS_SECONDS = 0.25  # RFC 8305 5
 
 
 class Portal:
-    """A private Unix socket whose connections are spliced to a TLS server. An async context manager."""
+    """A private Unix socket whose connections are spliced to a TLS server. An async context manager.
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, *, folder: Path | None = None) -> None:
-        self.target = "unix:"
-        self.authority = f"{host}:{port}"
+    Args:
+        host: the server's address or name, IPv6 too.
+        port: the server's port.
+        context: decides which server is the right one; made by `istio_auth.tls.client_context`.
+        folder: where to make the private folder; the machine's folder for temporary files by default.
+        patience: how long one dial may take, TLS included.
+
+    Attributes:
+        target: what a gRPC channel dials.
+        authority: the server's own name, for the channel's `:authority`.
+        last_error: why the latest connection failed; None once a server has answered.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext,
+        *,
+        folder: Path | None = None,
+        patience: timedelta = timedelta(seconds=10),
+    ) -> None:
+        self.host, self.port = host, port
+        self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.last_error: IstioAuthError | None = None
+        self.context = context
+        self.patience = patience
+        self.passages: set[_Passage] = set()
+        self._private = PrivateFolder(folder)
+        self._path = self._private.socket_path("portal")
+        self.target = f"unix:{self._path}"
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen."""
+        """Begin to take connections."""
+        listening = listening_socket(self._path, 0o600)
+        self._listener = await asyncio.get_running_loop().create_unix_server(
+            lambda: _Passage(self, self._buffer).near, sock=listening, backlog=BACKLOG
+        )
 
     async def close(self) -> None:
-        """End."""
+        """End every connection, and take no more."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        for passage in list(self.passages):
+            passage.close()
+        self._private.remove()
 
     async def __aenter__(self) -> Self:
+        await self.start()
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.close()
+
+
+class _Passage:
+    """One connection: what gRPC dialled, and what was dialled for it."""
+
+    def __init__(self, portal: Portal, buffer: memoryview) -> None:
+        self._portal = portal
+        self._buffer = buffer
+        self.near = PlainEnd(buffer, self)
+        self.out: TLSEnd | None = None
+        self.secured: asyncio.Future[None] = self.near.loop.create_future()
+        self._dialling: asyncio.Task[None] | None = None
+
+    def made(self) -> None:
+        """Dial on."""
+        self._portal.passages.add(self)
+        self._dialling = self.near.loop.create_task(self._dial())
+
+    def lost(self) -> None:
+        """Forget the connection."""
+        self._portal.passages.discard(self)
+        if self._dialling is not None:
+            self._dialling.cancel()
+
+    def close(self) -> None:
+        """End it at once."""
+        self.near.abort()
+        if self.out is not None:
+            self.out.abort()
+
+    def fail(self, error: IstioAuthError) -> None:
+        """Tell why there is no connection."""
+        _LOG.info("no connection to %s: %s", self._portal.authority, error)
+        self._portal.last_error = error
+
+    async def _dial(self) -> None:
+        portal, patience = self._portal, self._portal.patience.total_seconds()
+        try:
+            async with asyncio.timeout(patience):
+                await self.near.loop.create_connection(
+                    self._way_out, portal.host, portal.port, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS
+                )
+                await self.secured
+        except TimeoutError:
+            self.fail(NotReady(f"{portal.authority} did not answer within {patience:g} s"))
+        except OSError as error:
+            self.fail(NotReady(f"{portal.authority} can not be reached: {error}"))
+        except IstioAuthError as error:
+            self.fail(error)
+        else:
+            self.near.tie(cast("TLSEnd", self.out))
+            return
+        finally:
+            self._dialling = None
+        self.close()
+
+    def _way_out(self) -> TLSEnd:
+        portal = self._portal
+        self.out = TLSEnd(self._buffer, _WayOut(self, portal), portal.context, server_hostname=portal.host)
+        return self.out
+
+
+class _WayOut:
+    """What becomes of the connection that was dialled."""
+
+    def __init__(self, passage: _Passage, portal: Portal) -> None:
+        self._passage = passage
+        self._portal = portal
+
+    def made(self) -> None:
+        """Its handshake begins by itself."""
+
+    def ready(self) -> None:
+        """The server is the right one; whether it likes us is not known yet."""
+        if not self._passage.secured.done():
+            self._passage.secured.set_result(None)
+
+    def refused(self, reason: IstioAuthError) -> None:
+        """It is not, or there is no TLS."""
+        if not self._passage.secured.done():
+            self._passage.secured.set_exception(reason)
+
+    def heard(self) -> None:
+        """The server has answered."""
+        self._portal.last_error = None
+
+    def lost(self) -> None:
+        """A server that closes before its first word has refused our certificate, or is going away."""
+        out = cast("TLSEnd", self._passage.out)
+        if self._passage.secured.done() and not self._passage.secured.exception() and not out.opened:
+            self._passage.fail(
+                out.failure or NotReady(f"{self._portal.authority} closed the connection without a word")
+            )

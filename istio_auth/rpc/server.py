@@ -1,18 +1,37 @@
-"""The only place where gRPC servers are made."""
+"""The only place where gRPC servers are made: one behind a door, with bounds, deadlines and one table of errors.
+
+Requests are parsed here and not by gRPC, so that malformed and oversized ones are refused like everything else. An
+`IstioAuthError` becomes its status with its public text; any other exception becomes INTERNAL, its text stays in the
+log, and the caller gets the id of the request to ask about.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn, Self, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from istio_auth.door import Door
-from istio_auth.errors import Code, IstioAuthError
+from istio_auth.errors import Code, Exhausted, IstioAuthError, MalformedError, NotReady
+from istio_auth.rpc import request_id
 from istio_auth.rpc.method import Call, Method, Service
+from istio_auth.rpc.status import CODES, retry_metadata
 
 __all__ = ["Call", "Limits", "Method", "RpcServer", "Service"]
+
+_log = logging.getLogger(__name__)
+
+StatusOf: TypeAlias = Callable[[IstioAuthError], grpc.StatusCode]
+_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +66,15 @@ class Limits:
 
 
 class RpcServer:
-    """A gRPC server behind a door."""
+    """A gRPC server behind a door.
+
+    Args:
+        door: knows who calls, and names the private socket to listen on.
+        services: what it answers.
+        limits: how much it takes on.
+        status_of: by the name of a service, its own table of statuses where its contract differs from ours.
+        on_call: told of each answered call: its path, the code of its error or None, and the seconds it took.
+    """
 
     def __init__(
         self,
@@ -55,13 +82,212 @@ class RpcServer:
         services: Sequence[Service],
         *,
         limits: Limits | None = None,
-        status_of: Mapping[str, Callable[[IstioAuthError], grpc.StatusCode]] | None = None,
+        status_of: Mapping[str, StatusOf] | None = None,
         on_call: Callable[[str, Code | None, float], None] | None = None,
     ) -> None:
-        """Arguments as in the class."""
+        self._door = door
+        self._services = tuple(services)
+        self._limits = limits or Limits()
+        self._status_of = dict(status_of or {})
+        self._on_call = on_call
+        self._server: grpc.aio.Server | None = None
+        self._stopping = False
+        self._in_flight = 0
+        self._streams: set[asyncio.Task[object]] = set()
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer on the door's private socket."""
+        server = grpc.aio.server(options=_options(self._limits, self._largest_request()))
+        for service in self._services:
+            status_of = self._status_of.get(service.name, _status)
+            handlers = {
+                name: self._handler(f"/{service.name}/{name}", method, status_of)
+                for name, method in service.methods.items()
+            }
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
+        server.add_insecure_port(self._door.target)
+        await server.start()
+        self._server = server
 
     async def stop(self, grace: timedelta) -> None:
-        """End."""
+        """Refuse new calls, end streams with UNAVAILABLE, and give the calls in flight this long to finish."""
+        self._stopping = True
+        for task in list(self._streams):
+            task.cancel()
+        if self._server is not None:
+            await self._server.stop(grace.total_seconds())
+            self._server = None
+
+    def _largest_request(self) -> int:
+        methods = (method for service in self._services for method in service.methods.values())
+        return max((self._limits.request_bytes, *(method.max_request_bytes or 0 for method in methods)))
+
+    def _handler(self, path: str, method: Method, status_of: StatusOf) -> grpc.RpcMethodHandler[bytes, bytes]:
+        limit = method.max_request_bytes or self._limits.request_bytes
+
+        def parsed(data: bytes) -> Message:
+            if len(data) > limit:
+                message = f"a request of {len(data)} bytes is larger than the {limit} allowed"
+                raise MalformedError(message, public=message)
+            try:
+                return method.request.FromString(data)
+            except DecodeError as error:
+                raise MalformedError("the request does not parse", public="the request does not parse") from error
+
+        async def unary(data: bytes, context: _Context) -> bytes:
+            async with self._answering(path, context, status_of) as answer:
+                return await self._unary(method, parsed(data), answer.call)
+
+        async def stream(requests: AsyncIterator[bytes], context: _Context) -> None:
+            async with self._answering(path, context, status_of) as answer:
+                await self._stream(method, (parsed(data) async for data in requests), answer.call, context)
+
+        if method.unary_function is not None:
+            return grpc.unary_unary_rpc_method_handler(unary)
+        return grpc.stream_stream_rpc_method_handler(stream)
+
+    async def _unary(self, method: Method, request: Message, call: Call) -> bytes:
+        assert method.unary_function is not None
+        if self._in_flight >= self._limits.in_flight:
+            raise self._too_much(f"{self._in_flight} calls are in flight")
+        allowed = self._limits.deadline.total_seconds()
+        if call.time_remaining is not None:
+            allowed = min(allowed, call.time_remaining)
+        self._in_flight += 1
+        try:
+            async with asyncio.timeout(allowed):
+                response = await method.unary_function(request, call)
+        except TimeoutError as error:
+            raise NotReady(f"no answer within {allowed:.1f} s", retry_after=self._limits.retry_after) from error
+        finally:
+            self._in_flight -= 1
+        return response.SerializeToString()
+
+    async def _stream(self, method: Method, requests: AsyncIterator[Message], call: Call, context: _Context) -> None:
+        assert method.stream_function is not None
+        if len(self._streams) >= self._limits.streams:
+            raise self._too_much(f"{len(self._streams)} streams are open")
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        try:
+            async with contextlib.aclosing(_closable(method.stream_function(requests, call))) as responses:
+                async for response in responses:
+                    await context.write(response.SerializeToString())
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            task.uncancel()
+            raise NotReady("the server is stopping", retry_after=self._limits.retry_after) from None
+        finally:
+            self._streams.discard(task)
+
+    def _too_much(self, words: str) -> Exhausted:
+        return Exhausted(words, public="too many requests, try again later", retry_after=self._limits.retry_after)
+
+    def _answering(self, path: str, context: _Context, status_of: StatusOf) -> _Answer:
+        return _Answer(self, path, context, status_of)
+
+    def begin(self, context: _Context) -> Call:
+        """What is known of a call when it begins.
+
+        Raises:
+            NotReady: the server is stopping.
+            NotAuthenticated: it did not come through the door.
+        """
+        if self._stopping:
+            raise NotReady("the server is stopping", retry_after=self._limits.retry_after)
+        return Call(
+            self._door.caller(context.peer()),
+            _metadata(context),
+            request_id.get(),
+            context.time_remaining(),
+        )
+
+    def done(self, path: str, code: Code | None, seconds: float) -> None:
+        """Tell whoever counts calls."""
+        if self._on_call is not None:
+            self._on_call(path, code, seconds)
+
+
+class _Answer:
+    """One call from its first to its last moment: its id, its error as a status, its count."""
+
+    def __init__(self, server: RpcServer, path: str, context: _Context, status_of: StatusOf) -> None:
+        self._server = server
+        self._path = path
+        self._context = context
+        self._status_of = status_of
+        self._began = time.monotonic()
+        self.call: Call
+
+    async def __aenter__(self) -> Self:
+        request_id.set(secrets.token_hex(8))
+        try:
+            self.call = self._server.begin(self._context)
+        except IstioAuthError as error:
+            await self._refuse(error)
+        return self
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            self._done(None)
+        elif isinstance(error, IstioAuthError):
+            await self._refuse(error)
+        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+            await self._fail(error)
+
+    async def _refuse(self, error: IstioAuthError) -> NoReturn:
+        self._done(error.code)
+        status = self._status_of(error)
+        _log.info(
+            "call refused: method=%s caller=%s status=%s reason=%s", self._path, self._caller(), status.name, error
+        )
+        await self._context.abort(status, error.public, retry_metadata(error))
+        raise AssertionError("abort always raises")
+
+    async def _fail(self, error: Exception) -> NoReturn:
+        self._done(Code.INTERNAL)
+        _log.error("call failed: method=%s caller=%s", self._path, self._caller(), exc_info=error)
+        await self._context.abort(grpc.StatusCode.INTERNAL, f"{Code.INTERNAL.value} (request {request_id.get()})")
+        raise AssertionError("abort always raises")
+
+    def _caller(self) -> str:
+        call: Call | None = getattr(self, "call", None)
+        return str(call.caller) if call is not None else self._context.peer()
+
+    def _done(self, code: Code | None) -> None:
+        self._server.done(self._path, code, time.monotonic() - self._began)
+
+
+async def _closable(items: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
+    async for item in items:
+        yield item
+
+
+def _status(error: IstioAuthError) -> grpc.StatusCode:
+    return CODES[error.code]
+
+
+def _metadata(context: _Context) -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            found[name] = (*found.get(name, ()), value)
+    return found
+
+
+def _options(limits: Limits, largest_request: int) -> list[tuple[str, int]]:
+    def milliseconds(duration: timedelta) -> int:
+        return int(duration.total_seconds() * 1000)
+
+    return [
+        ("grpc.max_receive_message_length", largest_request + 1024),  # beyond that, gRPC refuses without our words
+        ("grpc.max_concurrent_streams", limits.streams_per_connection),
+        ("grpc.max_connection_age_ms", milliseconds(limits.connection_age)),
+        ("grpc.max_connection_age_grace_ms", milliseconds(limits.connection_grace)),
+        ("grpc.keepalive_time_ms", milliseconds(limits.keepalive)),
+        ("grpc.keepalive_timeout_ms", milliseconds(limits.keepalive_timeout)),
+        ("grpc.http2.min_ping_interval_without_data_ms", milliseconds(limits.min_ping_interval)),
+        ("grpc.so_reuseport", 0),
+    ]

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from types import MappingProxyType
+from typing import cast
 
 import grpc
 
-from istio_auth.errors import Code
+from istio_auth.errors import (
+    Code,
+    ConflictError,
+    Exhausted,
+    IstioAuthError,
+    MalformedError,
+    MissingError,
+    NotAuthenticated,
+    NotAuthorized,
+    NotReady,
+)
 
 CODES: Mapping[Code, grpc.StatusCode] = MappingProxyType(
     {
@@ -21,3 +33,56 @@ CODES: Mapping[Code, grpc.StatusCode] = MappingProxyType(
         Code.INTERNAL: grpc.StatusCode.INTERNAL,
     }
 )
+_RETRY_AFTER = "grpc-retry-pushback-ms"  # gRFC A6; C-core and grpc-go honour it
+_LONGEST_HINT_MS = 24 * 3600 * 1000
+
+
+class UnknownMethod(MissingError):
+    """The server has no such method: it speaks an older or another contract."""
+
+
+_ERRORS: Mapping[grpc.StatusCode, type[IstioAuthError]] = MappingProxyType(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT: MalformedError,
+        grpc.StatusCode.OUT_OF_RANGE: MalformedError,
+        grpc.StatusCode.FAILED_PRECONDITION: MalformedError,
+        grpc.StatusCode.UNAUTHENTICATED: NotAuthenticated,
+        grpc.StatusCode.PERMISSION_DENIED: NotAuthorized,
+        grpc.StatusCode.NOT_FOUND: MissingError,
+        grpc.StatusCode.UNIMPLEMENTED: UnknownMethod,
+        grpc.StatusCode.ABORTED: ConflictError,
+        grpc.StatusCode.ALREADY_EXISTS: ConflictError,
+        grpc.StatusCode.UNAVAILABLE: NotReady,
+        grpc.StatusCode.DEADLINE_EXCEEDED: NotReady,
+        grpc.StatusCode.CANCELLED: NotReady,
+        grpc.StatusCode.RESOURCE_EXHAUSTED: Exhausted,
+    }
+)
+
+
+def retry_metadata(error: IstioAuthError) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata that tells a caller when to come again; empty if the error does not say."""
+    if error.retry_after is None:
+        return ()
+    return ((_RETRY_AFTER, str(int(error.retry_after.total_seconds() * 1000))),)
+
+
+def error_of(method: str, error: grpc.aio.AioRpcError) -> IstioAuthError:
+    """The error that a failed call means to its caller.
+
+    Args:
+        method: the path of the method, for the message.
+        error: what gRPC raised.
+    """
+    code = error.code()
+    kind = _ERRORS.get(code, IstioAuthError)
+    message = f"{method} was answered with {code.name}: {error.details() or 'no details'}"
+    return kind(message, retry_after=_retry_after(error))
+
+
+def _retry_after(error: grpc.aio.AioRpcError) -> timedelta | None:
+    trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    for name, value in trailing:
+        if name == _RETRY_AFTER and isinstance(value, str) and value.isascii() and value.isdigit():
+            return timedelta(milliseconds=min(int(value), _LONGEST_HINT_MS))
+    return None

@@ -1,0 +1,127 @@
+"""Unix sockets for a daemon: a stale one is replaced, a live one refused; and private ones for our own use."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+from istio_auth.errors import ConfigurationError, NotReady
+
+MAX_PATH_BYTES = 107  # sun_path is 108 bytes with its NUL (unix(7))
+BACKLOG = 1024
+
+
+def listening_socket(path: Path, mode: int) -> socket.socket:
+    """A listening socket at a path.
+
+    Args:
+        path: where it shall be; a socket there that nobody listens on is removed.
+        mode: the permissions of its file. Nobody can connect before they are set.
+
+    Raises:
+        ConfigurationError: the path is too long, somebody listens there, or it is something else than a socket.
+    """
+    check_path(path)
+    _clear(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.bind(str(path))
+        path.chmod(mode)  # before listen(): until then every connect is refused
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(f"can not listen at {path}: {error.strerror}") from error
+    return listener
+
+
+def check_path(path: Path) -> None:
+    """Whether a path can be a socket's.
+
+    Raises:
+        ConfigurationError: it is too long.
+    """
+    if (size := len(os.fsencode(path))) > MAX_PATH_BYTES:
+        raise ConfigurationError(f"{path}: {size} bytes are too long for a Unix socket, {MAX_PATH_BYTES} are allowed")
+
+
+class PrivateFolder:
+    """A folder of mode 0700 for sockets between parts of one process.
+
+    Args:
+        parent: where to make it; the machine's folder for temporary files by default.
+
+    Raises:
+        ConfigurationError: it can not be made, or its sockets would have too long paths.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="istio-auth-", dir=parent))
+        except OSError as error:
+            raise ConfigurationError(f"no private folder in {parent or tempfile.gettempdir()}: {error}") from error
+        self._owner = os.getpid()
+
+    def socket_path(self, name: str) -> Path:
+        """The path of a socket in it."""
+        path = self.path / name
+        check_path(path)
+        return path
+
+    def remove(self) -> None:
+        """Remove it with all that is in it."""
+        if os.getpid() == self._owner:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def connect_under_a_name(path: Path) -> tuple[socket.socket, str]:
+    """A connection to a socket of ours, from a random name that nobody can guess or take.
+
+    Returns:
+        the connected socket, and its name in the abstract namespace (unix(7)).
+
+    Raises:
+        BlockingIOError: too many wait there already; try again.
+        NotReady: nobody listens there.
+    """
+    name = secrets.token_hex(16)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        connection.bind(f"\0{name}")
+        connection.connect(str(path))
+    except BlockingIOError:
+        connection.close()
+        raise
+    except OSError as error:
+        connection.close()
+        raise NotReady(f"the private server does not take a connection: {error.strerror}") from error
+    return connection, name
+
+
+def _clear(path: Path) -> None:
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"can not listen at {path}: {error.strerror}") from error
+    if not is_socket:
+        raise ConfigurationError(f"{path} exists and is no socket; it is left alone")
+    if _somebody_listens(path):
+        raise ConfigurationError(f"{path}: another process listens there")
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _somebody_listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT)
