@@ -68,7 +68,6 @@ def test_nothing_is_unusual_about_a_sound_leaf() -> None:
         ({"uris": [WEB, WEB], "usage_critical": False, "uses": None, "san_critical": False},
          {"several-uri-names", "key-usage-not-critical", "no-extended-key-usage", "names-not-critical"}),
     ],
-    ids=str,
 )  # fmt: skip
 def test_each_rule_that_a_leaf_breaks_is_told(changes: dict[str, object], expected: set[str]) -> None:
     assert leaf_codes(**changes) == expected

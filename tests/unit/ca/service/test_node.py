@@ -262,7 +262,6 @@ async def test_every_proof_beside_the_node_key_must_be_good_too(good: Comeback) 
         {"node_key": public_key_der(ec.generate_private_key(ec.SECP384R1()).public_key()) + b"\0"},
         {"signature": b"x" * 3000},
     ],
-    ids=ascii,
 )
 async def test_what_is_malformed_is_told_as_that(good: Comeback, changes: dict[str, str | bytes]) -> None:
     nonce = await challenge(good.ca)
