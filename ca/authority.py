@@ -204,7 +204,7 @@ class Authority:
         if not old.self_signed or old.key is None or isinstance(old.key, KeyReference) or share >= _LAST_SHARE:
             return state
         root = self_signed_root(
-            state.trust_domain, old.key, _root_validity(now, self._lifetime), subject=old.certificate.subject
+            state.trust_domain, old.key, _root_validity(now, self._lifetime), renews=old.certificate
         )
         if root.not_valid_after_utc <= old.not_after:
             return state

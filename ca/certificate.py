@@ -133,18 +133,21 @@ def key_identifier(key_der: bytes) -> bytes:
 
 
 def self_signed_root(
-    trust_domain: TrustDomain, key: PrivateKey, validity: Validity, *, subject: x509.Name | None = None
+    trust_domain: TrustDomain, key: PrivateKey, validity: Validity, *, renews: x509.Certificate | None = None
 ) -> x509.Certificate:
-    """A root certificate over its own key. Renewed with the same key and subject, it verifies the same leaves.
+    """A root certificate over its own key.
 
     Args:
         trust_domain: whose root it is: its URI name and its organization.
         key: the key; the common name is unique to it.
         validity: the validity.
-        subject: the name to keep when a root is renewed.
+        renews: an older one of the same key, whose name and key identifier stay: it then verifies the same leaves.
     """
-    identifier = key_identifier(public_key_der(key.public_key()))
-    name = subject or _root_name(trust_domain, identifier)
+    if renews is None:
+        identifier = key_identifier(public_key_der(key.public_key()))
+        name = _root_name(trust_domain, identifier)
+    else:
+        identifier, name = _identifier(renews), renews.subject
     usage = dict.fromkeys(_USAGES, False) | {"key_cert_sign": True, "crl_sign": True}
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(trust_domain.id))])
     return (

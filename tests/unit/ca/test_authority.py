@@ -137,6 +137,15 @@ def test_in_the_last_fifth_a_root_is_renewed_with_its_key_and_name(
     assert open_authority(store, LOCAL, clock).root_pem() == authority_.root_pem()
 
 
+def test_a_root_that_was_made_otherwise_keeps_its_name_and_key_identifier_too(clock: FakeClock) -> None:
+    old = FakeAuthority(now=clock.now())
+    state = AuthorityState(LOCAL, IssuerState(old.certificate, old.certificate, key=old.key))
+    authority = open_authority(MemoryAuthorityStore(state), LOCAL, clock)
+    assert authority.renew_if_due(late(authority, 0.1))
+    assert authority.active.certificate.subject == old.name
+    assert identifier(authority.active.certificate) == identifier(old.certificate)
+
+
 def test_the_old_root_stays_in_the_bundle_until_its_end(authority_: Authority) -> None:
     old = authority_.active.certificate
     authority_.renew_if_due(late(authority_, 0.19))

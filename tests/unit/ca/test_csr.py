@@ -189,6 +189,7 @@ def test_a_signature_over_sha1_is_refused() -> None:
 
 def test_a_signature_algorithm_of_another_kind_of_key_is_refused() -> None:
     refused(in_pem(signed(INFO, algorithm=RSA_SHA256)))
+    refused(in_pem(signed(Request(RSA_2048).csr().tbs_certrequest_bytes)))
 
 
 @pytest.mark.parametrize(

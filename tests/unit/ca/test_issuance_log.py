@@ -274,6 +274,7 @@ def test_when_the_disk_fails_all_that_was_not_durable_is_lost_together(
     entered, gate = threading.Event(), threading.Event()
 
     def fail() -> None:
+        disk.before_sync = lambda: None  # the next one would work, but what it is to save is gone
         entered.set()
         assert gate.wait(30)
         raise OSError(errno.EIO, "Input/output error")
@@ -291,9 +292,25 @@ def test_when_the_disk_fails_all_that_was_not_durable_is_lost_together(
                 future.result(30)
     assert numbers(path) == [1]
     assert log.ready() is not None
-    disk.before_sync = lambda: None
     assert log.append_many([record()])[0].sequence == 2
     assert numbers(path) == [1, 2]
+
+
+def test_half_a_line_that_could_not_be_cut_off_is_cut_off_before_the_next(
+    log: FileIssuanceLog, path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int, _size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    disk.room = 100
+    with monkeypatch.context() as stuck:
+        stuck.setattr(os, "ftruncate", fail)
+        with pytest.raises(NotReady):
+            log.append_many([record()])
+    assert path.stat().st_size == 100
+    disk.room = None
+    assert log.append_many([record()])[0].sequence == 1
+    assert numbers(path) == [1]
 
 
 def test_where_a_record_is_not_required_a_full_disk_is_a_loud_warning(
