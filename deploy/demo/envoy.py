@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 
 from deploy.demo.processes import Child, Processes, ProcessFailed
+from deploy.demo.waiting import holds_within
 from istio_auth.bundle import JSON
 
 _READY_WITHIN = 20.0
@@ -49,12 +50,8 @@ class Envoy:
         Raises:
             ProcessFailed: it ended, or was not ready in time.
         """
-        deadline = asyncio.get_running_loop().time() + _READY_WITHIN
-        while not await self.is_ready():
-            self.child.require_alive()
-            if asyncio.get_running_loop().time() > deadline:
-                raise ProcessFailed(f"{self.child.name} was not ready within {_READY_WITHIN:.0f} s")
-            await asyncio.sleep(0.05)
+        if not await holds_within(_READY_WITHIN, self._alive_and_ready):
+            raise ProcessFailed(f"{self.child.name} was not ready within {_READY_WITHIN:.0f} s")
 
     async def is_ready(self) -> bool:
         """Whether it listens."""
@@ -95,6 +92,10 @@ class Envoy:
         ):
             return await answer.text()
 
+    async def _alive_and_ready(self) -> bool:
+        self.child.require_alive()
+        return await self.is_ready()
+
 
 async def start_envoy(
     processes: Processes, name: str, bootstrap: Mapping[str, JSON], folder: Path, *, uid: int | None = None
@@ -110,6 +111,8 @@ async def start_envoy(
     """
     file = folder / "envoy.json"
     file.write_text(json.dumps(bootstrap, indent=2) + "\n")
+    if uid is not None:
+        os.chown(file, uid, uid)
     options = (
         "--disable-hot-restart",
         "--concurrency",

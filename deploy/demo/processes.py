@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,6 +123,26 @@ class Processes:
         child = Child(name, process, output, errors)
         self.children.append(child)
         return child
+
+    async def until_one_ends(self) -> None:
+        """Wait for ever, if all of them go on.
+
+        Raises:
+            ProcessFailed: one has ended by itself.
+        """
+        endings = [asyncio.create_task(child.process.wait()) for child in self.children]
+        try:
+            await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for ending in endings:
+                ending.cancel()
+        for child in self.children:
+            child.require_alive()
+
+
+def program(name: str) -> Path:
+    """A program of this installation: what stands beside the Python that runs us."""
+    return Path(sys.executable).parent / name
 
 
 async def run(command: Sequence[str | Path], *, timeout: float = 30, text: str | None = None) -> str:  # noqa: ASYNC109  # of the program, which is killed then

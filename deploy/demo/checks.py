@@ -1,0 +1,188 @@
+"""What must be refused is refused, by whom it should be and for the reason it should be.
+
+A closed connection alone proves nothing. So each refusal is shown by the counter of the Envoy that refused, which must
+grow while the call is made, and stands between two calls that pass and differ from it in the one fault only.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+
+from deploy.demo.client import Answer, CallFailed, http_get, tcp_echo, tls_client
+from deploy.demo.envoy import Envoy
+from deploy.demo.layout import Layout
+from deploy.demo.report import Finding, Report
+from deploy.demo.waiting import holds_within
+from deploy.demo.workloads import Workload, Workloads
+
+Call = Callable[[], Awaitable[object]]
+_COUNTED_WITHIN = 5.0
+
+
+async def run_checks(layout: Layout, workloads: Workloads, report: Report) -> None:
+    """Prove everything that needs no time to pass."""
+    checks = _Checks(layout, workloads, report)
+    await checks.callers()
+    await checks.servers()
+    await checks.permissive()
+    await checks.tcp()
+
+
+class _Checks:
+    def __init__(self, layout: Layout, workloads: Workloads, report: Report) -> None:
+        self._frontend, self._backend, self._intruder = workloads.all
+        self._report = report
+        self._ours = _client(layout, "ours")
+        self._foreign = _client(layout, "foreign")
+        self._anonymous = tls_client()
+
+    async def callers(self) -> None:
+        """Who may call the backend, whose mode is STRICT."""
+        self._report.title("A backend that lets in the frontend, by mutual TLS only")
+        port = self._backend.place.ports["web"]
+        good = self._through(self._frontend, "backend")
+        await self._passes("the frontend calls", good, self._frontend)
+        no_tls = _at(self._backend, "web", "no_filter_chain_match")
+        await self._refused("plain HTTP", lambda: http_get(port), good, no_tls)
+        await self._refused(
+            "TLS without a client certificate",
+            lambda: http_get(port, tls=self._anonymous),
+            lambda: http_get(port, tls=self._ours),
+            _at(self._backend, "web", "ssl.fail_verify_no_cert"),
+        )
+        await self._refused(
+            "a valid identity that is not allowed (intruder)",
+            self._through(self._intruder, "backend"),
+            good,
+            _at(self._backend, "web", "ssl.fail_verify_san"),
+        )
+        await self._refused(
+            "the frontend's name, signed by a foreign CA",
+            lambda: http_get(port, tls=self._foreign),
+            lambda: http_get(port, tls=self._ours),
+            _at(self._backend, "web", "ssl.fail_verify_error"),
+        )
+
+    async def servers(self) -> None:
+        """Whom the frontend believes to be the backend."""
+        self._report.title("A frontend that knows which identity its server must have")
+        counter = _Counter(self._frontend.envoy, "frontend", "cluster.outbound_impostor.ssl.fail_verify_san", many=True)
+        await self._refused(
+            "a server with the wrong identity (intruder)",
+            self._through(self._frontend, "impostor"),
+            self._through(self._frontend, "intruder"),
+            counter,
+        )
+
+    async def permissive(self) -> None:
+        """What a listener in transition takes."""
+        self._report.title("A port of the backend in mode PERMISSIVE")
+        port = self._backend.place.ports["open"]
+        await self._passes("mutual TLS", self._through(self._frontend, "backend-open"), self._frontend)
+        forged = {"x-forwarded-client-cert": f"URI={self._frontend.place.id}"}
+        await self._passes("plain HTTP, with a forged identity", lambda: http_get(port, headers=forged), None)
+        await self._refused(
+            "mutual TLS by a foreign CA",
+            lambda: http_get(port, tls=self._foreign),
+            lambda: http_get(port, tls=self._ours),
+            _at(self._backend, "open", "ssl.fail_verify_error"),
+        )
+
+    async def tcp(self) -> None:
+        """The same for a protocol that is not HTTP."""
+        self._report.title("A port of the backend that speaks TCP, not HTTP")
+        port, good = self._backend.place.ports["tcp"], self._echo(self._frontend)
+        await good()
+        self._report.add(Finding("the frontend connects", "passed", "the bytes it sent came back"))
+        no_tls = _at(self._backend, "tcp", "no_filter_chain_match")
+        await self._refused("plain TCP", lambda: tcp_echo(port), good, no_tls)
+        await self._refused(
+            "TLS without a client certificate",
+            lambda: tcp_echo(port, tls=self._anonymous),
+            lambda: tcp_echo(port, tls=self._ours),
+            _at(self._backend, "tcp", "ssl.fail_verify_no_cert"),
+        )
+        await self._refused(
+            "a valid identity that is not allowed (intruder)",
+            self._echo(self._intruder),
+            good,
+            _at(self._backend, "tcp", "ssl.fail_verify_san"),
+        )
+
+    async def _passes(self, name: str, call: Callable[[], Awaitable[Answer]], caller: Workload | None) -> None:
+        expected = str(caller.place.id) if caller else ""
+        try:
+            answer = await call()
+        except CallFailed as error:
+            self._report.add(Finding(name, "REFUSED", str(error), holds=False))
+            return
+        seen = f"{answer.workload} sees {answer.caller or 'no identity'}"
+        self._report.add(Finding(name, "passed", seen, holds=answer.caller == expected))
+
+    async def _refused(self, name: str, call: Call, good: Call, counter: _Counter) -> None:
+        """A call that must fail between two that must not; the counter must grow by the refused one alone."""
+        try:
+            await good()
+            before = await counter.value()
+            try:
+                await call()
+            except CallFailed:
+                grown = await counter.growth(before)
+            else:
+                self._report.add(Finding(name, "PASSED", "it should have been refused", holds=False))
+                return
+            await good()
+        except CallFailed as error:
+            self._report.add(Finding(name, "unclear", f"the call without the fault failed: {error}", holds=False))
+            return
+        holds = grown >= 1 if counter.many else grown == 1
+        self._report.add(Finding(name, "refused", f"{counter} +{grown}", holds=holds))
+
+    def _through(self, workload: Workload, upstream: str) -> Callable[[], Awaitable[Answer]]:
+        return lambda: http_get(workload.outbound[upstream])
+
+    def _echo(self, workload: Workload) -> Call:
+        return lambda: tcp_echo(workload.outbound["backend-tcp"])
+
+
+class _Counter:
+    """One counter of an Envoy.
+
+    Args:
+        envoy: whose.
+        owner: its name.
+        name: the counter's.
+        many: whether one call may count several times, because Envoy tries again.
+    """
+
+    def __init__(self, envoy: Envoy, owner: str, name: str, *, many: bool = False) -> None:
+        self._envoy = envoy
+        self._owner = owner
+        self._name = name
+        self.many = many
+
+    async def value(self) -> int:
+        """Its value now."""
+        return (await self._envoy.counters(self._name.replace(".", r"\."))).get(self._name, 0)
+
+    async def growth(self, since: int) -> int:
+        """By how much it has grown, as soon as it has; 0 if it does not in time."""
+
+        async def has_grown() -> bool:
+            return await self.value() > since
+
+        await holds_within(_COUNTED_WITHIN, has_grown)
+        return await self.value() - since
+
+    def __str__(self) -> str:
+        return f"{self._owner}'s Envoy: {self._name}"
+
+
+def _at(workload: Workload, listener: str, counter: str) -> _Counter:
+    return _Counter(workload.envoy, workload.place.name, f"listener.inbound_{listener}.{counter}")
+
+
+def _client(layout: Layout, issuer: str) -> ssl.SSLContext:
+    folder = layout.operator_folder / issuer
+    return tls_client(folder / "cert-chain.pem", folder / "key.pem")

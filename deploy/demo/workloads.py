@@ -1,0 +1,153 @@
+"""The three workloads: their applications, and their sidecars as `node-agent sidecar-config` writes them.
+
+frontend   calls the backend, over HTTP and TCP; lets in the other two
+backend    lets in the frontend and nobody else; calls the frontend
+intruder   has a valid identity, but nobody at the backend has heard of it; also poses as a backend
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from deploy.demo.application import Application, application
+from deploy.demo.envoy import Envoy, start_envoy
+from deploy.demo.layout import LOOPBACK, Layout, Place
+from deploy.demo.processes import Processes, program, run
+from deploy.demo.toml import table
+from istio_auth.spiffe_id import SpiffeID
+
+_CONNECTION_AGE = "1s"  # so that a minute shows many handshakes
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One workload that runs.
+
+    Args:
+        place: who and where it is.
+        application: what it runs.
+        envoy: its sidecar.
+        outbound: where its application finds others, by their name.
+    """
+
+    place: Place
+    application: Application
+    envoy: Envoy
+    outbound: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Workloads:
+    """All of them."""
+
+    frontend: Workload
+    backend: Workload
+    intruder: Workload
+
+    @property
+    def all(self) -> tuple[Workload, ...]:
+        """All of them."""
+        return self.frontend, self.backend, self.intruder
+
+
+@asynccontextmanager
+async def running_workloads(layout: Layout, processes: Processes) -> AsyncIterator[Workloads]:
+    """Start all workloads; their sidecars end with the processes."""
+    async with AsyncExitStack() as stack:
+        applications = {
+            place.name: await stack.enter_async_context(application(place.name)) for place in layout.workloads
+        }
+        files = _sidecar_files(layout, applications)
+        started = await asyncio.gather(
+            *(_start(place, applications[place.name], files[place.name], processes) for place in layout.workloads)
+        )
+        yield Workloads(*started)
+
+
+async def _start(place: Place, app: Application, sidecar: str, processes: Processes) -> Workload:
+    file = place.folder / "sidecar.toml"
+    file.write_text(sidecar)
+    bootstrap = json.loads(await run([program("node-agent"), "sidecar-config", "--file", file]))
+    envoy = await start_envoy(processes, f"envoy-{place.name}", bootstrap, place.folder, uid=place.uid)
+    await envoy.wait_ready()
+    ports = {
+        name.removeprefix("outbound_"): port
+        for name, port in (await envoy.ports()).items()
+        if name.startswith("outbound_")
+    }
+    return Workload(place, app, envoy, ports)
+
+
+def _sidecar_files(layout: Layout, applications: Mapping[str, Application]) -> dict[str, str]:
+    frontend, backend, intruder = layout.workloads
+    web, raw = applications["backend"].http_port, applications["backend"].tcp_port
+    return {
+        "frontend": _sidecar(
+            frontend,
+            _inbound(frontend, "web", applications["frontend"].http_port, [backend.id, intruder.id]),
+            _upstream("backend", backend.ports["web"], backend.id),
+            _upstream("backend-tcp", backend.ports["tcp"], backend.id, protocol="tcp"),
+            _upstream("backend-open", backend.ports["open"], backend.id),
+            _upstream("impostor", intruder.ports["web"], backend.id),
+            _upstream("intruder", intruder.ports["web"], intruder.id),
+        ),
+        "backend": _sidecar(
+            backend,
+            _inbound(backend, "web", web, [frontend.id]),
+            _inbound(backend, "tcp", raw, [frontend.id], protocol="tcp"),
+            _inbound(backend, "open", web, [frontend.id], mode="PERMISSIVE"),
+            _upstream("frontend", frontend.ports["web"], frontend.id),
+        ),
+        "intruder": _sidecar(
+            intruder,
+            _inbound(intruder, "web", applications["intruder"].http_port, [frontend.id]),
+            _upstream("backend", backend.ports["web"], backend.id),
+            _upstream("backend-tcp", backend.ports["tcp"], backend.id, protocol="tcp"),
+            _upstream("frontend", frontend.ports["web"], frontend.id),
+        ),
+    }
+
+
+def _sidecar(place: Place, *tables: str) -> str:
+    head = table(
+        id=str(place.id),
+        agent_socket=str(place.agent_socket),
+        admin=f"unix:{place.folder / 'admin.sock'}",
+        max_connection_age=_CONNECTION_AGE,
+    )
+    return head + "".join(tables)
+
+
+def _inbound(
+    place: Place,
+    name: str,
+    application_port: int,
+    allow: Sequence[SpiffeID],
+    *,
+    protocol: str = "http",
+    mode: str = "STRICT",
+) -> str:
+    return table(
+        "[inbound]",
+        name=name,
+        listen=f"{LOOPBACK}:{place.ports[name]}",
+        forward=f"{LOOPBACK}:{application_port}",
+        protocol=protocol,
+        mode=mode,
+        allow=[str(caller) for caller in allow],
+    )
+
+
+def _upstream(name: str, port: int, expect: SpiffeID, *, protocol: str = "http") -> str:
+    return table(
+        "[upstream]",
+        name=name,
+        listen=f"{LOOPBACK}:0",
+        connect=f"{LOOPBACK}:{port}",
+        protocol=protocol,
+        expect=[str(expect)],
+    )
