@@ -51,7 +51,14 @@ _LONGEST_HEADERS = 8  # bytes between the key and the first extension
 # What stands before the bits of a key: RSA from 2048 bits; P-256 and P-384 by the size of the whole.
 _RSA_HEADER, _POINT_HEADERS = 24, {91: 26, 120: 23}
 _UNREADABLE = (
-    *(ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+    *(
+        ValueError,
+        TypeError,
+        LookupError,
+        x509.InvalidVersion,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ),
     *(UnsupportedAlgorithm, CryptographyDeprecationWarning),
 )
 

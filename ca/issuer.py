@@ -292,7 +292,10 @@ class Issuer:
 def _signed(workshop: _Workshop, leaf: Leaf | IstioAuthError) -> bytes | IstioAuthError:
     if isinstance(leaf, IstioAuthError):
         return leaf
-    to_be_signed = workshop.template.to_be_signed(leaf)
+    try:
+        to_be_signed = workshop.template.to_be_signed(leaf)
+    except Exception as error:  # noqa: BLE001 - one order that trips over a fault of ours must not fail the others
+        return _caused(IstioAuthError(f"a certificate could not be built ({type(error).__name__})"), error)
     try:
         signature = sign(workshop.active.key, to_be_signed)
     except Exception as error:  # noqa: BLE001 - a device or a service has errors of its own

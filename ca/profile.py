@@ -69,11 +69,13 @@ class IssuanceProfile:
             TTLRefused: more is asked for than the maximum.
         """
         if requested is None or requested <= timedelta():
-            return min(granted or self.default_ttl, self.max_ttl)
-        if requested > self.max_ttl and not self.clamp_excess_ttl:
-            message = f"a TTL of {in_words(requested)} is longer than the maximum of {in_words(self.max_ttl)}"
-            raise TTLRefused(message, public=message)
-        return max(_SHORTEST, min(requested, granted or self.max_ttl, self.max_ttl))
+            wanted = self.default_ttl if granted is None else granted
+        else:
+            wanted = requested if granted is None else min(requested, granted)
+            if requested > self.max_ttl and not self.clamp_excess_ttl:
+                message = f"a TTL of {in_words(requested)} is longer than the maximum of {in_words(self.max_ttl)}"
+                raise TTLRefused(message, public=message)
+        return max(_SHORTEST, min(wanted, self.max_ttl))
 
     def validity(self, lifetime: timedelta, now: datetime, *, within: Validity) -> Validity:
         """The validity of a certificate made now.

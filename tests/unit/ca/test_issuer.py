@@ -339,6 +339,23 @@ async def test_a_certificate_that_is_built_wrong_is_dropped_and_its_neighbours_a
     assert len(log.records) == 2
 
 
+async def test_an_order_that_trips_over_a_fault_of_ours_does_not_fail_its_neighbours(
+    issuer: Issuer, log: MemoryIssuanceLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LeafTemplate.to_be_signed
+    builds = iter(range(100))
+
+    def broken(self: LeafTemplate, leaf: object) -> bytes:
+        if next(builds) == 1:
+            raise AttributeError("a fault of ours")
+        return original(self, leaf)  # type: ignore[arg-type]  # what the issuer gave
+
+    monkeypatch.setattr(LeafTemplate, "to_be_signed", broken)
+    results = await issuer.issue_many([WEB_ORDER] * 3)
+    assert [type(result) for result in results] == [IssuedSVID, IstioAuthError, IssuedSVID]
+    assert len(log.records) == 2
+
+
 async def test_after_a_renewal_certificates_live_by_the_new_root(
     issuer: Issuer, authority_: Authority, clock: FakeClock
 ) -> None:

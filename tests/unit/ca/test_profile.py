@@ -43,6 +43,14 @@ def test_a_grant_bounds_the_lifetime_and_is_the_lifetime_when_none_is_asked_for(
     assert PROFILE.lifetime(None, granted=1000 * DAY) == 90 * DAY
 
 
+@pytest.mark.parametrize("requested", [None, HOUR])
+@pytest.mark.parametrize("granted", [timedelta(), -HOUR])
+def test_a_grant_of_no_lifetime_is_not_taken_for_a_grant_of_any(
+    requested: timedelta | None, granted: timedelta
+) -> None:
+    assert PROFILE.lifetime(requested, granted=granted) == timedelta(seconds=1)
+
+
 def test_a_lifetime_below_a_second_becomes_one() -> None:
     assert PROFILE.lifetime(timedelta(milliseconds=1)) == timedelta(seconds=1)
 
