@@ -220,7 +220,8 @@ class TLSEnd(PlainEnd):
         except ssl.SSLWantReadError:
             self._flush()
         except ssl.SSLError as error:
-            self._flush()  # the alert that says why
+            if not isinstance(error, HandshakeRefused) or isinstance(error.__cause__, ssl.SSLError):
+                self._flush()  # OpenSSL's alert; after a verdict of ours it would be our half of a finished handshake
             self.refuse(_reason(error))
         else:
             self._shaking = False
