@@ -76,7 +76,7 @@ class Identity:
         return self.svid is not None and self._clock.now() < self.svid.not_after
 
     def subscribe(self, changed: Callable[[], None]) -> None:
-        """Call `changed` after each new SVID, for as long as we run."""
+        """Call `changed` after each new SVID, and when the one held has lapsed, for as long as we run."""
         self._subscribers.append(changed)
 
     def look_again(self) -> None:
@@ -162,7 +162,7 @@ class Identity:
             "the agent's own SVID was not renewed",
             reason=str(error),
             attempt=self._backoff.attempts,
-            again_in=in_words(wait),
+            again_in_seconds=round(wait.total_seconds(), 1),
             left=left if self.lives() or self.svid is None else "it has lapsed",
         )
         return min(LONGEST_WAIT, wait)
@@ -172,3 +172,5 @@ class Identity:
             self._lapse_told = True
             self._metrics.lapsed.labels("agent").inc()
             log.warning("the agent's own SVID has lapsed", not_after=f"{svid.not_after:%FT%TZ}")
+            for changed in self._subscribers:
+                changed()

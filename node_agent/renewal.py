@@ -198,7 +198,7 @@ class Renewals:
             spiffe_id=str(want.spiffe_id),
             reason=str(error),
             attempt=backoff.attempts,
-            again_in=in_words(wait),
+            again_in_seconds=round(wait.total_seconds(), 1),
         )
 
     def _tell_away(self, error: IstioAuthError, due: int, wait: timedelta) -> None:
@@ -211,7 +211,7 @@ class Renewals:
             due=due,
             first_to_lapse_in=left,
             attempt=self._ca.attempts,
-            again_in=in_words(wait),
+            again_in_seconds=round(wait.total_seconds(), 1),
         )
 
     def _tell_lapsed(self, lapsed: AbstractSet[SpiffeID]) -> None:

@@ -14,7 +14,6 @@ from datetime import timedelta
 
 import structlog
 
-from istio_auth.clock import in_words
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.registration import Registration
 from node_agent.backoff import Backoff
@@ -185,5 +184,5 @@ class Sync:
             return timedelta()
         wait = self._backoff.failed(error.retry_after)
         self._metrics.syncs.labels(error.code.name).inc()
-        log.warning("not in sync with the CA", reason=str(error), again_in=in_words(wait))
+        log.warning("not in sync with the CA", reason=str(error), again_in_seconds=round(wait.total_seconds(), 1))
         return wait

@@ -101,7 +101,7 @@ class Standalone:
         rules = RegistrationRules(domain, settings.profile.max_ttl, reserved.check)
         self.registrations = RegistrationFile(settings.registrations, rules)
         self._log = FileIssuanceLog(folder / "issuance.log", required=settings.record_required)
-        self.issuer = Issuer(self.authority, settings.profile, self._log, clock, reserved)
+        self.issuer = Issuer(self.authority, settings.profile, self._log, clock, reserved, threads=1)
         self._tokens = JoinTokenFolder(folder / "tokens")
         self.admission = Admission(
             attestor=AllProofs(

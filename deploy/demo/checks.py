@@ -22,6 +22,7 @@ _COUNTED_WITHIN = 5.0
 
 async def run_checks(layout: Layout, workloads: Workloads, report: Report) -> None:
     """Prove everything that needs no time to pass."""
+    report.note("each refusal below came between two calls that passed and differ from it in the one fault only")
     checks = _Checks(layout, workloads, report)
     await checks.callers()
     await checks.servers()

@@ -49,7 +49,9 @@ class _Attempts:
         """A stranger's process at the backend's socket."""
         backend = self._layout.backend
         stranger = await self._sidecar(backend.agent_socket, STRANGER_UID)
-        reason = await self._reason(lambda line: str(line.get("reason")) if "refused" in str(line["event"]) else "")
+        reason = await self._reason(
+            lambda line: found if f"uid {STRANGER_UID}" in (found := _text(line, "reason")) else ""
+        )
         return [
             await _refused(f"a process of uid {STRANGER_UID} at the backend's socket", stranger, reason),
             await _served(f"the same by uid {backend.uid}", await self._sidecar(backend.agent_socket, backend.uid)),
@@ -62,7 +64,7 @@ class _Attempts:
         private = all(stat.S_IMODE(folder.st_mode) == 0o700 for folder in folders)
         misled = await self._sidecar(frontend.agent_socket, None)
         reason = await self._reason(
-            lambda line: f"{line['event']}: {line['names']}" if str(backend.id) in str(line.get("names")) else ""
+            lambda line: f"{line['event']}: {found}" if str(backend.id) in (found := _text(line, "names")) else ""
         )
         return [
             Finding("each socket is in a folder of its owner alone", "holds", "mode 0700", holds=private),
@@ -87,6 +89,10 @@ class _Attempts:
 
         await holds_within(_REASON_WITHIN, is_told)
         return next(filter(None, map(told, self._log.lines())), "")
+
+
+def _text(line: Line, key: str) -> str:
+    return str(line.get(key, ""))
 
 
 async def _refused(name: str, envoy: Envoy, reason: str) -> Finding:
