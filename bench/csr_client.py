@@ -1,4 +1,4 @@
-"""The callers that `bench.csr` sends: gRPC's own client and TLS, none of ours; each caller with a connection of its own.
+"""The callers that `bench.csr` sends: gRPC's own client and TLS, none of ours; each with a connection of its own.
 
 Reads lines of JSON that say what to do, and answers each with one: how many calls, how long each took.
 """
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from bench.csr_server import AGENT, WEB
+from bench.csr_server import WEB
 from istio_auth.proto import node_pb2
 from istio_auth.proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 
@@ -75,7 +75,7 @@ def _channel(folder: Path, port: int, caller: str) -> grpc.aio.Channel:
 
 
 async def _call_until(channel: grpc.aio.Channel, kind: Kind, requests: Iterator[bytes], end: float) -> list[float]:
-    call, seconds = channel.unary_unary(kind.path), []
+    call, seconds = channel.unary_unary(kind.path, None, None), []
     answer = await call(next(requests))
     kind.check(answer)
     while (begin := time.perf_counter()) < end:
@@ -96,7 +96,7 @@ async def _measured(folder: Path, port: int, kind: Kind, callers: int, duration:
         taken = await asyncio.gather(*(_call_until(channel, kind, requests, end) for channel in channels))
         wall = time.perf_counter() - begin
     finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
+        await asyncio.gather(*(channel.close(None) for channel in channels))
     seconds = sorted(itertools.chain.from_iterable(taken))
     return {
         "calls": len(seconds),

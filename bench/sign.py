@@ -30,10 +30,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.attest import Attested
-from ca.authority import Authority
-from ca.authority_state import AuthorityState, IssuerState
-from ca.authority_store import FileAuthorityStore
-from ca.certificate import self_signed_root
+from ca.authority.authority import Authority
+from ca.authority.state import AuthorityState, IssuerState
+from ca.authority.store import FileAuthorityStore
+from ca.certificate.build import self_signed_root
 from ca.csr import vet_csr_der
 from ca.issuance_log import FileIssuanceLog, IssuanceLog, IssuanceRecord, Receipt
 from ca.issuer import IssuedSVID, Issuer, Order, ReservedNames

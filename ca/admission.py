@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from ca.agent_folder import AgentFolder
-from ca.agents import agent_name
+from ca.agents.agent import agent_name
+from ca.agents.folder import AgentFolder
 from ca.attest import Attested, Attestor, Evidence
 from ca.audit import Audit
 from ca.csr import VettedCSR, vet_csr, vet_csr_der

@@ -15,16 +15,16 @@ from functools import partial
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
 
-from ca.authority import ours
-from ca.authority_store import FileAuthorityStore
-from ca.authority_watch import AuthorityWatch
+from ca.authority.authority import ours
+from ca.authority.plugged import read_plugged
+from ca.authority.store import FileAuthorityStore
+from ca.authority.watch import AuthorityWatch
 from ca.config import Config
 from ca.issuer import ReservedNames
 from ca.metrics import CAMetrics, Gauge
 from ca.platform.standalone import Standalone, StandaloneSettings
-from ca.plugged import read_plugged
-from ca.registration_file import RegistrationFile
-from ca.registrations import RegistrationRules
+from ca.registrations.file import RegistrationFile
+from ca.registrations.rules import RegistrationRules
 from ca.serving import ServingCertificate
 from istio_auth.authorize import member_of
 from istio_auth.clock import Clock

@@ -8,9 +8,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final
 
-from ca.authority import TEN_YEARS
+from ca.agents.recovery import DEFAULT_WINDOW
+from ca.authority.authority import TEN_YEARS
 from ca.profile import IssuanceProfile
-from ca.recovery import DEFAULT_WINDOW
 from istio_auth.daemon.command import LogSettings
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.settings import Setting

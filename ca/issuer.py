@@ -24,9 +24,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from ca.attest import Attested
-from ca.authority import ActiveIssuer, Authority
-from ca.certificate import Leaf, LeafTemplate, Names, new_serial
-from ca.certificate_check import CertificateCheck
+from ca.authority.authority import ActiveIssuer, Authority
+from ca.certificate.build import Leaf, LeafTemplate, Names, new_serial
+from ca.certificate.check import CertificateCheck
 from ca.gathering import Gathering
 from ca.issuance_log import IssuanceLog, IssuanceRecord, Receipt
 from ca.profile import IssuanceProfile, Validity

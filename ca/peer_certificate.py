@@ -6,8 +6,8 @@ have changed since: a connection can outlive the certificate it was made with, a
 
 from __future__ import annotations
 
-from ca.agent_folder import AgentFolder
-from ca.agents import agent_name, in_agents_room
+from ca.agents.agent import agent_name, in_agents_room
+from ca.agents.folder import AgentFolder
 from ca.attest import Attested, Evidence
 from istio_auth.clock import Clock
 from istio_auth.errors import NotAuthenticated, NotAuthorized

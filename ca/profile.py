@@ -1,7 +1,7 @@
 """IssuanceProfile: how long certificates from here live. Validated once, from its configuration.
 
 The lifetime rules are istiod's: no TTL, or one that is not positive, means the default; above the maximum is an error,
-or clamped if the operator wants that. What else a certificate looks like is no setting: see `ca.certificate`.
+or clamped if the operator wants that. What else a certificate looks like is no setting: see `ca.certificate.build`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from ca.authority import Authority
+from ca.authority.authority import Authority
 from ca.issuer import Issuer
 from istio_auth.bundle import BundleSet
 from istio_auth.clock import Clock

@@ -10,7 +10,7 @@ from ca.cli.options import OutputOption, StateOption
 from ca.cli.output import Output, iso, print_json, print_table, shown
 
 if TYPE_CHECKING:
-    from ca.agents import AgentRecord
+    from ca.agents.agent import AgentRecord
     from istio_auth.bundle import JSON
 
 app = typer.Typer(help="List and evict node agents.", no_args_is_help=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from ca.agents import agent_name
+from ca.agents.agent import agent_name
 from ca.cli.issuing import Delivery, Wanted, delivered
 from ca.cli.material import read_bundles
 from istio_auth.authorize import is_id

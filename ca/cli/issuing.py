@@ -14,8 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ca.attest import Attested
-from ca.authority import Authority, open_authority
-from ca.authority_store import AuthorityStore
+from ca.authority.authority import Authority, open_authority
+from ca.authority.store import AuthorityStore
 from ca.cli.facts import certificate_json, certificate_section
 from ca.cli.output import Fact, Output, Section, note, print_json, print_sections
 from ca.cli.state import StateFolder

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ca.agent_folder import AgentFolder
-from ca.authority_state import AuthorityState
-from ca.authority_store import FileAuthorityStore
-from ca.join_token import JoinTokenFolder
+from ca.agents.folder import AgentFolder
+from ca.agents.join_token import JoinTokenFolder
+from ca.authority.state import AuthorityState
+from ca.authority.store import FileAuthorityStore
 from istio_auth.daemon.folders import Folders
 from istio_auth.errors import ConfigurationError, MissingError
 from istio_auth.files import private_folder

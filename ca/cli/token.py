@@ -11,7 +11,7 @@ from ca.cli.options import OutputOption, StateOption, duration
 from ca.cli.output import Output, iso, life_in_words, note, print_json, print_table, shown
 
 if TYPE_CHECKING:
-    from ca.join_token import JoinToken
+    from ca.agents.join_token import JoinToken
     from istio_auth.bundle import JSON
 
 app = typer.Typer(help="Make, list and revoke join tokens, which enrol node agents.", no_args_is_help=True)

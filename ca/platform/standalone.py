@@ -15,27 +15,27 @@ from datetime import timedelta
 from pathlib import Path
 
 from ca.admission import Admission
-from ca.agent_folder import AgentFolder
+from ca.agents.enrolment import JoinTokenProof
+from ca.agents.folder import AgentFolder
+from ca.agents.join_token import JoinTokenFolder
+from ca.agents.recovery import DEFAULT_WINDOW, Recovery
 from ca.attest import AllProofs
 from ca.audit import Audit
-from ca.authority import TEN_YEARS, Authority, open_authority
-from ca.authority_store import AuthorityStore, FileAuthorityStore
-from ca.enrolment import JoinTokenProof
-from ca.entitlement import EntitledIdentities
+from ca.authority.authority import TEN_YEARS, Authority, open_authority
+from ca.authority.plugged import open_plugged_authority
+from ca.authority.store import AuthorityStore, FileAuthorityStore
 from ca.issuance_log import FileIssuanceLog
 from ca.issuer import Issuer, ReservedNames
-from ca.join_token import JoinTokenFolder
 from ca.metrics import Counts, Gauge
 from ca.peer_certificate import PeerCertificate
-from ca.plugged import open_plugged_authority
 from ca.profile import IssuanceProfile
-from ca.recovery import DEFAULT_WINDOW, Recovery
-from ca.registration_file import RegistrationFile
-from ca.registrations import RegistrationRules
+from ca.registrations.entitlement import EntitledIdentities
+from ca.registrations.file import RegistrationFile
+from ca.registrations.rules import RegistrationRules
 from ca.service.istio import IstioCertificateService
 from ca.service.node import NodeService
 from ca.service.sync import Sync
-from ca.sync_book import SyncBook
+from ca.service.sync_book import SyncBook
 from istio_auth.clock import Clock
 from istio_auth.errors import IstioAuthError
 from istio_auth.files import private_folder

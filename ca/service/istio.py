@@ -19,7 +19,7 @@ from datetime import timedelta
 
 from ca.admission import Admission, Wish
 from ca.attest import Attested
-from ca.authority import Authority
+from ca.authority.authority import Authority
 from ca.csr import CSRRefused
 from ca.metrics import CA_NOT_READY, CERT_GEN_ERROR, CSR_ERROR, TTL_ERROR
 from ca.profile import TTLRefused

@@ -10,9 +10,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from ca.admission import Admission, Wish
+from ca.agents.recovery import Recovery, RecoveryProof
 from ca.attest import Attested, Evidence, agreed
 from ca.issuer import IssuedSVID
-from ca.recovery import Recovery, RecoveryProof
 from ca.service.caller import attested_caller, bearer_of, tls_caller
 from ca.service.sync import Sync
 from istio_auth.errors import IstioAuthError, MalformedError, NotAuthenticated

@@ -6,7 +6,7 @@ same byte for byte: proxies compare them, and tell Envoy of each change.
 
 from __future__ import annotations
 
-from ca.authority import Authority
+from ca.authority.authority import Authority
 from ca.issuer import IssuedSVID
 from istio_auth.errors import NotReady
 from istio_auth.pem import pem_of_der

@@ -16,14 +16,14 @@ from typing import Protocol
 import structlog
 
 from ca.admission import Admission
-from ca.agent_folder import AgentFolder
-from ca.agents import agent_name
+from ca.agents.agent import agent_name
+from ca.agents.folder import AgentFolder
 from ca.attest import Attested
-from ca.authority import Authority
+from ca.authority.authority import Authority
 from ca.peer_certificate import METHOD
-from ca.registration_table import RegistrationDelta, RegistrationHistory
+from ca.registrations.table import RegistrationDelta, RegistrationHistory
 from ca.service.caller import attested_caller, tls_caller
-from ca.sync_book import Acknowledgement, SyncBook
+from ca.service.sync_book import Acknowledgement, SyncBook
 from istio_auth.bundle import TrustBundle
 from istio_auth.clock import Clock
 from istio_auth.errors import MalformedError, NotAuthorized, NotReady

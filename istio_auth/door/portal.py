@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from datetime import timedelta
 from pathlib import Path
 from typing import Self, cast
+
+import aiohappyeyeballs
 
 from istio_auth.door.splice import BUFFER_BYTES, PlainEnd, TLSEnd
 from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket
@@ -120,9 +123,7 @@ class _Passage:
         portal, patience = self._portal, self._portal.patience.total_seconds()
         try:
             async with asyncio.timeout(patience):
-                await self.near.loop.create_connection(
-                    self._way_out, portal.host, portal.port, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS
-                )
+                await self.near.loop.create_connection(self._way_out, sock=await self._connection())
                 await self.secured
         except TimeoutError:
             self.fail(NotReady(f"{portal.authority} did not answer within {patience:g} s"))
@@ -136,6 +137,12 @@ class _Passage:
         finally:
             self._dialling = None
         self.close()
+
+    async def _connection(self) -> socket.socket:
+        """Connected to the first of the server's addresses that answers (RFC 8305); asyncio's own race leaks sockets."""
+        host, port = self._portal.host, self._portal.port
+        addresses = await self.near.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
 
     def _way_out(self) -> TLSEnd:
         portal = self._portal

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ca.authority_state import AuthorityState
-from ca.authority_store import AuthorityStore, version_of
+from ca.authority.state import AuthorityState
+from ca.authority.store import AuthorityStore, version_of
 from istio_auth.errors import ConflictError
 
 

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca.join_token import JoinTokenFolder
+from ca.agents.join_token import JoinTokenFolder
+from ca.agents.recovery import Recovery
 from ca.platform.standalone import Standalone, StandaloneSettings
-from ca.recovery import Recovery
 from ca.service.istio import IstioCertificateService
 from ca.service.node import NodeService
 from ca.service.sync import Sync

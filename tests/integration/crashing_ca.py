@@ -27,9 +27,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ca.attest import Attested
-from ca.authority import Authority, open_authority
-from ca.authority_store import FileAuthorityStore
-from ca.certificate import key_identifier
+from ca.authority.authority import Authority, open_authority
+from ca.authority.store import FileAuthorityStore
+from ca.certificate.build import key_identifier
 from ca.issuance_log import FileIssuanceLog
 from ca.issuer import IssuedSVID, Issuer, Order, ReservedNames
 from ca.profile import IssuanceProfile

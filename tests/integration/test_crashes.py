@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ca.authority_state import AuthorityState
-from ca.authority_store import FileAuthorityStore
-from ca.certificate import key_identifier
+from ca.authority.state import AuthorityState
+from ca.authority.store import FileAuthorityStore
+from ca.certificate.build import key_identifier
 from istio_auth.keys import public_key_der, public_key_of
 
 # In this order, whatever stands between them: content before name, name before folder.

@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ca.attest import Attested
-from ca.authority import open_authority
+from ca.authority.authority import open_authority
 from ca.issuance_log import FileIssuanceLog
 from ca.issuer import IssuedSVID, Issuer, Order, ReservedNames
 from ca.profile import IssuanceProfile

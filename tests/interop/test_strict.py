@@ -14,9 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ca.attest import Attested
-from ca.authority import Authority, open_authority
-from ca.authority_state import AuthorityState, IssuerState
-from ca.certificate import self_signed_root
+from ca.authority.authority import Authority, open_authority
+from ca.authority.state import AuthorityState, IssuerState
+from ca.certificate.build import self_signed_root
 from ca.issuer import Issuer, Order, ReservedNames
 from ca.profile import IssuanceProfile, Validity
 from ca.registry import Grant

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ca.certificate import Leaf, LeafTemplate, Names
-from ca.certificate_check import CertificateCheck
+from ca.certificate.build import Leaf, LeafTemplate, Names
+from ca.certificate.check import CertificateCheck
 from ca.profile import Validity
 from istio_auth.keys import PrivateKey, public_key_der, sign
 from istio_auth.spiffe_id import SpiffeID, TrustDomain

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ca.agents import AgentRecord
+from ca.agents.agent import AgentRecord
+from ca.agents.enrolment import JoinTokenProof
 from ca.attest import AllProofs, Attested, Evidence
-from ca.enrolment import JoinTokenProof
 from ca.peer_certificate import PeerCertificate
 from istio_auth.door import TLSCaller
 from istio_auth.errors import NotAuthenticated, NotAuthorized

@@ -15,10 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ca.attest import Attested
-from ca.authority import Authority, open_authority
-from ca.authority_state import AuthorityState, IssuerState, KeyReference
-from ca.certificate import LeafTemplate
-from ca.certificate_check import WrongCertificate
+from ca.authority.authority import Authority, open_authority
+from ca.authority.state import AuthorityState, IssuerState, KeyReference
+from ca.certificate.build import LeafTemplate
+from ca.certificate.check import WrongCertificate
 from ca.issuer import IssuedSVID, Issuer, Order, ReservedNames
 from ca.profile import IssuanceProfile, TTLRefused
 from ca.registry import Grant

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca.authority import Authority, open_authority
+from ca.authority.authority import Authority, open_authority
 from ca.issuer import Issuer, ReservedNames
 from ca.profile import IssuanceProfile
 from ca.serving import ServingCertificate

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from ca.authority_store import FileAuthorityStore
+from ca.authority.store import FileAuthorityStore
 from istio_auth.bundle import TrustBundle
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.svid import X509SVID

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ca.agent_folder import AgentFolder
-from ca.join_token import JoinTokenFolder, hash_of
+from ca.agents.folder import AgentFolder
+from ca.agents.join_token import JoinTokenFolder, hash_of
 from istio_auth.files import private_folder
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.system_clock import SystemClock

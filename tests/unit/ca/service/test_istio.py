@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from structlog.testing import LogCapture
 
-from ca.agent_folder import AgentFolder
+from ca.agents.folder import AgentFolder
 from ca.metrics import CA_NOT_READY, CSR_ERROR, TTL_ERROR
 from istio_auth.door import TLSCaller
 from istio_auth.errors import Code, IstioAuthError, NotReady

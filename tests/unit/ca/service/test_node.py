@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from structlog.testing import LogCapture
 
-from ca.agent_folder import AgentFolder
+from ca.agents.folder import AgentFolder
 from istio_auth.door import TLSCaller
 from istio_auth.errors import Code, IstioAuthError, NotReady
 from istio_auth.keys import PrivateKey, fingerprint, public_key_der, sign

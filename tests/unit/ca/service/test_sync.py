@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from ca.agent_folder import AgentFolder
-from ca.sync_book import MAX_STREAMS
+from ca.agents.folder import AgentFolder
+from ca.service.sync_book import MAX_STREAMS
 from istio_auth.door import TLSCaller
 from istio_auth.errors import Code, IstioAuthError
 from istio_auth.pem import write_der

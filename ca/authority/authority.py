@@ -1,0 +1,294 @@
+"""Authority: the issuer that signs, the bundle that vouches for it, and the watch over its own end.
+
+The state is kept by an `AuthorityStore`; here is one immutable snapshot of it, replaced whole. A self-signed root is
+made when, and only when, the store says that there is nothing yet. In the last fifth of its life it is renewed with
+the same key and subject: certificates under the old one verify under the new and the other way round, so nothing has
+to be handed out first. The old root stays in the bundle until it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from cryptography import x509
+
+from ca.authority.state import AuthorityState, IssuerState, KeyReference
+from ca.authority.store import AuthorityStore, Versioned
+from ca.certificate.build import self_signed_root
+from ca.profile import Validity
+from istio_auth.bundle import TrustBundle
+from istio_auth.clock import Clock, in_words, whole_seconds
+from istio_auth.errors import ConfigurationError, ConflictError, NotReady
+from istio_auth.keys import PrivateKey, new_private_key
+from istio_auth.rotation import remaining_share
+from istio_auth.spiffe_id import TrustDomain
+
+TEN_YEARS = timedelta(days=3650)
+_LAST_SHARE = 0.2
+_WARN_BEFORE = timedelta(days=30)
+_BACKDATE = timedelta(hours=1)  # so that a clock set back by less does not stop a CA on its first day
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ActiveIssuer:
+    """The issuer that signs, with its key. The same object as long as nothing about it changes."""
+
+    issuer: IssuerState
+    key: PrivateKey = field(repr=False)
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """The issuer's own certificate."""
+        return self.issuer.certificate
+
+    @property
+    def above(self) -> tuple[x509.Certificate, ...]:
+        """The certificates above the issuer's, up to the root."""
+        return () if self.issuer.self_signed else (*self.issuer.intermediates, self.issuer.root)
+
+    @property
+    def validity(self) -> Validity:
+        """When the whole chain is valid."""
+        return Validity(self.issuer.not_before, self.issuer.not_after)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Snapshot:
+    stored: Versioned[AuthorityState]
+    active: ActiveIssuer
+    bundle: TrustBundle
+    root_pem: bytes
+
+
+class Authority:
+    """Who vouches for a trust domain. Reading is free and safe on any thread; what changes it blocks, and is locked.
+
+    Args:
+        store: where the state is kept.
+        stored: the state as it was loaded.
+        key: the key of the active issuer, where the state only refers to it.
+        lifetime: how long a renewed root lives.
+
+    Raises:
+        ConfigurationError: the state refers to a key, and none is given.
+    """
+
+    def __init__(
+        self,
+        store: AuthorityStore,
+        stored: Versioned[AuthorityState],
+        *,
+        key: PrivateKey | None = None,
+        lifetime: timedelta = TEN_YEARS,
+    ) -> None:
+        self._store = store
+        self._lifetime = lifetime
+        self._lock = threading.RLock()
+        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._snapshot = _snapshot(stored, key)
+
+    @property
+    def state(self) -> AuthorityState:
+        """All of the state."""
+        return self._snapshot.stored.value
+
+    @property
+    def trust_domain(self) -> TrustDomain:
+        """The trust domain it vouches for."""
+        return self.state.trust_domain
+
+    @property
+    def active(self) -> ActiveIssuer:
+        """The issuer that signs."""
+        return self._snapshot.active
+
+    @property
+    def bundle(self) -> TrustBundle:
+        """The trust bundle, with its sequence."""
+        return self._snapshot.bundle
+
+    @property
+    def chain(self) -> tuple[x509.Certificate, ...]:
+        """What follows a leaf: everything between it and the root."""
+        return self.active.issuer.chain
+
+    @property
+    def not_after(self) -> datetime:
+        """When the first certificate from issuer to root ends: nothing can be signed from then on."""
+        return self.active.issuer.not_after
+
+    def root_pem(self) -> bytes:
+        """The roots as PEM, the same bytes as long as the bundle is the same: clients compare them byte by byte."""
+        return self._snapshot.root_pem
+
+    def remaining(self, now: datetime) -> timedelta:
+        """How long the authority can still sign; negative when it ended."""
+        return self.not_after - now
+
+    def warnings(self, now: datetime, *, longest_ttl: timedelta | None = None) -> tuple[str, ...]:
+        """What an operator should hear about the authority's own end, if anything.
+
+        Args:
+            now: the present instant.
+            longest_ttl: the longest lifetime of a leaf: less than two of them left means that leaves get cut short.
+        """
+        left, end = self.remaining(now), f"{self.not_after:%F %T} UTC"
+        if left <= timedelta():
+            return (f"the authority ended {end}: nothing can be signed",)
+        if left < _WARN_BEFORE:
+            return (f"the authority ends in {in_words(left)}, {end}",)
+        if longest_ttl is not None and left < 2 * longest_ttl:
+            return (f"the authority ends {end}: certificates of {in_words(longest_ttl)} will soon be cut short",)
+        return ()
+
+    def renew_if_due(self, now: datetime) -> bool:
+        """Renew a self-signed root in the last fifth of its life, and drop old roots that ended. Blocks.
+
+        Returns:
+            whether anything changed.
+
+        Raises:
+            ConfigurationError, NotReady: the new state could not be kept; the old one stays in use.
+        """
+        with self._lock:
+            state = self._renewed(self._pruned(self.state, now), now)
+            if state is self.state:
+                return False
+            try:
+                self._replace(state)
+            except ConflictError:
+                return self.reload()  # somebody else was first; what they did is looked at next time
+        self._tell()
+        return True
+
+    def reload(self) -> bool:
+        """Take what the store holds by now. Blocks.
+
+        Returns:
+            whether anything changed.
+
+        Raises:
+            ConfigurationError, NotReady: it can not be read, or is not ours; the old one stays in use.
+        """
+        with self._lock:
+            stored = self._store.load()
+            if stored is None:
+                raise NotReady("the state of the authority is gone from its store")
+            if stored.version == self._snapshot.stored.version:
+                return False
+            self._snapshot = _snapshot(ours(stored, self.trust_domain), self._external_key())
+        self._tell()
+        return True
+
+    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` after each change, on the thread that made it, until the returned function is called."""
+        token = object()
+        with self._lock:
+            self._subscribers[token] = changed
+
+        def end() -> None:
+            with self._lock:
+                self._subscribers.pop(token, None)
+
+        return end
+
+    def _renewed(self, state: AuthorityState, now: datetime) -> AuthorityState:
+        old = state.active
+        share = remaining_share(old.not_before, old.not_after, now)
+        if not old.self_signed or old.key is None or isinstance(old.key, KeyReference) or share >= _LAST_SHARE:
+            return state
+        root = self_signed_root(
+            state.trust_domain, old.key, _root_validity(now, self._lifetime), renews=old.certificate
+        )
+        if root.not_valid_after_utc <= old.not_after:
+            return state
+        _log.warning(
+            "the root of %s is renewed with the same key: it now ends %s", state.trust_domain, root.not_valid_after_utc
+        )
+        new = replace(old, certificate=root, root=root)
+        kept = (replace(old, key=None, other_roots=()),) if old.not_after > now else ()
+        return replace(state, active=new, retired=(*kept, *state.retired), sequence=state.sequence + 1)
+
+    @staticmethod
+    def _pruned(state: AuthorityState, now: datetime) -> AuthorityState:
+        kept = tuple(issuer for issuer in state.retired if issuer.root.not_valid_after_utc > now)
+        if len(kept) == len(state.retired):
+            return state
+        return replace(state, retired=kept, sequence=state.sequence + 1)
+
+    def _replace(self, state: AuthorityState, key: PrivateKey | None = None) -> None:
+        stored = self._store.store(state, expected=self._snapshot.stored.version)
+        self._snapshot = _snapshot(stored, key or self._external_key())
+
+    def _external_key(self) -> PrivateKey | None:
+        return self.active.key if isinstance(self.state.active.key, KeyReference) else None
+
+    def _tell(self) -> None:
+        with self._lock:
+            subscribers = list(self._subscribers.values())
+        for changed in subscribers:
+            changed()
+
+
+def open_authority(
+    store: AuthorityStore, trust_domain: TrustDomain, clock: Clock, *, lifetime: timedelta = TEN_YEARS
+) -> Authority:
+    """The self-signed authority in a store, made if the store is certain that there is none yet. Blocks.
+
+    Args:
+        store: where it is kept.
+        trust_domain: whose authority it must be.
+        clock: tells when a new root begins.
+        lifetime: how long a new root lives.
+
+    Raises:
+        ConfigurationError: what is stored is damaged, another trust domain's, or a plugged-in CA's.
+        NotReady: the store could not be looked at, or written to.
+    """
+    stored = store.load()
+    if stored is None:
+        key = new_private_key()
+        root = self_signed_root(trust_domain, key, _root_validity(clock.now(), lifetime))
+        try:
+            stored = store.store(AuthorityState(trust_domain, IssuerState(root, root, key=key)), expected=None)
+            _log.warning("a new root was made for %s: it ends %s", trust_domain, root.not_valid_after_utc)
+        except ConflictError:
+            stored = store.load()  # another process made one at the same moment: there is only ever one
+    if stored is None:
+        raise NotReady("the state of the authority came and went")
+    return Authority(store, ours(stored, trust_domain), lifetime=lifetime)
+
+
+def ours(stored: Versioned[AuthorityState], trust_domain: TrustDomain) -> Versioned[AuthorityState]:
+    """What was stored, if it is the authority of this trust domain.
+
+    Raises:
+        ConfigurationError: it is another's.
+    """
+    if stored.value.trust_domain != trust_domain:
+        raise ConfigurationError(
+            f"the stored authority is that of {stored.value.trust_domain}, and this CA is configured for {trust_domain}"
+        )
+    return stored
+
+
+def _snapshot(stored: Versioned[AuthorityState], key: PrivateKey | None) -> _Snapshot:
+    active = stored.value.active
+    if isinstance(active.key, KeyReference):
+        if key is None:
+            raise ConfigurationError(f"the key of the authority is kept elsewhere: {active.key.where}")
+    elif active.key is not None:
+        key = active.key
+    assert key is not None, "the state was read or made with an active key"
+    bundle = stored.value.bundle()
+    return _Snapshot(stored, ActiveIssuer(active, key), bundle, bundle.to_pem())
+
+
+def _root_validity(now: datetime, lifetime: timedelta) -> Validity:
+    return Validity(whole_seconds(now - min(_BACKDATE, lifetime / 10)), whole_seconds(now + lifetime))

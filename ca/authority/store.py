@@ -1,0 +1,140 @@
+"""The AuthorityStore port: keeps the `AuthorityState`, and its adapter for a folder.
+
+The base class gives one guarantee: what is "not there" is told from what "could not be looked at". Only the first may
+ever lead to a new root, so `load` answers None for it alone and raises for everything else, whatever the adapter met.
+Writing is compare-and-swap over the digest of the content, so that two writers can not undo each other's work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from ca.authority.state import AuthorityState
+from istio_auth.errors import ConflictError, IstioAuthError, MissingError, NotReady
+from istio_auth.files import FileLock, atomic_write, private_folder, read_secret, remove_leftovers, sync_folder
+
+_MAX_STATE_BYTES = 4 << 20
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned(Generic[_T]):
+    """A value as it was stored, and the version under which to replace it."""
+
+    value: _T
+    version: str
+
+
+class AuthorityStore(ABC):
+    """Keeps the state of one authority. Adapters implement `_read` and `_write`. All of it blocks."""
+
+    def load(self) -> Versioned[AuthorityState] | None:
+        """What is stored; None only if it is certain that nothing is.
+
+        Raises:
+            ConfigurationError: it is damaged, of an unknown version, or open to others.
+            NotReady: it could not be looked at.
+        """
+        content = self._guarded_read()
+        return None if content is None else Versioned(AuthorityState.from_json(content), version_of(content))
+
+    def store(self, state: AuthorityState, *, expected: str | None) -> Versioned[AuthorityState]:
+        """Replace what is stored.
+
+        Args:
+            state: the new state.
+            expected: the version it replaces; None if there must be nothing yet.
+
+        Raises:
+            ConflictError: something else is stored by now: load it and decide again.
+            ConfigurationError, NotReady: it could not be written.
+        """
+        content = state.to_json()
+        try:
+            self._write(content, expected)
+        except IstioAuthError:
+            raise
+        except Exception as error:
+            raise NotReady(f"the state of the authority could not be written ({type(error).__name__})") from error
+        return Versioned(state, version_of(content))
+
+    @abstractmethod
+    def _read(self) -> bytes | None:
+        """The stored content, or None if it is certain that there is none."""
+
+    @abstractmethod
+    def _write(self, content: bytes, expected: str | None) -> None:
+        """Replace the content of that version, or raise `ConflictError`."""
+
+    def _guarded_read(self) -> bytes | None:
+        try:
+            return self._read()
+        except MissingError as error:  # an adapter says "not there" with None, knowingly, and in no other way
+            raise NotReady(f"the state of the authority could not be looked at: {error}") from error
+        except IstioAuthError:
+            raise
+        except Exception as error:
+            raise NotReady(f"the state of the authority could not be looked at ({type(error).__name__})") from error
+
+
+class FileAuthorityStore(AuthorityStore):
+    """Keeps the state in `authority.json`, mode 0600, in a folder of mode 0700.
+
+    Anybody who may read the file can `load`. Who writes holds the lock of the folder: a daemon with `hold()` for as
+    long as it runs, others for the moment, if no daemon runs.
+
+    Args:
+        folder: the folder; made when it is first held or written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / "authority.json"
+        self._held = False
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the only process that writes here and signs with this authority.
+
+        Raises:
+            NotReady: another process is.
+            ConfigurationError: the folder is not ours alone.
+        """
+        private_folder(self._folder)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(self._folder / "authority.lock"))
+            except ConflictError as error:
+                raise NotReady(f"another process runs on {self._folder}: a CA, or a command that issues") from error
+            self._held = True
+            try:
+                remove_leftovers(self._folder)
+                yield
+            finally:
+                self._held = False
+
+    def _read(self) -> bytes | None:
+        try:
+            return read_secret(self._path, _MAX_STATE_BYTES)
+        except MissingError:
+            return None
+
+    def _write(self, content: bytes, expected: str | None) -> None:
+        with nullcontext() if self._held else self.hold():
+            found = self._read()
+            if (None if found is None else version_of(found)) != expected:
+                raise ConflictError(f"{self._path} is not what it was")
+            atomic_write(self._path, content, mode=0o600)
+            if expected is None:
+                sync_folder(self._folder.parent)  # the folder may be as new as the file
+
+
+def version_of(content: bytes) -> str:
+    """The version of a content: its digest."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,59 @@
+"""The watch over the authority's own end: renewed in time if it is ours, followed if it is plugged in."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from ca.authority.authority import Authority
+from ca.authority.plugged import PluggedAuthority
+from istio_auth.clock import Clock
+
+_SELDOM = timedelta(hours=1)
+_PLUGGED = timedelta(minutes=1)  # an operator who has put new files there waits for something to happen
+_OFTEN = timedelta(seconds=1)
+_LOOKS_PER_LIFE = 200  # so that the last fifth of even a short life is not slept through
+_log = structlog.get_logger()
+
+
+class AuthorityWatch:
+    """Looks after an authority. Lives on one event loop.
+
+    Args:
+        authority: the authority.
+        clock: tells the time.
+    """
+
+    def __init__(self, authority: Authority, clock: Clock) -> None:
+        self._authority = authority
+        self._clock = clock
+
+    @property
+    def interval(self) -> timedelta:
+        """How often to look."""
+        validity = self._authority.active.validity
+        life = validity.not_after - validity.not_before
+        seldom = _PLUGGED if isinstance(self._authority, PluggedAuthority) else _SELDOM
+        return max(_OFTEN, min(seldom, life / _LOOKS_PER_LIFE))
+
+    async def look(self) -> None:
+        """Do what is due.
+
+        Raises:
+            ConfigurationError, ConflictError, NotReady: it did not work; the authority that was there stays in use.
+        """
+        if await asyncio.to_thread(self._look):
+            bundle = self._authority.bundle
+            _log.warning(
+                "the authority changed",
+                not_after=self._authority.not_after.isoformat(),
+                bundle_sequence=bundle.sequence,
+                roots=len(bundle.x509_authorities),
+            )
+
+    def _look(self) -> bool:
+        now = self._clock.now()
+        followed = isinstance(self._authority, PluggedAuthority) and self._authority.follow(now)
+        return self._authority.renew_if_due(now) or followed

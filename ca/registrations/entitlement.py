@@ -1,0 +1,68 @@
+"""Who may have which identity on the standalone platform: three rules, and no others.
+
+1. An agent may have its own identity.
+2. An agent may have, for its workloads, the identities that are registered for it.
+3. A workload that proves an identity by certificate may have the same identity again (Istio's mutual TLS renewal),
+   unless certificates for it were issued through an agent that is evicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from ca.agents.agent import Evictions, agent_name
+from ca.attest import Attested
+from ca.registrations.table import RegistrationTable
+from ca.registry import Grant
+from istio_auth.errors import NotAuthorized
+from istio_auth.spiffe_id import SpiffeID, TrustDomain
+
+
+class EntitledIdentities:
+    """The `Registry` over registrations and enrolled agents.
+
+    Args:
+        trust_domain: the only trust domain whose identities are granted.
+        table: tells the registrations of now.
+        evictions: tells who is shut out now.
+        renewal_needs_registration: whether rule 3 holds for registered identities only.
+    """
+
+    def __init__(
+        self,
+        trust_domain: TrustDomain,
+        table: Callable[[], RegistrationTable],
+        evictions: Callable[[], Evictions],
+        *,
+        renewal_needs_registration: bool = False,
+    ) -> None:
+        self._trust_domain = trust_domain
+        self._table = table
+        self._evictions = evictions
+        self._renewal_needs_registration = renewal_needs_registration
+
+    def grant(self, attested: Attested, wanted: SpiffeID, now: datetime) -> Grant:  # noqa: ARG002  # the port's
+        """What this caller may have of the identity it asks for (see `Registry`)."""
+        if wanted.trust_domain != self._trust_domain:
+            raise NotAuthorized(f"{wanted} is not in the trust domain {self._trust_domain}")
+        agent = agent_name(attested.spiffe_id)
+        if agent is None:
+            return self._renewal(attested, wanted)
+        if agent in self._evictions().since:
+            raise NotAuthorized(f"agent {agent} was evicted")
+        if wanted == attested.spiffe_id:
+            return Grant(wanted)
+        if (grant := self._table().grant_of(wanted, agent=agent)) is None:
+            raise NotAuthorized(f"{wanted} is not registered for agent {agent}")
+        return grant
+
+    def _renewal(self, attested: Attested, wanted: SpiffeID) -> Grant:
+        if wanted != attested.spiffe_id:
+            raise NotAuthorized(f"{attested.spiffe_id} is no agent and can not ask for {wanted}")
+        if wanted in self._evictions().identities:
+            raise NotAuthorized(f"certificates for {wanted} were issued through an agent that was evicted since")
+        grant = self._table().grant_of(wanted)
+        if grant is None and self._renewal_needs_registration:
+            raise NotAuthorized(f"{wanted} is not registered, and only registered identities may renew themselves")
+        return grant or Grant(wanted)

@@ -1,0 +1,138 @@
+"""The registrations file on disk: read at the start, and again when it changed.
+
+At the start a bad file is an error, and no file means that nothing is registered. Later a bad file, or one that went
+away, is reported and the last good one stays in use: an edit gone wrong must not take every workload's identity away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from ca.registrations.rules import MAX_FILE_BYTES, RegistrationRules, parse_registrations
+from ca.registrations.table import RegistrationHistory, RegistrationTable
+from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError, NotReady
+from istio_auth.files import read_bounded
+
+_log = structlog.get_logger()
+_WRITABLE_BY_ALL = 0o002
+_SETTLING = 0.1  # seconds
+
+
+class RegistrationFile:
+    """The registrations that are in force.
+
+    Args:
+        path: the file.
+        rules: what its registrations must keep to.
+
+    Attributes:
+        fault: what is wrong with the file as it stands, if the last good one is in use instead.
+        reloads: how often a changed file was taken.
+        failures: how often a changed file was refused.
+
+    Raises:
+        ConfigurationError: the file is bad.
+        NotReady: it could not be read.
+    """
+
+    def __init__(self, path: Path, rules: RegistrationRules) -> None:
+        self.fault: str | None = None
+        self.reloads = 0
+        self.failures = 0
+        self._path = path
+        self._rules = rules
+        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._reloading = asyncio.Lock()
+        self._version = self._look()
+        table = RegistrationTable() if self._version is None else self._read()
+        self.history = RegistrationHistory(secrets.token_hex(8), table)
+
+    @property
+    def table(self) -> RegistrationTable:
+        """The registrations of now."""
+        return self.history.table
+
+    async def reload_if_changed(self) -> bool:
+        """Take the file if it is another than before and good; report it if it is bad.
+
+        Returns:
+            whether the registrations changed.
+        """
+        async with self._reloading:
+            version = await asyncio.to_thread(self._look)
+            if version == self._version:
+                return False
+            await asyncio.sleep(_SETTLING)
+            if version != await asyncio.to_thread(self._look):
+                return False  # an editor is at work: half a file can be a good one that lacks registrations
+            try:
+                table = await asyncio.to_thread(self._read)
+            except NotReady as error:
+                self._refused(error)
+                return False  # to be tried again
+            except IstioAuthError as error:
+                self._version = version
+                self._refused(error)
+                return False
+            self._version = version
+            self.fault = None
+            self.reloads += 1
+            changed = self.history.replace(table)
+        _log.info(
+            "registrations reloaded", path=str(self._path), registrations=len(table), revision=self.history.revision
+        )
+        if changed:
+            for tell in list(self._subscribers.values()):
+                tell()
+        return changed
+
+    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed`, on the event loop, after each change.
+
+        Returns:
+            a function that ends the subscription.
+        """
+        key = object()
+        self._subscribers[key] = changed
+
+        def end() -> None:
+            self._subscribers.pop(key, None)
+
+        return end
+
+    def _refused(self, error: IstioAuthError) -> None:
+        self.fault = str(error)
+        self.failures += 1
+        _log.error(
+            "registrations file refused, the last good one stays",
+            path=str(self._path),
+            reason=str(error),
+            registrations=len(self.table),
+            revision=self.history.revision,
+        )
+
+    def _look(self) -> tuple[int, int, int] | None:
+        """What changes when the file does; None if there is no file."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return 0, 0, 0  # reading it will say what is wrong
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def _read(self) -> RegistrationTable:
+        try:
+            text = read_bounded(self._path, MAX_FILE_BYTES)
+            if self._path.stat().st_mode & _WRITABLE_BY_ALL:
+                raise ConfigurationError("everybody may write to it: run chmod o-w")
+            return parse_registrations(text, self._rules)
+        except MissingError as error:
+            raise ConfigurationError(f"{self._path} went away") from error
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self._path}: {error}") from error
