@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Final, TextIO
@@ -26,6 +27,8 @@ _SECRETS: Final = (
     (re.compile(r"\bjoin-[A-Za-z0-9_-]{43}"), "<token>"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"), "<token>"),
 )
+# Every secret above has one of these in it, and few other lines do: one look instead of four.
+_SUSPICIOUS: Final = re.compile(r"PRIVATE KEY|[Bb][Ee][Aa][Rr][Ee][Rr]|join-|eyJ")
 # What must not reach a terminal or start a new line: C0 and C1 controls, line and paragraph separators.
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 # Their own progress is no news to us below this level.
@@ -56,30 +59,29 @@ def configure(level: Level, layout: Format, *, stream: TextIO | None = None) -> 
         layout: text has colours on a terminal only, and never where NO_COLOR is set.
         stream: where to write; stderr by default.
     """
-    out = stream or sys.stderr
-    shared: list[Processor] = [
+    lines = _Lines(stream or sys.stderr)
+    first: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         _add_request_id,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        wrapper_class=structlog.stdlib.BoundLogger,
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=False,  # loggers are made at import, before this is called
-    )
     last: list[Processor] = [
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         structlog.processors.format_exc_info,
         take_secrets_out,
-        structlog.processors.JSONRenderer(ensure_ascii=False) if layout is Format.JSON else _Text(out),
+        structlog.processors.JSONRenderer(ensure_ascii=False) if layout is Format.JSON else _Text(lines.stream),
     ]
-    handler = _Handler(out)
+    structlog.configure(
+        processors=[*first, *last],  # not by way of stdlib logging, which would take five times as long
+        wrapper_class=structlog.make_filtering_bound_logger(level.name),
+        logger_factory=lambda *_name: lines,
+        cache_logger_on_first_use=False,  # loggers are made at import, before this is called
+    )
+    handler = _Handler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=last,
-            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            foreign_pre_chain=[*first, structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()],
         )
     )
     root = logging.getLogger()
@@ -96,15 +98,24 @@ def take_secrets_out(_logger: WrappedLogger, _method: str, event: EventDict) -> 
 
 
 def _clean(value: object) -> object:
+    if type(value) is str:
+        return _clean_text(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
         return {str(_clean(key)): _clean(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         return [_clean(item) for item in value]
-    text = value if isinstance(value, str) else str(value)
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
+    try:
+        return _clean_text(str(value))
+    except Exception:  # noqa: BLE001  # a value without a text must not end what the line tells of
+        return f"<{type(value).__name__} without a text>"
+
+
+def _clean_text(text: str) -> str:
+    if _SUSPICIOUS.search(text):
+        for pattern, instead in _SECRETS:
+            text = pattern.sub(instead, text)
     return text
 
 
@@ -114,14 +125,43 @@ def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> E
     return event
 
 
-class _Handler(logging.StreamHandler[TextIO]):
-    """Says that a line was lost, and not, as the inherited one does, what was in it: that has passed no filter."""
+class _Lines:
+    """Writes whole lines; both kinds of loggers end here.
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is logging's
-        failure = sys.exc_info()[0]
-        with suppress(OSError, ValueError):
-            name = failure.__name__ if failure else "unknown"
-            os.write(2, f"a log line of {record.name} was lost: {name}\n".encode())
+    Of a line that can not be written it says that it was lost, and nothing of what was in it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._lock = threading.Lock()
+
+    def write(self, line: str) -> None:
+        """Write one line."""
+        try:
+            with self._lock:
+                self.stream.write(line + "\n")
+                self.stream.flush()
+        except (OSError, ValueError) as error:
+            with suppress(OSError):
+                os.write(2, f"a log line was lost: {type(error).__name__}\n".encode())
+
+    debug = info = warning = error = critical = write  # structlog calls the method that is named like the level
+
+
+class _Handler(logging.Handler):
+    """Lines of libraries."""
+
+    def __init__(self, lines: _Lines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format the record and write it."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001  # a line that can not be formatted must not end what it told of
+            line = f"a log line of {record.name} was lost: {type(error).__name__}"
+        self._lines.write(line)
 
 
 class _Text:

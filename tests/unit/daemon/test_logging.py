@@ -179,6 +179,21 @@ def test_a_line_that_can_not_be_written_is_reported_without_its_content(capfd: p
     assert "the content" not in shown
 
 
+@pytest.mark.parametrize("layout", list(Format))
+def test_a_value_that_has_no_text_costs_the_value_and_not_the_line(layout: Format) -> None:
+    class Mute:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+        __repr__ = __str__
+
+    stream = logged(layout)
+    structlog.get_logger().info("a", value=Mute(), other="still here")
+    logging.getLogger("lib").info("b", extra={"value": Mute()})
+    assert "still here" in stream.getvalue()
+    assert stream.getvalue().count("Mute without a text") == 2
+
+
 def test_warnings_of_python_are_lines_too() -> None:
     stream = logged()
     with warnings.catch_warnings():
