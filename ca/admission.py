@@ -26,7 +26,6 @@ from ca.issuer import IssuedSVID, Issuer, Order
 from ca.registry import Registry
 from istio_auth.clock import Clock
 from istio_auth.errors import ConfigurationError, IstioAuthError, NotAuthenticated, NotAuthorized, NotReady
-from istio_auth.keys import public_key_der
 from istio_auth.spiffe_id import SpiffeID
 
 
@@ -206,7 +205,7 @@ def _last_look(order: Order, result: IssuedSVID | IstioAuthError) -> IssuedSVID 
     leaf = result.chain[0]
     if result.spiffe_id != order.grant.spiffe_id or str(result.spiffe_id).encode() not in leaf:
         return IstioAuthError(f"a certificate for {result.spiffe_id} was made in the place of {order.grant.spiffe_id}")
-    if public_key_der(order.public_key) not in leaf:
+    if order.key_der not in leaf:
         return IstioAuthError(f"a certificate for {result.spiffe_id} was made with a key that is not the caller's")
     return result
 

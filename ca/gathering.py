@@ -9,11 +9,12 @@ what has set out is finished.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
-from functools import partial
+from queue import SimpleQueue
 from typing import Generic, TypeAlias, TypeVar
 
 from istio_auth.errors import Exhausted, NotReady
@@ -24,11 +25,13 @@ _RETRY_AFTER = timedelta(seconds=1)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_Answer: TypeAlias = "asyncio.Future[Sequence[_Result]]"
+_Party: TypeAlias = "tuple[Sequence[_Item], asyncio.Future[Sequence[_Result]]]"  # what travels together, and its answer
 
 
 class Gathering(Generic[_Item, _Result]):
     """Does work for many callers. Lives on one event loop.
+
+    The threads are not an executor's: the futures of one cost as much for a trip as a signature.
 
     Args:
         work: blocks; takes items and gives as many results, in their order. Runs on several threads at once.
@@ -38,12 +41,15 @@ class Gathering(Generic[_Item, _Result]):
 
     def __init__(self, work: Callable[[Sequence[_Item]], Sequence[_Result]], *, threads: int, name: str) -> None:
         self._work = work
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._waiting: deque[tuple[Sequence[_Item], _Answer[_Result]]] = deque()
+        self._most = threads
+        self._name = name
+        self._threads: list[threading.Thread] = []
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._waiting: deque[_Party[_Item, _Result]] = deque()
         self._count = 0
-        self._trips: set[_Answer[_Result]] = set()
-        self._asides: set[asyncio.Future[None]] = set()
+        self._trips = 0  # under way
+        self._all_home = asyncio.Event()
+        self._aside_runs = False
         self._closed = False
 
     @property
@@ -63,7 +69,7 @@ class Gathering(Generic[_Item, _Result]):
         if self._count + len(items) > MAX_WAITING:
             raise Exhausted(f"{self._count} items are waiting", retry_after=_RETRY_AFTER)
         loop = asyncio.get_running_loop()
-        answer: _Answer[_Result] = loop.create_future()
+        answer: asyncio.Future[Sequence[_Result]] = loop.create_future()
         self._waiting.append((items, answer))
         self._count += len(items)
         loop.call_soon(self._send_off)  # not at once: others of this turn of the loop may share the trip
@@ -71,30 +77,37 @@ class Gathering(Generic[_Item, _Result]):
 
     def aside(self, work: Callable[[], None]) -> None:
         """Do something else on one of the threads, unless such a thing is under way already."""
-        if not self._closed and not self._asides:
-            aside = asyncio.get_running_loop().run_in_executor(self._pool, work)
-            self._asides.add(aside)
-            aside.add_done_callback(self._asides.discard)
+
+        def job() -> None:
+            try:
+                work()
+            finally:
+                self._aside_runs = False
+
+        if not self._closed and not self._aside_runs:
+            self._aside_runs = True
+            self._give(job)
 
     async def close(self) -> None:
         """Finish what is waiting, and take no more."""
         self._closed = True
         self._send_off()
         while self._trips:
-            await asyncio.wait(self._trips)
-        self._pool.shutdown(wait=True)
+            self._all_home.clear()
+            await self._all_home.wait()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
     def _send_off(self) -> None:
-        while self._waiting and len(self._trips) < self._threads:
-            parties = self._next_parties()
-            if parties:
-                items = [item for party, _ in parties for item in party]
-                trip = asyncio.get_running_loop().run_in_executor(self._pool, self._work, items)
-                self._trips.add(trip)
-                trip.add_done_callback(partial(self._returned, parties))
+        while self._waiting and self._trips < self._most:
+            if parties := self._next_parties():
+                self._trips += 1
+                self._give(self._trip(parties))
 
-    def _next_parties(self) -> list[tuple[Sequence[_Item], _Answer[_Result]]]:
-        parties: list[tuple[Sequence[_Item], _Answer[_Result]]] = []
+    def _next_parties(self) -> list[_Party[_Item, _Result]]:
+        parties: list[_Party[_Item, _Result]] = []
         room = MAX_TOGETHER
         while self._waiting and (not parties or len(self._waiting[0][0]) <= room):
             items, answer = self._waiting.popleft()
@@ -104,16 +117,47 @@ class Gathering(Generic[_Item, _Result]):
                 room -= len(items)
         return parties
 
-    def _returned(self, parties: Sequence[tuple[Sequence[_Item], _Answer[_Result]]], trip: _Answer[_Result]) -> None:
-        self._trips.discard(trip)
-        error = trip.exception()
+    def _trip(self, parties: Sequence[_Party[_Item, _Result]]) -> Callable[[], None]:
+        """What a thread does for these parties."""
+        loop = asyncio.get_running_loop()
+        items = [item for party, _ in parties for item in party]
+
+        def job() -> None:
+            outcome: Sequence[_Result] | BaseException
+            try:
+                outcome = self._work(items)
+            except BaseException as error:  # noqa: BLE001  # whatever it is, those who wait are told
+                outcome = error
+            with suppress(RuntimeError):  # the loop has ended, and with it all who waited
+                loop.call_soon_threadsafe(self._returned, parties, outcome)
+
+        return job
+
+    def _returned(self, parties: Sequence[_Party[_Item, _Result]], outcome: Sequence[_Result] | BaseException) -> None:
         first = 0
         for items, answer in parties:
             if answer.done():
                 pass  # cancelled meanwhile
-            elif error is not None:
-                answer.set_exception(error)
+            elif isinstance(outcome, BaseException):
+                answer.set_exception(outcome)
             else:
-                answer.set_result(trip.result()[first : first + len(items)])
+                answer.set_result(outcome[first : first + len(items)])
             first += len(items)
+        self._trips -= 1
         self._send_off()
+        if not self._trips:
+            self._all_home.set()
+
+    def _give(self, job: Callable[[], None]) -> None:
+        """Have a job done by a thread, by a new one if there may be more."""
+        if len(self._threads) < self._most:
+            name = f"{self._name}-{len(self._threads)}"
+            self._threads.append(threading.Thread(target=_work_off, args=(self._jobs,), name=name, daemon=True))
+            self._threads[-1].start()
+        self._jobs.put(job)
+
+
+def _work_off(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+    """On a thread: do jobs until there is none."""
+    while (job := jobs.get()) is not None:
+        job()

@@ -15,7 +15,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -53,6 +53,9 @@ class Order:
         ttl: the lifetime asked for, or None.
         attested: who asked, and how that was proven; for the record.
         request_id: of the call; for the record.
+
+    Attributes:
+        key_der: the SubjectPublicKeyInfo of the key.
     """
 
     grant: Grant
@@ -60,6 +63,10 @@ class Order:
     ttl: timedelta | None
     attested: Attested
     request_id: str
+    key_der: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key_der", public_key_der(self.public_key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +269,7 @@ class Issuer:
             names = own_names or self._granted_names(order.grant)
             key = allowed_public_key(order.public_key)
             lifetime = self._profile.lifetime(order.ttl, granted=order.grant.ttl)
-            return Leaf(names, new_serial(), validity(lifetime), public_key_der(key), isinstance(key, RSAPublicKey))
+            return Leaf(names, new_serial(), validity(lifetime), order.key_der, isinstance(key, RSAPublicKey))
         except IstioAuthError as error:
             return error
 
