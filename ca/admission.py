@@ -163,6 +163,7 @@ class Admission:
             raise order
         if order.grant.spiffe_id != attested.spiffe_id:
             raise NotAuthorized("an agent joins with a CSR of its own, before it asks for others")
+        self._issuer.check(order)
         await self._attestor.settle(attested, order.public_key)
 
     async def _keep_identities(self, attested: Attested, orders: Sequence[Order]) -> None:

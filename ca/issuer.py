@@ -179,6 +179,16 @@ class Issuer:
         self._workshop = _Workshop.of(authority.active, profile)
         self._gathering = Gathering(self._make, threads=threads or min(os.cpu_count() or 1, _MAX_THREADS), name="sign")
 
+    def check(self, order: Order) -> None:
+        """Find out whether an order is wrong in itself, before something that is good once is used up for it.
+
+        Raises:
+            NotAuthorized, TTLRefused, MalformedError: it is (see `issue`).
+        """
+        self._granted_names(order.grant)
+        allowed_public_key(order.public_key)
+        self._profile.lifetime(order.ttl, granted=order.grant.ttl)
+
     async def issue(self, order: Order) -> IssuedSVID:
         """The certificate of one order.
 

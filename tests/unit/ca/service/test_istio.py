@@ -163,6 +163,12 @@ async def test_a_bad_csr_does_not_burn_a_join_token(ca: StandaloneCA, fault: str
     await ca.istio.create_certificate(istio_request(pem(csr(new_key()))), call(NOBODY, bearer))
 
 
+async def test_a_lifetime_above_the_maximum_does_not_burn_a_join_token(ca: StandaloneCA) -> None:
+    bearer, request = f"Bearer {ca.token()}", pem(csr(new_key()))
+    assert (await refused(ca, istio_request(request, seconds=90 * 86400 + 1), NOBODY, bearer)).code is Code.MALFORMED
+    await ca.istio.create_certificate(istio_request(request), call(NOBODY, bearer))
+
+
 async def test_nobody_knows_me_is_unauthenticated(ca: StandaloneCA, audit: LogCapture) -> None:
     request = istio_request(pem(csr(new_key())))
     error = await refused(ca, request, NOBODY)
