@@ -119,7 +119,8 @@ class ServingCertificate:
     async def _wait(self, duration: timedelta) -> None:
         """Wait for so long, for a change of the authority, or for the time to look again."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), max(0.0, min(duration, _LOOK).total_seconds()))
+            async with asyncio.timeout(max(0.0, min(duration, _LOOK).total_seconds())):
+                await self._changed.wait()
         self._changed.clear()
 
     def _until_due(self) -> timedelta:

@@ -58,7 +58,8 @@ class Child:
         """Ask it to end, or kill it, and wait until it is gone."""
         self.signal(signal.SIGKILL if kill else signal.SIGTERM)
         try:
-            await asyncio.wait_for(self.process.wait(), _GRACE)
+            async with asyncio.timeout(_GRACE):
+                await self.process.wait()
         except TimeoutError:
             self.signal(signal.SIGKILL)
             await self.process.wait()
@@ -167,7 +168,8 @@ async def run(command: Sequence[str | Path], *, timeout: float = 30, text: str |
         start_new_session=True,
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(None if text is None else text.encode()), timeout)
+        async with asyncio.timeout(timeout):
+            out, err = await process.communicate(None if text is None else text.encode())
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):

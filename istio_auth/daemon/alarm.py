@@ -66,7 +66,8 @@ class Alarm:
         try:
             while True:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(rung.wait(), (interval + jitter).total_seconds() + 1)
+                    async with asyncio.timeout((interval + jitter).total_seconds() + 1):
+                        await rung.wait()
                 rung.clear()
                 yield
         finally:

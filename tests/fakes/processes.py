@@ -73,7 +73,8 @@ class Program:
         """Ask it to end; its exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        code = await asyncio.wait_for(self._process.wait(), 15)
+        async with asyncio.timeout(15):
+            code = await self._process.wait()
         self._process = None
         return code
 

@@ -126,6 +126,22 @@ async def test_it_follows_the_authority_at_once(clock: FakeClock) -> None:
         assert bench.serving.not_ready() is None
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_it_can_be_stopped_in_the_very_moment_of_a_change(clock: FakeClock, turns: int) -> None:
+    bench = Bench(clock)
+    await bench.serving.renew()
+    async with asyncio.timeout(20), bench.kept() as task:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        clock.advance(900 * HOUR)
+        bench.authority.renew_if_due(clock.now())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+
+
 async def test_a_failure_is_tried_again_and_the_old_one_serves_until_its_end(clock: FakeClock, quick: None) -> None:
     bench = Bench(clock)
     await bench.serving.renew()
