@@ -75,10 +75,10 @@ def _channel(folder: Path, port: int, caller: str) -> grpc.aio.Channel:
 
 
 async def _call_until(channel: grpc.aio.Channel, kind: Kind, requests: Iterator[bytes], end: float) -> list[float]:
-    call, seconds = channel.unary_unary(kind.path, None, None), []
-    answer = await call(next(requests))
-    kind.check(answer)
-    while (begin := time.perf_counter()) < end:
+    call, seconds = channel.unary_unary(kind.path, None, None), list[float]()
+    kind.check(await call(next(requests)))
+    while not seconds or time.perf_counter() < end:
+        begin = time.perf_counter()
         await call(next(requests))
         seconds.append(time.perf_counter() - begin)
     return seconds
