@@ -139,7 +139,7 @@ class _Passage:
         self.close()
 
     async def _connection(self) -> socket.socket:
-        """Connected to the first of the server's addresses that answers (RFC 8305); asyncio's own race leaks sockets."""
+        """To the first of the server's addresses that answers (RFC 8305). asyncio's own race of them leaks sockets."""
         host, port = self._portal.host, self._portal.port
         addresses = await self.near.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
