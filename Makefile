@@ -16,6 +16,12 @@ $(READY): pyproject.toml
 
 install: $(READY)  ## everything that is needed, into .venv
 
+demo: $(READY)  ## the main job, proven line by line: CA, node agent and Envoy sidecars on this machine
+	@$(BIN)/python -m deploy.demo
+
+demo-serve: $(READY)  ## the same, left running, with instructions to play
+	@$(BIN)/python -m deploy.demo --serve
+
 test: $(READY)  ## every check, and every test that needs neither root nor a long build
 	@$(BIN)/python -m tests
 
@@ -25,4 +31,4 @@ test-root: $(READY)  ## the tests that need root
 protos: $(READY)  ## generate istio_auth/proto/*_pb2.py again
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. istio_auth/proto/*.proto
 
-.PHONY: help install test test-root protos
+.PHONY: help install demo demo-serve test test-root protos
