@@ -14,9 +14,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from istio_auth.daemon.listen import address_of, listening_socket
 from istio_auth.daemon.readiness import Readiness
 from istio_auth.daemon.values import HostPort
+from istio_auth.door.tcp_socket import listening_sockets
 
 
 class HealthServer:
@@ -46,10 +46,11 @@ class HealthServer:
             ConfigurationError: there is no such address here.
             NotReady: somebody else listens there.
         """
-        listening = listening_socket(self.address)
-        self.address = address_of(listening)
+        sockets = listening_sockets(self.address.host, self.address.port)
+        self.address = HostPort(*sockets[0].getsockname()[:2])
         await self._runner.setup()
-        await web.SockSite(self._runner, listening).start()
+        for listening in sockets:
+            await web.SockSite(self._runner, listening).start()
         return self
 
     async def __aexit__(

@@ -17,9 +17,10 @@ from typing import Self
 
 from istio_auth.door.callers import Caller, UnixCaller
 from istio_auth.door.register import DoorLimits, Register
+from istio_auth.door.tcp_socket import listening_sockets
 from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket
 from istio_auth.door.visit import TLSVisit, UnixVisit
-from istio_auth.errors import ConfigurationError, IstioAuthError
+from istio_auth.errors import IstioAuthError
 
 
 class Door:
@@ -73,7 +74,7 @@ class Door:
         """Listen for callers over TLS.
 
         Args:
-            host: an address or a name, IPv6 too; empty for all.
+            host: an address, or a name for all of its addresses; empty, and `::`, for every address, IPv6 and IPv4.
             port: 0 for any that is free.
             context: decides who is welcome; made by `istio_auth.tls.server_context`.
 
@@ -82,16 +83,15 @@ class Door:
 
         Raises:
             ConfigurationError: the address can not be had.
+            NotReady: somebody else listens there.
         """
-        loop = asyncio.get_running_loop()
-        try:
+        loop, sockets = asyncio.get_running_loop(), listening_sockets(host, port)
+        for listening in sockets:
             listener = await loop.create_server(
-                lambda: TLSVisit(self._register, context).end, host or None, port, backlog=BACKLOG
+                lambda: TLSVisit(self._register, context).end, sock=listening, backlog=BACKLOG
             )
-        except OSError as error:
-            raise ConfigurationError(f"can not listen at {host or '*'} port {port}: {error.strerror}") from error
-        self._listeners.append((listener, None))
-        taken: tuple[str, int] = listener.sockets[0].getsockname()[:2]
+            self._listeners.append((listener, None))
+        taken: tuple[str, int] = sockets[0].getsockname()[:2]
         return taken
 
     async def listen_unix(
@@ -111,7 +111,8 @@ class Door:
             admit: raises `NotAuthorized` for callers that are not welcome.
 
         Raises:
-            ConfigurationError: the path can not be a socket's, or another process listens there.
+            ConfigurationError: the path can not be a socket's.
+            NotReady: another process listens there.
         """
         listening = listening_socket(path, mode)
         listener = await asyncio.get_running_loop().create_unix_server(

@@ -26,7 +26,8 @@ def listening_socket(path: Path, mode: int) -> socket.socket:
         mode: the permissions of its file. Nobody can connect before they are set.
 
     Raises:
-        ConfigurationError: the path is too long, somebody listens there, or it is something else than a socket.
+        ConfigurationError: the path is too long, or it is something else than a socket.
+        NotReady: another process listens there.
     """
     check_path(path)
     _clear(path)
@@ -116,7 +117,7 @@ def _clear(path: Path) -> None:
     if not is_socket:
         raise ConfigurationError(f"{path} exists and is no socket; it is left alone")
     if _somebody_listens(path):
-        raise ConfigurationError(f"{path}: another process listens there")
+        raise NotReady(f"{path}: another process listens there")
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from istio_auth.daemon.http import HealthServer
-from istio_auth.daemon.listen import address_of, listening_socket
 from istio_auth.daemon.readiness import Readiness
 from istio_auth.daemon.values import HostPort
-from istio_auth.errors import ConfigurationError, NotReady
+from istio_auth.errors import NotReady
 
 LOCAL = HostPort("127.0.0.1", 0)
 
@@ -58,17 +55,3 @@ async def test_a_port_in_use_is_refused_and_free_again_after_the_end() -> None:
             await HealthServer(first.address, Readiness(), CollectorRegistry()).__aenter__()
     async with HealthServer(first.address, Readiness(), CollectorRegistry()) as second:
         assert second.address == first.address
-
-
-@pytest.mark.parametrize("host", ["", "::"])
-def test_every_address_of_the_machine_is_one_port_for_both_families(host: str) -> None:
-    with listening_socket(HostPort(host, 0)) as listening:
-        port = address_of(listening).port
-        for there in ("127.0.0.1", "::1"):
-            socket.create_connection((there, port), timeout=5).close()
-
-
-def test_an_address_that_is_not_of_this_machine_is_a_mistake_of_the_operator() -> None:
-    for host in ("192.0.2.1", "no-such-host.invalid"):
-        with pytest.raises(ConfigurationError):
-            listening_socket(HostPort(host, 0))
