@@ -93,10 +93,10 @@ def nearest(registrations: Iterable[Registration], observed: AbstractSet[Selecto
 
 
 def check_dns_name(name: str) -> None:
-    """Check that a name can stand in a certificate (RFC 1123 2.1, lower case, no wildcard).
+    """Check that a name can stand in a certificate (RFC 1123 2.1, lower case, no wildcard, and no address in disguise).
 
     Raises:
         ConfigurationError: it can not.
     """
-    if not _DNS_NAME.fullmatch(name):
+    if not _DNS_NAME.fullmatch(name) or name.rpartition(".")[2].isdigit():
         raise ConfigurationError(f"{name[:100]!r} is no DNS name in lower case")

@@ -31,8 +31,6 @@ class HostPort:
             raise ConfigurationError(f"{self.port} is no port: 0 to 65535")
         if not self.is_address:
             check_dns_name(self.host)
-            if self.host.rpartition(".")[2].isdigit():
-                raise ConfigurationError(f"{self.host!r} is neither an IP address nor a DNS name")
 
     @property
     def is_address(self) -> bool:

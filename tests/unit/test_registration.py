@@ -86,6 +86,8 @@ def test_dns_names_that_can_stand_in_a_certificate(name: str) -> None:
         "\u00e9",
         "a" * 64,
         ".".join(["abc"] * 64),
+        "127.0.0.1",
+        "1",
     ],
 )
 def test_other_names_are_refused(name: str) -> None:
