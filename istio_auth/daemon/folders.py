@@ -7,7 +7,7 @@ no absolute path counts as unset.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +31,17 @@ class Folders:
     runtime: Path
 
     @classmethod
-    def of_user(cls, uid: int, environment: Mapping[str, str], home: Path) -> Folders:
-        """The folders that a user with this environment and home has."""
+    def of_user(cls, uid: int, environment: Mapping[str, str], home: Callable[[], Path] = Path.home) -> Folders:
+        """The folders that a user with this environment has.
+
+        Args:
+            uid: who it is.
+            environment: where the XDG variables are.
+            home: the user's home; asked for only where a variable does not say it all.
+
+        Raises:
+            ConfigurationError: the user has no home, and one is needed.
+        """
         if uid == 0:
             return cls(Path("/etc") / _NAME, Path("/var/lib") / _NAME, Path("/run") / _NAME)
 
@@ -40,23 +49,17 @@ class Folders:
             path = Path(environment.get(variable, ""))
             return path / _NAME if path.is_absolute() else None
 
-        state = base("XDG_STATE_HOME") or home / ".local/state" / _NAME
+        def below_home(variable: str, place: str) -> Path:
+            try:
+                return base(variable) or home() / place / _NAME
+            except RuntimeError as error:  # how pathlib says it
+                raise ConfigurationError(f"uid {uid} has no home folder: set HOME or {variable}") from error
+
+        state = below_home("XDG_STATE_HOME", ".local/state")
         # Without a runtime folder of the session, sockets go where nobody else can make a name: below our own state.
-        runtime = base("XDG_RUNTIME_DIR") or state / "run"
-        return cls(base("XDG_CONFIG_HOME") or home / ".config" / _NAME, state, runtime)
+        return cls(below_home("XDG_CONFIG_HOME", ".config"), state, base("XDG_RUNTIME_DIR") or state / "run")
 
     @classmethod
     def here(cls) -> Folders:
-        """The folders of the user that runs this process.
-
-        Raises:
-            ConfigurationError: the user has no home.
-        """
-        uid = os.geteuid()
-        try:
-            home = Path("/root") if uid == 0 else Path.home()
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"uid {uid} has no home folder: set HOME, or XDG_STATE_HOME and its kin"
-            ) from error
-        return cls.of_user(uid, os.environ, home)
+        """The folders of the user that runs this process (see `of_user`)."""
+        return cls.of_user(os.geteuid(), os.environ)
