@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from ca.authority.state import AuthorityState
-from istio_auth.errors import ConflictError, IstioAuthError, MissingError, NotReady
+from istio_auth.errors import ConfigurationError, ConflictError, IstioAuthError, MissingError, NotReady
 from istio_auth.files import FileLock, atomic_write, private_folder, read_secret, remove_leftovers, sync_folder
 
 _MAX_STATE_BYTES = 4 << 20
@@ -32,7 +32,7 @@ class Versioned(Generic[_T]):
 
 
 class AuthorityStore(ABC):
-    """Keeps the state of one authority. Adapters implement `_read` and `_write`. All of it blocks."""
+    """Keeps the state of one authority. Adapters implement `where`, `_read` and `_write`. All of it blocks."""
 
     def load(self) -> Versioned[AuthorityState] | None:
         """What is stored; None only if it is certain that nothing is.
@@ -41,8 +41,12 @@ class AuthorityStore(ABC):
             ConfigurationError: it is damaged, of an unknown version, or open to others.
             NotReady: it could not be looked at.
         """
-        content = self._guarded_read()
-        return None if content is None else Versioned(AuthorityState.from_json(content), version_of(content))
+        if (content := self._guarded_read()) is None:
+            return None
+        try:
+            return Versioned(AuthorityState.from_json(content), version_of(content))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self.where}: {error}") from error
 
     def store(self, state: AuthorityState, *, expected: str | None) -> Versioned[AuthorityState]:
         """Replace what is stored.
@@ -63,6 +67,11 @@ class AuthorityStore(ABC):
         except Exception as error:
             raise NotReady(f"the state of the authority could not be written ({type(error).__name__})") from error
         return Versioned(state, version_of(content))
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """Where it keeps the state, for the operator who has to mend it."""
 
     @abstractmethod
     def _read(self) -> bytes | None:
@@ -97,6 +106,11 @@ class FileAuthorityStore(AuthorityStore):
         self._folder = folder
         self._path = folder / "authority.json"
         self._held = False
+
+    @property
+    def where(self) -> str:
+        """The file."""
+        return str(self._path)
 
     @contextmanager
     def hold(self) -> Iterator[None]:

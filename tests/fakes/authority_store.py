@@ -24,6 +24,10 @@ class MemoryAuthorityStore(AuthorityStore):
         self.reading: Callable[[], None] = lambda: None
         self.writing: Callable[[], None] = lambda: None
 
+    @property
+    def where(self) -> str:
+        return "memory"
+
     def _read(self) -> bytes | None:
         self.reading()
         return self.content

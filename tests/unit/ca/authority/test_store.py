@@ -125,7 +125,7 @@ def test_what_can_not_be_read_is_an_error_and_never_nothing(
             path.symlink_to(tmp_path / "elsewhere")
         case "huge":
             path.write_bytes(b" " * (5 << 20))
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=str(path)):
         store.load()
 
 
