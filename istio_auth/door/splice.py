@@ -94,7 +94,8 @@ class PlainEnd(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the socket; nothing is read before the end is tied."""
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.pause_reading()
+        # Not at once: the first releases of Python 3.11 begin to read after this call, paused or not.
+        self.loop.call_soon(self._hold_until_tied)
         if self._owner is not None:
             self._owner.made()
 
@@ -136,6 +137,10 @@ class PlainEnd(asyncio.BufferedProtocol):
         """Read again."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def _hold_until_tied(self) -> None:
+        if self._other is None:
+            self.hold()
 
 
 class TLSEnd(PlainEnd):
