@@ -16,7 +16,7 @@ from istio_auth.spiffe_id import SpiffeID, TrustDomain
 class Authorizer(Protocol):
     """Decides on a peer whose SPIFFE ID is already proven."""
 
-    def __call__(self, peer: SpiffeID) -> None:
+    def __call__(self, peer: SpiffeID, /) -> None:
         """Return if the peer is welcome.
 
         Raises:

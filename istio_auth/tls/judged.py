@@ -31,7 +31,6 @@ _FAULTS = {
     26: Fault.EXTENDED_KEY_USAGE,  # "unsuitable certificate purpose": key usage or extended key usage
     66: Fault.WEAK_KEY,
     67: Fault.WEAK_KEY,
-    68: Fault.WEAK_KEY,
 }
 
 

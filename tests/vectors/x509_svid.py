@@ -27,7 +27,7 @@ STRANGER = FakeAuthority("cluster.local", now=LOCAL.now)  # of the right name, a
 BUNDLES = BundleSet((LOCAL.bundle(), FEDERATED.bundle()))
 NOW = LOCAL.now
 UNKNOWN = x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00")
-_KEY = new_private_key()
+KEY = new_private_key()
 _WEB = "spiffe://cluster.local/ns/default/sa/web"
 
 
@@ -60,7 +60,7 @@ def sound_intermediate(**changes: object) -> FakeAuthority:
 
 
 def _chain(issuer: FakeAuthority, leaf: Leaf) -> Chain:
-    return issuer.chain(leaf, key=_KEY)
+    return issuer.chain(leaf, key=KEY)
 
 
 def _with_key(issuer: FakeAuthority, key: object) -> x509.Certificate:
