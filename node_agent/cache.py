@@ -14,6 +14,7 @@ from datetime import datetime
 from istio_auth.bundle import BundleSet
 from istio_auth.registration import Registration, Selector, earned
 from istio_auth.spiffe_id import SpiffeID
+from istio_auth.subscribers import Subscribers
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from node_agent.registrations import Want, wants
@@ -64,7 +65,7 @@ class WorkloadCache:
 
     def __init__(self, bundles: BundleSet) -> None:
         self.snapshot = Snapshot(bundles)
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers = Subscribers()
 
     def register(self, registrations: tuple[Registration, ...]) -> None:
         """Put these in the place of all earlier registrations."""
@@ -96,15 +97,8 @@ class WorkloadCache:
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` after each replacement, until the returned function is called."""
-        key = object()
-        self._subscribers[key] = changed
-
-        def end() -> None:
-            self._subscribers.pop(key, None)
-
-        return end
+        return self._subscribers.add(changed)
 
     def _replace(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
-        for changed in list(self._subscribers.values()):
-            changed()
+        self._subscribers.tell()

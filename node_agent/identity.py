@@ -17,6 +17,7 @@ from istio_auth.clock import Clock, in_words
 from istio_auth.errors import IstioAuthError
 from istio_auth.rotation import renewal_due
 from istio_auth.sources.memory import MemorySource
+from istio_auth.subscribers import Subscribers
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from node_agent.answer import BadAnswer
@@ -62,7 +63,7 @@ class Identity:
         self._clock, self._metrics, self._draw = clock, metrics, draw
         self._backoff = backoff or Backoff()
         self._look = asyncio.Event()
-        self._subscribers: list[Callable[[], None]] = []
+        self._subscribers = Subscribers()
         self._lapse_told = svid is None
         self._due: datetime | None = None
         self.svid = svid
@@ -77,7 +78,7 @@ class Identity:
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` after each new SVID, and when the one held has lapsed, for as long as we run."""
-        self._subscribers.append(changed)
+        self._subscribers.add(changed)
 
     def look_again(self) -> None:
         """Something may have changed, a new join token for instance: try at once."""
@@ -145,8 +146,7 @@ class Identity:
             not_after=f"{svid.not_after:%FT%TZ}",
         )
         self._publish()
-        for changed in self._subscribers:
-            changed()
+        self._subscribers.tell()
 
     def _publish(self) -> None:
         svids = () if self.svid is None else (self.svid,)
@@ -172,5 +172,4 @@ class Identity:
             self._lapse_told = True
             self._metrics.lapsed.labels("agent").inc()
             log.warning("the agent's own SVID has lapsed", not_after=f"{svid.not_after:%FT%TZ}")
-            for changed in self._subscribers:
-                changed()
+            self._subscribers.tell()

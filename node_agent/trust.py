@@ -21,6 +21,7 @@ from istio_auth.bundle import JSON, BundleSet, TrustBundle
 from istio_auth.errors import InvalidBundle, MalformedError
 from istio_auth.pem import write_der
 from istio_auth.spiffe_id import TrustDomain
+from istio_auth.subscribers import Subscribers
 
 _PIN = "pinned_sha256"
 
@@ -121,7 +122,7 @@ class Trust:
         self.trust_domain = trust_domain
         self._kept = start
         self._keep = keep
-        self._subscribers: list[Callable[[], None]] = []
+        self._subscribers = Subscribers()
         self._changing = asyncio.Lock()
 
     @property
@@ -136,7 +137,7 @@ class Trust:
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` after each change, for as long as we run."""
-        self._subscribers.append(changed)
+        self._subscribers.add(changed)
 
     async def take(self, offer: Sequence[TrustBundle]) -> bool:
         """Take what the CA sent over a connection on which it proved its identity.
@@ -166,8 +167,7 @@ class Trust:
             return False
         await self._keep(fresh)
         self._kept = fresh
-        for changed in self._subscribers:
-            changed()
+        self._subscribers.tell()
         return True
 
 

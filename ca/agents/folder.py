@@ -21,6 +21,7 @@ from istio_auth.clock import whole_seconds
 from istio_auth.errors import ConfigurationError, ConflictError, MissingError, NotAuthorized, NotReady
 from istio_auth.files import FileLock, atomic_write, private_folder, read_bounded, sync_folder
 from istio_auth.spiffe_id import SpiffeID
+from istio_auth.subscribers import Subscribers
 
 _MAX_FILE = 16 << 20  # the names of some hundred thousand workloads
 _LOCK_PATIENCE = timedelta(seconds=5)
@@ -44,7 +45,7 @@ class AgentFolder:
         self._known: dict[str, tuple[tuple[int, int], AgentRecord]] = {}
         self._seen: tuple[int, bool] | None = None
         self._evictions = Evictions({})
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers = Subscribers()
 
     def find(self, name: str) -> AgentRecord:
         """The record of an agent.
@@ -157,7 +158,7 @@ class AgentFolder:
             self._seen = (changed, settled)
             if found != self._evictions:
                 self._evictions = found
-                self._tell()
+                self._subscribers.tell()
         return self._evictions
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
@@ -166,17 +167,7 @@ class AgentFolder:
         Returns:
             a function that ends the subscription.
         """
-        key = object()
-        self._subscribers[key] = changed
-
-        def end() -> None:
-            self._subscribers.pop(key, None)
-
-        return end
-
-    def _tell(self) -> None:
-        for changed in list(self._subscribers.values()):
-            changed()
+        return self._subscribers.add(changed)
 
     def _read_evictions(self) -> Evictions:
         since: dict[str, datetime] = {}

@@ -26,6 +26,7 @@ from istio_auth.errors import ConfigurationError, ConflictError, NotReady
 from istio_auth.keys import PrivateKey, new_private_key
 from istio_auth.rotation import remaining_share
 from istio_auth.spiffe_id import TrustDomain
+from istio_auth.subscribers import Subscribers
 
 TEN_YEARS = timedelta(days=3650)
 _LAST_SHARE = 0.2
@@ -90,7 +91,7 @@ class Authority:
         self._store = store
         self._lifetime = lifetime
         self._lock = threading.RLock()
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers = Subscribers()
         self._snapshot = _snapshot(stored, key)
 
     @property
@@ -164,7 +165,7 @@ class Authority:
                 self._replace(state)
             except ConflictError:
                 return self.reload()  # somebody else was first; what they did is looked at next time
-        self._tell()
+        self._subscribers.tell()
         return True
 
     def reload(self) -> bool:
@@ -183,20 +184,12 @@ class Authority:
             if stored.version == self._snapshot.stored.version:
                 return False
             self._snapshot = _snapshot(ours(stored, self.trust_domain), self._external_key())
-        self._tell()
+        self._subscribers.tell()
         return True
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` after each change, on the thread that made it, until the returned function is called."""
-        token = object()
-        with self._lock:
-            self._subscribers[token] = changed
-
-        def end() -> None:
-            with self._lock:
-                self._subscribers.pop(token, None)
-
-        return end
+        return self._subscribers.add(changed)
 
     def _renewed(self, state: AuthorityState, now: datetime) -> AuthorityState:
         old = state.active
@@ -228,12 +221,6 @@ class Authority:
 
     def _external_key(self) -> PrivateKey | None:
         return self.active.key if isinstance(self.state.active.key, KeyReference) else None
-
-    def _tell(self) -> None:
-        with self._lock:
-            subscribers = list(self._subscribers.values())
-        for changed in subscribers:
-            changed()
 
 
 def open_authority(

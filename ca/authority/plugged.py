@@ -87,7 +87,7 @@ class PluggedAuthority(Authority):
                     "old one first, and change the issuer when every consumer has both"
                 )
             self._replace(state, issuer.key)
-        self._tell()
+        self._subscribers.tell()
         return True
 
 

@@ -17,6 +17,7 @@ from ca.registrations.rules import MAX_FILE_BYTES, RegistrationRules, parse_regi
 from ca.registrations.table import RegistrationHistory, RegistrationTable
 from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError, NotReady
 from istio_auth.files import read_bounded
+from istio_auth.subscribers import Subscribers
 
 _log = structlog.get_logger()
 _WRITABLE_BY_ALL = 0o002
@@ -46,7 +47,7 @@ class RegistrationFile:
         self.failures = 0
         self._path = path
         self._rules = rules
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers = Subscribers()
         self._reloading = asyncio.Lock()
         self._version = self._look()
         table = RegistrationTable() if self._version is None else self._read()
@@ -87,8 +88,7 @@ class RegistrationFile:
             "registrations reloaded", path=str(self._path), registrations=len(table), revision=self.history.revision
         )
         if changed:
-            for tell in list(self._subscribers.values()):
-                tell()
+            self._subscribers.tell()
         return changed
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
@@ -97,13 +97,7 @@ class RegistrationFile:
         Returns:
             a function that ends the subscription.
         """
-        key = object()
-        self._subscribers[key] = changed
-
-        def end() -> None:
-            self._subscribers.pop(key, None)
-
-        return end
+        return self._subscribers.add(changed)
 
     def _refused(self, error: IstioAuthError) -> None:
         self.fault = str(error)

@@ -17,7 +17,7 @@ from datetime import timedelta
 
 import structlog
 
-from istio_auth.daemon.notify import ServiceManager
+from istio_auth.daemon.notify import Notifier
 from istio_auth.daemon.readiness import Readiness
 from istio_auth.daemon.signals import Signals
 from istio_auth.errors import ConfigurationError, IstioAuthError
@@ -43,14 +43,14 @@ class Daemon:
     """What the main coroutine of a daemon is given.
 
     Args:
-        manager: whoever started us.
+        notifier: tells whoever started us.
         limit: called when the end begins, to limit the time for it.
     """
 
-    def __init__(self, manager: ServiceManager, limit: Callable[[], None]) -> None:
+    def __init__(self, notifier: Notifier, limit: Callable[[], None]) -> None:
         self.readiness = Readiness()
         self.was_ready = False
-        self._manager = manager
+        self._notifier = notifier
         self._limit = limit
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
@@ -72,7 +72,7 @@ class Daemon:
         """Everything is up: say so to the service manager, and let the readiness checks decide from now on."""
         self.was_ready = True
         self.readiness.started()
-        self._manager.ready()
+        self._notifier.ready()
         _log.info("ready", problems=dict(self.readiness.problems()))
 
     async def until_stop(self) -> None:
@@ -89,7 +89,7 @@ class Daemon:
             _log.info("stopping", cause=cause)
             self.readiness.stopping()
             self._limit()
-            self._manager.stopping()
+            self._notifier.stopping()
             self._stop.set()
 
     def reload(self) -> None:
@@ -105,8 +105,8 @@ class Daemon:
         async with self._group:
             try:
                 self.supervise("reload", self._reload_forever())
-                if self._manager.watchdog:
-                    self.supervise("watchdog", self._watch_forever(self._manager.watchdog / 2))
+                if self._notifier.watchdog:
+                    self.supervise("watchdog", self._watch_forever(self._notifier.watchdog / 2))
                 await main(self)
             finally:
                 self.stop("the main task ended")
@@ -117,7 +117,7 @@ class Daemon:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            self._manager.reloading()
+            self._notifier.reloading()
             for name, reload in self._reloads.items():
                 try:
                     await reload()
@@ -125,7 +125,7 @@ class Daemon:
                 except Exception as error:  # noqa: BLE001  # one part's fault, whatever it is, must not stop the others
                     _log_fault("not reloaded, the last good one stays", error, part=name)
             if self.was_ready and not self._stop.is_set():
-                self._manager.ready()
+                self._notifier.ready()
 
     async def _supervised(self, name: str, work: Coroutine[object, object, None]) -> None:
         try:
@@ -138,7 +138,7 @@ class Daemon:
 
     async def _watch_forever(self, interval: timedelta) -> None:
         while True:
-            self._manager.alive()
+            self._notifier.alive()
             await asyncio.sleep(interval.total_seconds())
 
 
@@ -156,7 +156,7 @@ def run(main: Callable[[Daemon], Awaitable[None]], *, stop_within: timedelta = S
 
     async def live() -> None:
         nonlocal daemon
-        daemon = Daemon(ServiceManager.of_process(), signals.limit)
+        daemon = Daemon(Notifier.of_process(), signals.limit)
         loop = asyncio.get_running_loop()
         signals.listen(
             end=lambda name: loop.call_soon_threadsafe(daemon.stop, name),

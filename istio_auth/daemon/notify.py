@@ -17,7 +17,7 @@ _log = structlog.get_logger()
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-class ServiceManager:
+class Notifier:
     """The service manager that started us, if one did.
 
     Args:
@@ -32,7 +32,7 @@ class ServiceManager:
         self.watchdog = timedelta(microseconds=int(usec)) if ours and usec.isdigit() and int(usec) else None
 
     @classmethod
-    def of_process(cls) -> ServiceManager:
+    def of_process(cls) -> Notifier:
         """The one that this process's environment names."""
         return cls(os.environ, os.getpid())
 

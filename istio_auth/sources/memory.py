@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from istio_auth.bundle import BundleSet, TrustBundle
 from istio_auth.errors import NotReady
 from istio_auth.spiffe_id import TrustDomain
+from istio_auth.subscribers import Subscribers
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 
@@ -21,8 +21,7 @@ class MemorySource:
 
     def __init__(self, context: X509Context | None = None) -> None:
         self._context = context
-        self._lock = threading.Lock()
-        self._subscribers: dict[object, Callable[[], None]] = {}
+        self._subscribers = Subscribers()
 
     @classmethod
     def of(cls, svid: X509SVID, *bundles: TrustBundle) -> MemorySource:
@@ -49,20 +48,9 @@ class MemorySource:
 
     def replace(self, context: X509Context) -> None:
         """Put a new snapshot in the place of the old one, then tell the subscribers."""
-        with self._lock:
-            self._context = context
-            subscribers = list(self._subscribers.values())
-        for changed in subscribers:
-            changed()
+        self._context = context
+        self._subscribers.tell()
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call `changed` after each replacement, until the returned function is called."""
-        key = object()
-        with self._lock:
-            self._subscribers[key] = changed
-
-        def end() -> None:
-            with self._lock:
-                self._subscribers.pop(key, None)
-
-        return end
+        return self._subscribers.add(changed)

@@ -15,6 +15,7 @@ from istio_auth.door import UnixCaller
 from istio_auth.errors import NotAuthenticated
 from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.spiffe_id import TrustDomain
+from istio_auth.subscribers import Subscribers
 from node_agent.attest import WorkloadAttestor, attest_all
 from node_agent.cache import WorkloadCache
 from node_agent.metrics import Metrics
@@ -50,7 +51,7 @@ class SecretDiscovery:
         self._attestors, self._metrics = tuple(attestors), metrics
         self._render = Renderer()
         self._clients: set[SDSClient] = set()
-        self._subscribers: list[Callable[[], None]] = []
+        self._subscribers = Subscribers()
         cache.subscribe(self._forget_keys)
 
     def service(self) -> Service:
@@ -60,7 +61,7 @@ class SecretDiscovery:
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` whenever `consumers` may say something else, for as long as we run."""
-        self._subscribers.append(changed)
+        self._subscribers.add(changed)
 
     def clients(self) -> int:
         """How many clients there are."""
@@ -99,8 +100,7 @@ class SecretDiscovery:
             self._tell()
 
     def _tell(self) -> None:
-        for changed in self._subscribers:
-            changed()
+        self._subscribers.tell()
 
     def _forget_keys(self) -> None:
         self._render.keep(self._cache.snapshot.held)

@@ -12,7 +12,7 @@ from typing import Self
 
 from istio_auth.bundle import TrustBundle
 from istio_auth.daemon.lifecycle import Daemon
-from istio_auth.daemon.notify import ServiceManager
+from istio_auth.daemon.notify import Notifier
 from istio_auth.daemon.values import HostPort
 from istio_auth.registration import Registration, Selector
 from istio_auth.spiffe_id import SpiffeID
@@ -94,7 +94,7 @@ class RunningAgent:
         serving = asyncio.Event()
         state = StateFolder(self.config.state_folder)
         self.agent = Agent(self.config, state, self.clock)
-        self.daemon = Daemon(ServiceManager({}, 0), lambda: None)
+        self.daemon = Daemon(Notifier({}, 0), lambda: None)
 
         async def main(daemon: Daemon) -> None:
             with state.lock:
