@@ -134,13 +134,17 @@ class RpcServer:
             except DecodeError as error:
                 raise MalformedError("the request does not parse", public="the request does not parse") from error
 
+        async def each_parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+            async for data in requests:  # begun only by who reads: gRPC complains of an iterator that nobody used
+                yield parsed(data)
+
         async def unary(data: bytes, context: _Context) -> bytes:
             async with self._answering(path, context, status_of) as answer:
                 return await self._unary(method, parsed(data), answer.call)
 
         async def stream(requests: AsyncIterator[bytes], context: _Context) -> None:
             async with self._answering(path, context, status_of) as answer:
-                await self._stream(method, (parsed(data) async for data in requests), answer.call, context)
+                await self._stream(method, each_parsed(requests), answer.call, context)
 
         if method.unary_function is not None:
             return grpc.unary_unary_rpc_method_handler(unary)
@@ -234,7 +238,7 @@ class _Answer:
             self._done(None)
         elif isinstance(error, IstioAuthError):
             await self._refuse(error)
-        elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+        elif not isinstance(error, grpc.aio.AbortError) and (isinstance(error, Exception) or _strayed(error)):
             await self._fail(error)
 
     async def _refuse(self, error: IstioAuthError) -> NoReturn:
@@ -246,7 +250,7 @@ class _Answer:
         await self._context.abort(status, error.public, retry_metadata(error))
         raise AssertionError("abort always raises")
 
-    async def _fail(self, error: Exception) -> NoReturn:
+    async def _fail(self, error: BaseException) -> NoReturn:
         self._done(Code.INTERNAL)
         _log.error("call failed: method=%s caller=%s", self._path, self._caller(), exc_info=error)
         await self._context.abort(grpc.StatusCode.INTERNAL, f"{Code.INTERNAL.value} (request {request_id.get()})")
@@ -258,6 +262,12 @@ class _Answer:
 
     def _done(self, code: Code | None) -> None:
         self._server.done(self._path, code, time.monotonic() - self._began)
+
+
+def _strayed(error: BaseException) -> bool:
+    """Whether this is the end of something that a method waited for, and not of the call: gRPC would say nothing."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
 
 
 async def _closable(items: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
