@@ -269,7 +269,9 @@ def _snapshot(stored: Versioned[AuthorityState], key: PrivateKey | None) -> _Sna
     active = stored.value.active
     if isinstance(active.key, KeyReference):
         if key is None:
-            raise ConfigurationError(f"the key of the authority is kept elsewhere: {active.key.where}")
+            raise ConfigurationError(
+                f"the key of the authority is kept elsewhere, in {active.key.where}: name its folder with --ca-folder"
+            )
     elif active.key is not None:
         key = active.key
     assert key is not None, "the state was read or made with an active key"

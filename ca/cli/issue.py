@@ -31,6 +31,12 @@ def issue(
     key_type: Annotated[KeyType, typer.Option(help="The kind of key to make.")] = KeyType.P256,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     state_folder: StateOption = None,
+    ca_folder: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder of a plugged-in CA, if not the configured one.")
+    ] = "",
+    config: Annotated[
+        str, typer.Option(metavar="FILE", help="The CA's configuration file, if not the default one.")
+    ] = "",
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Ask this running CA instead of the store.")] = "",
     trust_bundle: Annotated[str, typer.Option(metavar="FILE", help="With --server: what to trust it by.")] = "",
     token_file: Annotated[
@@ -41,8 +47,9 @@ def issue(
 ) -> None:
     """Issue a certificate for any identity, as the operator of the CA; or ask a running CA for one, with a token.
 
-    From the store: nothing needs to be set up, a CA is made on first use exactly as istio-ca makes it. While istio-ca
-    runs on that store, ask it with --server. Every certificate is on record in the issuance log.
+    From the store: nothing needs to be set up, a CA is made on first use exactly as istio-ca makes it, by the same
+    configuration. While istio-ca runs on that store, ask it with --server. Every certificate is on record in the
+    issuance log.
     """
     import asyncio
 
@@ -63,7 +70,9 @@ def issue(
     elif trust_bundle or token_file:
         raise typer.BadParameter("--trust-bundle and --token-file belong to --server")
     else:
-        from ca.cli.state import StateFolder
+        from ca.cli.state import ca_settings
 
-        found = asyncio.run(issuing.issue_from_store(StateFolder.of(state_folder), wanted))
+        flags = {"--state-folder": state_folder, "--ca-folder": ca_folder, "--config": config}
+        settings = ca_settings({flag: str(word) for flag, word in flags.items() if word})
+        found = asyncio.run(issuing.issue_from_store(settings, wanted))
     place.deliver(found, output)

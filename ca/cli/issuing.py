@@ -15,15 +15,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ca.attest import Attested
 from ca.authority.authority import Authority, open_authority
+from ca.authority.plugged import open_plugged_authority
 from ca.authority.store import AuthorityStore
 from ca.cli.facts import certificate_json, certificate_section
 from ca.cli.output import Fact, Output, Section, note, print_json, print_sections
 from ca.cli.state import StateFolder
+from ca.config import Config
 from ca.issuance_log import FileIssuanceLog
 from ca.issuer import Issuer, Order, ReservedNames
-from ca.profile import IssuanceProfile
 from ca.registry import Grant
 from istio_auth.bundle import JSON, TrustBundle
+from istio_auth.daemon.settings import DEFAULT, Loaded
 from istio_auth.errors import ConfigurationError, NotReady
 from istio_auth.files import atomic_write
 from istio_auth.keys import PrivateKey, new_private_key
@@ -134,26 +136,28 @@ def new_key(kind: str) -> PrivateKey:
     return ec.generate_private_key(ec.SECP384R1()) if kind == "p384" else new_private_key()
 
 
-async def issue_from_store(state: StateFolder, wanted: Wanted) -> Delivery:
-    """Issue with the CA in a state folder, which is made if there is none.
+async def issue_from_store(settings: Loaded[Config], wanted: Wanted) -> Delivery:
+    """Issue with the CA in its state folder, as istio-ca would with these settings; it is made if there is none.
 
     Raises:
         ConfigurationError: it is another trust domain's CA, or damaged.
         NotReady: a CA runs on it, or nothing can be signed or recorded.
-        NotAuthorized: the identity is the CA's own.
+        NotAuthorized: the identity, or a DNS name, is the CA's own.
         TTLRefused: it shall live longer than the CA allows.
     """
-    clock, store = SystemClock(), state.store()
+    config = settings.config
+    state, clock = StateFolder(config.state_folder), SystemClock()
+    store = state.store()
     with ExitStack() as held:
         try:
             held.enter_context(store.hold())
         except NotReady as error:
             raise NotReady(f"{error}; {_ASK_INSTEAD}") from error
-        authority = _opened(state, store, wanted.spiffe_id.trust_domain)
-        log = FileIssuanceLog(state.issuance_log)
+        authority = _opened(settings, store, wanted.spiffe_id.trust_domain)
+        log = FileIssuanceLog(state.issuance_log, required=config.issuance_log_required)
         held.callback(log.close)
-        reserved = ReservedNames.of(authority.trust_domain)
-        issuer = Issuer(authority, IssuanceProfile(), log, clock, reserved)
+        reserved = ReservedNames.of(authority.trust_domain, config.serving_names)
+        issuer = Issuer(authority, config.signing.profile(), log, clock, reserved)
         try:
             issued = await issuer.issue(_order(wanted))
         finally:
@@ -173,17 +177,26 @@ def delivered(chain: tuple[x509.Certificate, ...], wanted: Wanted, bundle: Trust
     return Delivery(proven, chain, wanted.key, bundle)
 
 
-def _opened(state: StateFolder, store: AuthorityStore, trust_domain: TrustDomain) -> Authority:
-    stored = store.load()
-    if stored is not None and stored.value.trust_domain != trust_domain:
+def _opened(settings: Loaded[Config], store: AuthorityStore, trust_domain: TrustDomain) -> Authority:
+    config, stored = settings.config, store.load()
+    domain = _told_domain(settings) if stored is None else stored.value.trust_domain
+    if domain not in {None, trust_domain}:
         raise ConfigurationError(
-            f"the CA in {state.path} is that of {stored.value.trust_domain} and vouches for no name of {trust_domain}: "
+            f"the CA in {config.state_folder} is that of {domain} and vouches for no name of {trust_domain}: "
             "name another --state-folder, or an identity of its own trust domain"
         )
-    authority = open_authority(store, trust_domain, SystemClock())
+    if config.authority.folder is not None:
+        return open_plugged_authority(config.authority.folder, store, trust_domain, SystemClock())
+    authority = open_authority(store, trust_domain, SystemClock(), lifetime=config.authority.root_lifetime)
     if stored is None:
-        note(f"a new CA for {trust_domain} was made in {state.path}, as istio-ca does on its first start")
+        note(f"a new CA for {trust_domain} was made in {config.state_folder}, as istio-ca does on its first start")
     return authority
+
+
+def _told_domain(settings: Loaded[Config]) -> TrustDomain | None:
+    """The trust domain of the CA that is still to be made; None if nobody has told, and the identity decides."""
+    told = any(setting.name == "trust_domain" and setting.origin != DEFAULT for setting in settings.settings)
+    return settings.config.trust_domain if told else None
 
 
 def _order(wanted: Wanted) -> Order:

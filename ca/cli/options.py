@@ -12,7 +12,7 @@ from ca.cli.output import Output
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
 StateOption = Annotated[
-    Path | None, typer.Option("--state-folder", metavar="DIR", help="The CA's state folder, if not the default one.")
+    Path | None, typer.Option("--state-folder", metavar="DIR", help="The CA's state folder, if not the configured one.")
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from ca.agents.folder import AgentFolder
 from ca.agents.join_token import JoinTokenFolder
 from ca.authority.state import AuthorityState
 from ca.authority.store import FileAuthorityStore
-from istio_auth.daemon.folders import Folders
+from ca.config import FILE_NAME, PREFIX, Config
+from istio_auth.daemon.settings import Loaded, configured
 from istio_auth.errors import ConfigurationError, MissingError
 from istio_auth.files import private_folder
 
@@ -22,8 +24,8 @@ class StateFolder:
 
     @classmethod
     def of(cls, given: Path | None) -> StateFolder:
-        """The folder that was given, or the one a CA of this user has. It need not be there yet."""
-        return cls(Folders.here().state / "ca" if given is None else given)
+        """The folder that was given, or the one that istio-ca would use here. It need not be there yet."""
+        return cls(ca_settings({}).config.state_folder if given is None else given)
 
     @classmethod
     def existing(cls, given: Path | None) -> StateFolder:
@@ -68,3 +70,12 @@ class StateFolder:
         """Its node agents."""
         private_folder(self.path)
         return AgentFolder(self.path / "agents")
+
+
+def ca_settings(flags: Mapping[str, str]) -> Loaded[Config]:
+    """The settings that istio-ca has here with these flags, from the same file and environment.
+
+    Raises:
+        ConfigurationError: one of them can not be used.
+    """
+    return configured(Config, prefix=PREFIX, file_name=FILE_NAME, flags=flags)

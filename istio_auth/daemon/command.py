@@ -14,7 +14,6 @@ import enum
 import importlib.metadata
 import inspect
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,10 +26,9 @@ from istio_auth.daemon import signals, values
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.lifecycle import Daemon, Exit, run
 from istio_auth.daemon.logging import Format, Level, configure
-from istio_auth.daemon.settings import Effective, Leaf, Loaded, Setting, Sources, leaves, load
+from istio_auth.daemon.settings import CONFIG, Effective, Leaf, Loaded, Setting, configured, leaves
 from istio_auth.errors import ConfigurationError, IstioAuthError
 
-_CONFIG: Final = "config"
 _OUTPUT: Final = "output"
 _VERSION: Final = "version"
 _AS_IT_IS: Final = "\b\n"  # typer wraps a paragraph unless it begins so
@@ -161,14 +159,7 @@ def _run(program: Program[Config], words: Mapping[str, str]) -> NoReturn:
 
 
 def _load(program: Program[Config], words: Mapping[str, str]) -> Loaded[Config]:
-    environment, flags = dict(os.environ), dict(words)
-    variable = environment.pop(program.prefix + _CONFIG.upper(), None)
-    asked_for = flags.pop(f"--{_CONFIG}", variable)
-    file = Path(asked_for) if asked_for is not None else Folders.here().config / program.file_name
-    sources = Sources(
-        file, file_required=asked_for is not None, prefix=program.prefix, environment=environment, flags=flags
-    )
-    return load(program.schema, sources)
+    return configured(program.schema, prefix=program.prefix, file_name=program.file_name, flags=words)
 
 
 def _show(settings: Sequence[Effective], *, as_json: bool) -> None:
@@ -186,11 +177,11 @@ def _with_flags(
     act: Callable[[typer.Context, Mapping[str, str]], None], schema: type, file: Path, *more: inspect.Parameter
 ) -> Callable[..., None]:
     """A function with one parameter for each flag, as typer wants to see it; it passes on the words of those given."""
-    config = typer.Option(f"--{_CONFIG}", help=f"the configuration file, in TOML [default: {file}]", metavar="PATH")
+    config = typer.Option(f"--{CONFIG}", help=f"the configuration file, in TOML [default: {file}]", metavar="PATH")
     flags = [leaf for leaf in leaves(schema) if not leaf.row]
-    names = {_CONFIG: f"--{_CONFIG}"} | {_parameter_name(leaf): leaf.flag for leaf in flags}
+    names = {CONFIG: f"--{CONFIG}"} | {_parameter_name(leaf): leaf.flag for leaf in flags}
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    parameters = [context, _parameter(_CONFIG, config), *map(_flag, flags), *more]
+    parameters = [context, _parameter(CONFIG, config), *map(_flag, flags), *more]
 
     def command(context: typer.Context, **given: object) -> None:
         act(context, {names.get(name, name): values.to_word(v) for name, v in given.items() if v is not None})

@@ -2,7 +2,7 @@
 
 A field is a setting, a field that is a dataclass is a TOML table, and a `tuple` of dataclasses is an array of tables
 (in the file only). `Annotated[type, Setting("what it does")]` gives a field its help. Every setting has one name in
-each source: `signing.default_ttl` in the file, `<PREFIX>SIGNING__DEFAULT_TTL` in the environment and
+each source: `signing.default_ttl` in the file, `<PREFIX>SIGNING_DEFAULT_TTL` in the environment and
 `--signing-default-ttl` as a flag, unless its `Setting` names a shorter one.
 
 Nothing is ignored: a key or a variable under the prefix that is no setting is an error which names the nearest one,
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,13 +24,15 @@ from pathlib import Path
 from typing import Generic, TypeGuard, TypeVar
 
 from istio_auth.daemon import values
+from istio_auth.daemon.folders import Folders
 from istio_auth.errors import ConfigurationError, MissingError
 from istio_auth.files import read_bounded
 
 Schema = TypeVar("Schema")
 Key = tuple[str, ...]
+CONFIG = "config"  # the flag and the variable that name the file
 _MAX_FILE = 1 << 20
-_DEFAULT = "default"
+DEFAULT = "default"  # the origin of what nobody has set
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,25 @@ def load(schema: type[Schema], sources: Sources) -> Loaded[Schema]:
     return Loaded(config, tuple(loading.effective()))
 
 
+def configured(schema: type[Schema], *, prefix: str, file_name: str, flags: Mapping[str, str]) -> Loaded[Schema]:
+    """The configuration of a program on this machine: its file, the environment of this process, and the flags given.
+
+    Args:
+        schema: its settings.
+        prefix: what its variables start with.
+        file_name: its file in the folder for configuration, unless `--config` or `<prefix>CONFIG` names another.
+        flags: the flags that were given, with their words.
+
+    Raises:
+        ConfigurationError: see `load`.
+    """
+    environment, given = dict(os.environ), dict(flags)
+    variable = environment.pop(prefix + CONFIG.upper(), None)
+    asked_for = given.pop(f"--{CONFIG}", variable)
+    file = Path(asked_for) if asked_for is not None else Folders.here().config / file_name
+    return load(schema, Sources(file, asked_for is not None, prefix, environment, given))
+
+
 def leaves(schema: type, above: Key = (), whole: object = None) -> Iterator[Leaf]:
     """Every setting of a schema, in the order of its fields.
 
@@ -202,7 +224,7 @@ class _Loading:
             for row in self._rows.get(leaf.key, ()):
                 yield from row.effective()
             if not leaf.row:
-                value, origin = self.given.get(leaf.key, (leaf.default, _DEFAULT))
+                value, origin = self.given.get(leaf.key, (leaf.default, DEFAULT))
                 yield Effective(self._place + _dotted(leaf.key), value, origin)
 
     def build(self, schema: type[Schema], above: Key) -> Schema:
@@ -218,7 +240,7 @@ class _Loading:
         try:
             return schema(**arguments)
         except ConfigurationError as error:
-            where = self._place + _dotted(above)
+            where = (self._place + _dotted(above)).rstrip(".")
             raise ConfigurationError(f"{where}: {error}" if where else str(error)) from error
 
     def raise_problems(self) -> None:

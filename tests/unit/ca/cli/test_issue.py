@@ -14,11 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ca.authority.store import FileAuthorityStore
 from istio_auth.bundle import TrustBundle
+from istio_auth.pem import write_certificates, write_private_key
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.svid import X509SVID
 from istio_auth.system_clock import SystemClock
 from istio_auth.verify import verify_chain
 from tests.command import Done, ca_cli
+from tests.fakes.authority import FakeAuthority
 
 WEB = "spiffe://cluster.local/ns/default/sa/web"
 FILES = {"key.pem", "cert-chain.pem", "root-cert.pem"}
@@ -133,6 +135,68 @@ def test_the_cas_own_names_are_nobodys(state: Path, tmp_path: Path, path: str) -
     assert (done.code, done.out) == (3, "")
     assert not (tmp_path / "x").exists()
     assert issue(state, tmp_path / "x", spiffe_id="spiffe://cluster.local/cab").code == 0
+
+
+@pytest.mark.parametrize("name", ["istiod.istio-system.svc", "localhost"])
+def test_the_names_of_the_cas_server_are_nobodys(state: Path, tmp_path: Path, name: str) -> None:
+    done = issue(state, tmp_path / "x", "--dns", name)
+    assert (done.code, done.out) == (3, "")
+    assert issue(state, tmp_path / "x", "--dns", f"not-{name}").code == 0
+
+
+def test_the_configuration_is_the_cas_own(state: Path, tmp_path: Path) -> None:
+    file = tmp_path / "ca.toml"
+    file.write_text(
+        f'state_folder = "{state}"\nserving_names = ["ca.test"]\nsigning = {{default_ttl = "1h", max_ttl = "2h"}}\n'
+    )
+    command = ("issue", "--id", WEB, "--config", file, "--force", "-o", "json", "--out", tmp_path / "web")
+    assert 3590 < ca_cli(*command).json["certificate"]["remaining_seconds"] <= 3600
+    assert (state / "authority.json").exists()
+    assert ca_cli(*command, "--ttl", "3h").code == 2
+    assert ca_cli(*command, "--dns", "ca.test").code == 3
+    assert ca_cli(*command, "--dns", "localhost").code == 0
+
+
+def test_a_state_folder_that_is_configured_is_every_commands(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTIO_AUTH_CA__STATE_FOLDER", str(state))
+    assert ca_cli("issue", "--id", WEB, "--out", tmp_path / "web").code == 0
+    assert ca_cli("token", "create", "node-1").code == 0
+    for command in (["token", "list"], ["agent", "list"], ["trust-bundle"], ["log"]):
+        assert ca_cli(*command).out == ca_cli(*command, "--state-folder", state).out
+    assert "node-1" in ca_cli("token", "list", "--state-folder", state).out
+
+
+def test_a_new_ca_is_that_of_the_configured_trust_domain(
+    state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTIO_AUTH_CA__TRUST_DOMAIN", "prod.test")
+    done = issue(state, tmp_path / "web")
+    assert (done.code, done.out) == (2, "")
+    assert not (state / "authority.json").exists()
+    assert issue(state, tmp_path / "web", spiffe_id="spiffe://prod.test/web").code == 0
+
+
+def test_a_plugged_in_ca_issues_too(state: Path, tmp_path: Path) -> None:
+    root = FakeAuthority(now=SystemClock().now())
+    signing = FakeAuthority(parent=root, now=SystemClock().now())
+    folder = plugged_in(tmp_path / "plugged", signing, root)
+    assert issue(state, tmp_path / "web", "--ca-folder", folder).code == 0
+    assert svid_in(tmp_path / "web").chain[1] == signing.certificate
+    assert (tmp_path / "web/root-cert.pem").read_bytes() == write_certificates([root.certificate])
+    without = issue(state, tmp_path / "again")
+    assert (without.code, without.out) == (2, "")
+    assert "--ca-folder" in without.err
+
+
+def plugged_in(folder: Path, signing: FakeAuthority, root: FakeAuthority) -> Path:
+    folder.mkdir()
+    (folder / "tls.crt").write_bytes(write_certificates([signing.certificate]))
+    (folder / "ca.crt").write_bytes(write_certificates([root.certificate]))
+    (folder / "tls.key").touch(mode=0o600)
+    (folder / "tls.key").write_bytes(write_private_key(signing.key))
+    return folder
 
 
 @pytest.mark.parametrize(
