@@ -3,8 +3,8 @@
 OpenSSL sees the union of all trusted roots, which only lets a handshake end; the verdict comes after it, from
 `istio_auth.verify` with the bundle of the peer's own trust domain, then from the authorizer. A context in use is never
 changed, because trust stores only grow: a new snapshot makes a new inner context, which replaces the old one whole.
-Settings that libraries make on the outer context (ALPN, versions, ciphers, options) are made again on each inner one;
-certificates and roots come from the source alone, and there is no way to verify less.
+Settings that libraries make on the outer context (ALPN, versions, ciphers, options, flags) are made again on each inner
+one; certificates and roots come from the source alone, and there is no way to verify less.
 
 A TLS 1.3 client is done before the server has judged it: only the first bytes it reads show that it was welcome.
 Key exchange prefers X25519MLKEM768 wherever the linked OpenSSL has it (3.5 and newer), which is OpenSSL's own default.
@@ -195,13 +195,13 @@ class FollowingContext(ssl.SSLContext):
             return self._refusing(NotReady(f"OpenSSL can not use the source's SVID or roots: {error}"))
 
     def _settings(self) -> tuple[object, ...]:
-        properties = (self.options, self.minimum_version, self.maximum_version, self.keylog_filename, self.sni_callback)
-        return (*properties, *self._recorded.items())
+        properties = (self.options, self.verify_flags, self.minimum_version, self.maximum_version)
+        return (*properties, self.keylog_filename, self.sni_callback, *self._recorded.items())
 
     def _make(self, snapshot: X509Context) -> JudgingContext:
         inner = self._bare()
         inner.verify_mode = self._rules.demanded
-        inner.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+        inner.verify_flags |= self.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
         inner.options |= self.options | _OPTIONS
         if self.minimum_version > ssl.TLSVersion.TLSv1_2 or self.minimum_version == ssl.TLSVersion.MAXIMUM_SUPPORTED:
             inner.minimum_version = self.minimum_version

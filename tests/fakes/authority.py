@@ -63,6 +63,7 @@ class FakeAuthority:
         ca: bool = True,
         path_length: int | None = None,
         usage_present: bool = True,
+        key_identifier_present: bool = True,
         extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
         name: x509.Name | None = None,
     ) -> None:
@@ -82,10 +83,12 @@ class FakeAuthority:
             .not_valid_before(self.now - HOUR)
             .not_valid_after(self.now + lifetime)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=path_length), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
             .add_extension(issuer.key_identifier(), critical=False)
             .add_extension(_names([str(self.trust_domain.id)]), critical=False)
         )
+        if key_identifier_present:
+            identifier = x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
+            builder = builder.add_extension(identifier, critical=False)
         if usage_present:
             usage = _usage(key_cert_sign=key_cert_sign, crl_sign=True, digital_signature=not key_cert_sign)
             builder = builder.add_extension(usage, critical=True)
