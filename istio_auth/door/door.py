@@ -18,7 +18,7 @@ from typing import Self
 from istio_auth.door.callers import Caller, UnixCaller
 from istio_auth.door.register import DoorLimits, Register
 from istio_auth.door.tcp_socket import listening_sockets
-from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket
+from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket, sweep_private_folders
 from istio_auth.door.visit import TLSVisit, UnixVisit
 from istio_auth.errors import IstioAuthError
 
@@ -43,6 +43,7 @@ class Door:
         limits: DoorLimits | None = None,
         on_refused: Callable[[str, IstioAuthError], None] | None = None,
     ) -> None:
+        sweep_private_folders(folder)
         self._private = PrivateFolder(folder)
         self._server_path = self._private.socket_path("server")
         self.target = f"unix:{self._server_path}"

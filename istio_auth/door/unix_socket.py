@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
 import socket
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from istio_auth.errors import ConfigurationError, NotReady
 
 MAX_PATH_BYTES = 107  # sun_path is 108 bytes with its NUL (unix(7))
 BACKLOG = 1024
+_PRIVATE = "istio-auth-door-"
+_JUST_MADE = 60.0  # seconds; a younger folder may be about to be locked
 
 
 def listening_socket(path: Path, mode: int) -> socket.socket:
@@ -54,7 +58,7 @@ def check_path(path: Path) -> None:
 
 
 class PrivateFolder:
-    """A folder of mode 0700 for sockets between parts of one process.
+    """A folder of mode 0700 for sockets between parts of one process; locked for as long as it is in use.
 
     Args:
         parent: where to make it; the machine's folder for temporary files by default.
@@ -65,7 +69,8 @@ class PrivateFolder:
 
     def __init__(self, parent: Path | None = None) -> None:
         try:
-            self.path = Path(tempfile.mkdtemp(prefix="istio-auth-", dir=parent))
+            self.path = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=parent))
+            self._descriptor = _locked(self.path)
         except OSError as error:
             raise ConfigurationError(f"no private folder in {parent or tempfile.gettempdir()}: {error}") from error
         self._owner = os.getpid()
@@ -77,9 +82,34 @@ class PrivateFolder:
         return path
 
     def remove(self) -> None:
-        """Remove it with all that is in it."""
-        if os.getpid() == self._owner:
+        """Remove it with all that is in it. Once more does no harm."""
+        if os.getpid() == self._owner and self._descriptor is not None:
             shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def sweep_private_folders(parent: Path | None = None) -> None:
+    """Remove the private folders that killed processes of this user left behind: old ones that nobody has locked."""
+    for path in Path(parent or tempfile.gettempdir()).glob(f"{_PRIVATE}*"):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _JUST_MADE:
+                continue
+            if (descriptor := _locked(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(descriptor)
+
+
+def _locked(folder: Path) -> int | None:
+    """The folder, opened and locked until it is closed; None if somebody has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def connect_under_a_name(path: Path) -> tuple[socket.socket, str]:
