@@ -78,11 +78,11 @@ class Wanted:
 
         Raises:
             InvalidSpiffeID: a name is none.
+            ConfigurationError: the serial number is none.
         """
         names = [str(SpiffeID.normalized(name)) if name else "" for name in (spiffe_id, caller)]
         begin = since.replace(tzinfo=UTC) if since and not since.tzinfo else since
-        number = serial.lower().replace(":", "").lstrip("0")
-        return cls(names[0], number, names[1], begin, not_ended_at)
+        return cls(names[0], _number(serial) if serial else "", names[1], begin, not_ended_at)
 
     def fits(self, issued: Issued) -> bool:
         """Whether a record is wanted."""
@@ -104,6 +104,14 @@ def read_issued(path: Path, wanted: Wanted, *, last: int) -> list[Issued]:
         NotReady: reading failed.
     """
     return list(deque((issued for issued in _records(path) if wanted.fits(issued)), maxlen=last))
+
+
+def _number(serial: str) -> str:
+    """A serial number as the log writes it, of one as anybody writes it."""
+    try:
+        return f"{int(serial.replace(':', ''), 16):x}"
+    except ValueError:
+        raise ConfigurationError(f"{serial[:100]!r} is no serial number in hex") from None
 
 
 def _records(path: Path) -> Iterator[Issued]:

@@ -28,12 +28,18 @@ def create(
 ) -> None:
     """Make a join token for an agent and print it: nobody can learn it again, only its hash is kept."""
     from ca.cli.state import StateFolder
+    from istio_auth.errors import IstioAuthError
     from istio_auth.files import atomic_write
     from istio_auth.system_clock import SystemClock
 
-    text, token = StateFolder.of(state_folder).tokens().create(agent, SystemClock().now(), ttl=duration(ttl))
+    tokens = StateFolder.of(state_folder).tokens()
+    text, token = tokens.create(agent, SystemClock().now(), ttl=duration(ttl))
     if out is not None:
-        atomic_write(out, text.encode() + b"\n", mode=0o600)
+        try:
+            atomic_write(out, text.encode() + b"\n", mode=0o600)
+        except IstioAuthError:
+            tokens.revoke(token.hash)  # nobody will ever know it
+            raise
     if output is Output.JSON:
         print_json(_json(token) | ({"file": str(out)} if out else {"token": text}))
         return

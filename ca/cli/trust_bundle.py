@@ -43,7 +43,8 @@ def trust_bundle(
     fingerprints = [root.fingerprint(hashes.SHA256()).hex() for root in bundle.x509_authorities]
     if output is Output.JSON:
         facts = {"trust_domain": bundle.trust_domain.name, "sequence": bundle.sequence, "sha256": fingerprints}
-        print_json(facts | ({"file": str(out)} if out else {"bundle": json.loads(bundle.to_json())}))
+        inline = json.loads(content) if form is Format.SPIFFE else content.decode()
+        print_json(facts | ({"file": str(out)} if out else {"bundle": inline}))
         return
     if out is None:
         print(content.decode(), end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import pty
@@ -29,6 +30,11 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
     for name in [*COMMANDS, *GROUPS]:
         assert f"  {name}" in done.out
     assert "3 checked and refused" in " ".join(done.out.split())
+
+
+def test_it_tells_its_version() -> None:
+    done = ca_cli("--version")
+    assert (done.code, done.out.strip()) == (0, importlib.metadata.version("istio-auth"))
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND, ids=" ".join)

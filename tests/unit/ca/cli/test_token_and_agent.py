@@ -47,6 +47,12 @@ def test_a_token_can_go_to_a_file_for_our_eyes_only(state: Path, tmp_path: Path)
     assert JoinTokenFolder(state / "tokens").find(hash_of(file.read_text().strip())).agent == "node-1"
 
 
+def test_a_token_that_could_not_be_written_enrols_nobody(state: Path, tmp_path: Path) -> None:
+    done = ca_cli("token", "create", "node-1", "--out", tmp_path / "nowhere/token", "--state-folder", state)
+    assert (done.code, done.out) == (2, "")
+    assert JoinTokenFolder(state / "tokens").list() == []
+
+
 def test_scripts_get_the_token_and_its_end(state: Path) -> None:
     made = ca_cli("token", "create", "node-1", "--ttl", "1h", "--state-folder", state, "-o", "json").json
     assert JoinTokenFolder(state / "tokens").find(hash_of(made["token"])).id == made["id"]

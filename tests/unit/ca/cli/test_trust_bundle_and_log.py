@@ -56,6 +56,8 @@ def test_scripts_get_the_bundle_with_its_trust_domain(ca: Path) -> None:
     assert done.json["bundle"] == json.loads(ca_cli("trust-bundle", "--state-folder", ca).out)
     [fingerprint] = done.json["sha256"]
     assert fingerprint in ca_cli("trust-bundle", "--state-folder", ca).err
+    pem = ca_cli("trust-bundle", "--state-folder", ca, "--format", "pem")
+    assert ca_cli("trust-bundle", "--state-folder", ca, "--format", "pem", "-o", "json").json["bundle"] == pem.out
 
 
 def test_no_bundle_without_a_ca(state: Path) -> None:
@@ -92,6 +94,8 @@ def test_the_log_can_be_asked(ca: Path) -> None:
     assert numbers("--id", WEB, "--last", 1) == [3]
     assert numbers("--serial", serial.upper()) == [2]
     assert numbers("--serial", "0" + serial) == [2]
+    assert numbers("--serial", "0") == []
+    assert ca_cli("log", "--state-folder", ca, "--serial", "not hex").code == 2
     assert numbers("--caller", "spiffe://cluster.local/ca") == [1, 2, 3]
     assert numbers("--caller", WEB) == []
     assert numbers("--since", "2020-01-01") == [1, 2, 3]
