@@ -90,6 +90,8 @@ class Config:
             SpiffeID.for_agent(self.trust_domain, self.name)
         except InvalidSpiffeID as error:
             raise ConfigurationError(f"{self.name[:100]!r} can not be our name: {error}; set another") from error
+        if not self.ca_address.host or not self.ca_address.port:
+            raise ConfigurationError(f"ca_address {str(self.ca_address)!r} can not be dialled: give host and port")
         for what in ("path", "name"):
             values = [getattr(each, what) for each in self.socket]
             if len(set(values)) != len(values):

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from istio_auth.clock import Clock, in_words
-from istio_auth.errors import IstioAuthError
+from istio_auth.errors import IstioAuthError, NotAuthenticated
 from istio_auth.rotation import renewal_due
 from istio_auth.sources.memory import MemorySource
 from istio_auth.subscribers import Subscribers
@@ -22,7 +22,7 @@ from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from node_agent.answer import BadAnswer
 from node_agent.backoff import Backoff
-from node_agent.enrolment import Enrolment, Token, is_refusal, ways
+from node_agent.enrolment import Enrolment, Token, Way, is_refusal, ways
 from node_agent.metrics import Metrics
 from node_agent.state import StateFolder
 from node_agent.trust import Trust
@@ -132,7 +132,12 @@ class Identity:
                 log.warning(
                     "the CA refused one way to our own SVID; the next is tried", way=way.value, reason=str(error)
                 )
-        return await self._enrolment.go(order[-1])
+        try:
+            return await self._enrolment.go(order[-1])
+        except NotAuthenticated as error:
+            if self.svid is None and Way.ENROL not in order:
+                raise NotAuthenticated(f"{error}; and there is no join token to enrol with") from error
+            raise
 
     def _hold(self, svid: X509SVID) -> None:
         self._backoff.succeeded()

@@ -65,6 +65,8 @@ class StateFolder:
             atomic_write(path, write_private_key(key))
             log.info("a node key was made", path=str(path))
             return key
+        except ConfigurationError:
+            raise
         except MalformedError as error:
             raise ConfigurationError(f"{path}: {error}: restore it, or remove it and enrol again") from error
 

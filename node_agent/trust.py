@@ -6,7 +6,8 @@ Nothing else ever adds trust: not the roots in an answer of Istio's contract, no
   operator who pins another one starts over with that; save for a copy that is merely out of date (it has a sequence
   below what is held, and an authority in common with it).
 * A set that the CA sends replaces the one held, whole. Our own trust domain must be in it, with at least one
-  authority, and its sequence never goes back; with the same sequence the content is the same.
+  authority. Other authorities than those held need a higher sequence; the same ones may come with any, as a CA that
+  was restored from a backup sends them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from cryptography import x509
+
 from istio_auth.bundle import JSON, BundleSet, TrustBundle
 from istio_auth.errors import InvalidBundle, MalformedError
 from istio_auth.pem import write_der
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.subscribers import Subscribers
+from istio_auth.svid import UNREADABLE_EXTENSIONS
 
 _PIN = "pinned_sha256"
 
@@ -68,12 +72,14 @@ def read_pin(trust_domain: TrustDomain, text: bytes) -> TrustBundle:
     """The bundle that an operator pinned: a SPIFFE bundle document, or PEM.
 
     Raises:
-        InvalidBundle, InvalidPEM: it is neither, or holds no authority.
+        InvalidBundle, InvalidPEM: it is neither, holds no authority, or a certificate that is none.
     """
     is_json = text.lstrip()[:1] == b"{"
     bundle = TrustBundle.from_json(trust_domain, text) if is_json else TrustBundle.from_pem(trust_domain, text)
     if not bundle.x509_authorities:
         raise InvalidBundle(f"the pinned bundle of {trust_domain} has no X.509 authority")
+    if not all(map(_is_ca, bundle.x509_authorities)):
+        raise InvalidBundle("a certificate in the pinned bundle is no CA's: pin the roots, not what they issued")
     return bundle
 
 
@@ -171,6 +177,13 @@ class Trust:
         return True
 
 
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (x509.ExtensionNotFound, *UNREADABLE_EXTENSIONS):
+        return False
+
+
 def _own(bundles: BundleSet, trust_domain: TrustDomain) -> TrustBundle | None:
     return next((each for each in bundles if each.trust_domain == trust_domain), None)
 
@@ -183,9 +196,12 @@ def _is_outdated(pinned: TrustBundle, held: TrustBundle) -> bool:
 
 
 def _check_sequence(held: TrustBundle | None, fresh: TrustBundle) -> None:
-    if held is None or held.sequence is None:
+    if held is None or held.sequence is None or set(fresh.x509_authorities) == set(held.x509_authorities):
         return
     if fresh.sequence is None or fresh.sequence < held.sequence:
-        raise BundleRefused(f"the bundle's sequence went back from {held.sequence} to {fresh.sequence}")
-    if fresh.sequence == held.sequence and set(fresh.x509_authorities) != set(held.x509_authorities):
+        raise BundleRefused(
+            f"the bundle's sequence went back from {held.sequence} to {fresh.sequence}, with other authorities: if the "
+            "CA was restored from a backup, pin its bundle anew"
+        )
+    if fresh.sequence == held.sequence:
         raise BundleRefused(f"two different bundles have the sequence {held.sequence}")

@@ -52,6 +52,8 @@ def test_without_sockets_in_the_file_there_is_one_for_everybody(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("good", "bad"),
     [
+        ('"ca.internal:15012"', '":15012"'),
+        ('"ca.internal:15012"', '"ca.internal:0"'),
         ('"node-1"', '"node/1"'),
         ('"node-1"', '""'),
         ('name = "db"', 'name = "web"'),

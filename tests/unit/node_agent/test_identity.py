@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from istio_auth.errors import NotAuthenticated, NotReady
 from istio_auth.keys import same_key
@@ -204,6 +205,15 @@ async def test_a_ca_that_is_away_is_not_asked_in_another_way(agent: Agent) -> No
     agent.clock.advance(HOUR * 0.6)
     await agent.identity.step()
     assert agent.ca.calls == ["sign"]
+
+
+async def test_without_token_or_enrolment_the_log_says_that_there_is_no_token(agent: Agent) -> None:
+    with capture_logs() as lines:
+        await agent.identity.step()
+    assert "no join token" in lines[-1]["reason"]
+    agent.give_token()
+    await agent.pass_time(MINUTE)
+    assert agent.identity.lives()
 
 
 async def test_without_token_or_enrolment_the_agent_keeps_asking_ever_more_rarely(agent: Agent) -> None:

@@ -48,7 +48,7 @@ class TestTheNodeKey:
     def test_that_others_can_read_stops_the_start(self, state: StateFolder) -> None:
         state.node_key()
         (state.path / "node-key.pem").chmod(0o640)
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(ConfigurationError, match=r"chmod 600 [^ ]+`$"):
             state.node_key()
         (state.path / "node-key.pem").chmod(0o600)
         state.node_key()

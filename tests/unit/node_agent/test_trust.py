@@ -42,6 +42,11 @@ class TestThePin:
         with pytest.raises(InvalidBundle):
             read_pin(LOCAL, b'{"keys": []}')
 
+    def test_of_what_an_authority_issued_is_refused(self) -> None:
+        leaf = OLD.svid("/x").leaf
+        with pytest.raises(InvalidBundle, match="no CA"):
+            read_pin(LOCAL, TrustBundle(LOCAL, (OLD.certificate, leaf)).to_pem())
+
     def test_that_is_neither_is_refused(self) -> None:
         with pytest.raises(InvalidPEM):
             read_pin(LOCAL, b"no bundle")
@@ -86,8 +91,8 @@ class TestAnOffer:
     @pytest.mark.parametrize(
         "offer",
         [
-            [bundle(OLD, sequence=4)],
-            [TrustBundle(LOCAL, (OLD.certificate,), None)],
+            [bundle(OLD, NEW, sequence=4)],
+            [bundle(OLD, NEW, sequence=None)],
             [bundle(NEW, sequence=5)],
             [TrustBundle(LOCAL, (), 6)],
             [bundle(FOREIGN, sequence=6)],
@@ -100,6 +105,11 @@ class TestAnOffer:
         with pytest.raises(BundleRefused):
             offered(held, offer, LOCAL)
         assert list(offered(held, [bundle(NEW, sequence=6)], LOCAL)) == [bundle(NEW, sequence=6)]
+
+    @pytest.mark.parametrize("sequence", [4, 6, None])
+    def test_of_the_same_authorities_is_taken_with_any_sequence(self, sequence: int | None) -> None:
+        held = BundleSet((bundle(OLD, sequence=5),))
+        assert list(offered(held, [bundle(OLD, sequence=sequence)], LOCAL)) == [bundle(OLD, sequence=sequence)]
 
     def test_of_what_is_held_changes_nothing(self) -> None:
         held = BundleSet((bundle(OLD, sequence=5),))
