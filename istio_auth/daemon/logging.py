@@ -7,12 +7,13 @@ filter is a net under the code that keeps secrets out of logs, not its replaceme
 from __future__ import annotations
 
 import enum
+import json
 import logging
 import os
 import re
 import sys
 import threading
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, TextIO
 
@@ -27,7 +28,7 @@ _SECRETS: Final = (
     (re.compile(r"\bjoin-[A-Za-z0-9_-]{43}"), "<token>"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"), "<token>"),
 )
-# Every secret above has one of these in it, and few other lines do: one look instead of four.
+# Every secret above has one of these in it, and few lines do.
 _SUSPICIOUS: Final = re.compile(r"PRIVATE KEY|[Bb][Ee][Aa][Rr][Ee][Rr]|join-|eyJ")
 # What must not reach a terminal or start a new line: C0 and C1 controls, line and paragraph separators.
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
@@ -66,11 +67,8 @@ def configure(level: Level, layout: Format, *, stream: TextIO | None = None) -> 
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Processor] = [
-        structlog.processors.format_exc_info,
-        take_secrets_out,
-        structlog.processors.JSONRenderer(ensure_ascii=False) if layout is Format.JSON else _Text(lines.stream),
-    ]
+    render = _JSON() if layout is Format.JSON else _Text(lines.stream)
+    last: list[Processor] = [structlog.processors.format_exc_info, _WithoutSecrets(render)]
     structlog.configure(
         processors=[*first, *last],  # not by way of stdlib logging, which would take five times as long
         wrapper_class=structlog.make_filtering_bound_logger(level.name),
@@ -92,9 +90,22 @@ def configure(level: Level, layout: Format, *, stream: TextIO | None = None) -> 
     logging.captureWarnings(capture=True)
 
 
-def take_secrets_out(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """The line without what looks like a private key or a bearer token; everything but numbers becomes text first."""
-    return {key: _clean(value) for key, value in event.items()}
+class _WithoutSecrets:
+    """Renders a line. One in which something looks like a private key or a bearer token is rendered without it.
+
+    Most lines have nothing of the kind, so they are looked at once and as a whole. In the others everything but
+    numbers becomes text first, and each text is cleaned for itself.
+    """
+
+    def __init__(self, render: Callable[[EventDict], str]) -> None:
+        self._render = render
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
+        with suppress(Exception):  # what can not be rendered as it is can be as text
+            line = self._render(dict(event))
+            if not _SUSPICIOUS.search(line):
+                return line
+        return self._render({key: _clean(value) for key, value in event.items()})
 
 
 def _clean(value: object) -> object:
@@ -106,8 +117,12 @@ def _clean(value: object) -> object:
         return {str(_clean(key)): _clean(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         return [_clean(item) for item in value]
+    return _clean_text(_text_of(value))
+
+
+def _text_of(value: object) -> str:
     try:
-        return _clean_text(str(value))
+        return str(value)
     except Exception:  # noqa: BLE001  # a value without a text must not end what the line tells of
         return f"<{type(value).__name__} without a text>"
 
@@ -164,6 +179,16 @@ class _Handler(logging.Handler):
         self._lines.write(line)
 
 
+class _JSON:
+    """A line for machines: one object."""
+
+    def __init__(self) -> None:
+        self._encode = json.JSONEncoder(ensure_ascii=False, default=_text_of).encode
+
+    def __call__(self, event: EventDict) -> str:
+        return self._encode(event)
+
+
 class _Text:
     """A line for people, in which nothing that came from outside moves the cursor or begins a line of its own."""
 
@@ -171,8 +196,8 @@ class _Text:
         colours = stream.isatty() and not os.environ.get("NO_COLOR")
         self._render = structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback)
 
-    def __call__(self, logger: WrappedLogger, method: str, event: MutableMapping[str, object]) -> str:
+    def __call__(self, event: EventDict) -> str:
         for key, value in event.items():
             if isinstance(value, str) and key not in {"exception", "stack"}:
                 event[key] = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
-        return self._render(logger, method, event)
+        return self._render(None, "", event)
