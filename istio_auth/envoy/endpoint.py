@@ -43,6 +43,16 @@ class HostPort:
         address = _address(self.host)
         return address is not None and address.is_loopback
 
+    def reaches(self, other: Endpoint) -> bool:
+        """Whether dialling this arrives at what listens at the other, also where that listens at every address."""
+        if not isinstance(other, HostPort) or self.port != other.port:
+            return False
+        listening, dialled = _address(other.host), _address(self.host)
+        if listening is None or dialled is None:
+            return self == other
+        everywhere = listening.is_unspecified and (dialled.is_loopback or dialled.is_unspecified)
+        return listening == dialled or (everywhere and dialled.version <= listening.version)
+
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -62,6 +72,10 @@ class UnixPath:
             raise ConfigurationError(f"{self.path[:200]!r} is no absolute path of a Unix socket")
         if len(self.path.encode()) > _MAX_UNIX_PATH:
             raise ConfigurationError(f"{self.path!r} is too long for a Unix socket: at most {_MAX_UNIX_PATH} bytes")
+
+    def reaches(self, other: Endpoint) -> bool:
+        """Whether dialling this arrives at what listens at the other."""
+        return self == other
 
     def __str__(self) -> str:
         return _UNIX + self.path

@@ -74,7 +74,7 @@ class Inbound:
         _check_name(self.name, "inbound")
         _check_listen(self.listen, self.name)
         _check_dial(self.forward, self.name)
-        if self.forward == self.listen:
+        if self.forward.reaches(self.listen):
             raise ConfigurationError(f"inbound {self.name}: it would forward to itself, at {self.listen}")
         if self.mode is Mode.DISABLE and self.allow:
             raise ConfigurationError(f"inbound {self.name}: without TLS there is no caller to allow: use STRICT")

@@ -30,6 +30,11 @@ SPEC = SidecarSpec(SELF, UnixPath("/run/agent.sock"), (INBOUND,), (UPSTREAM,), H
         pytest.param(lambda: replace(INBOUND, listen=HostPort("localhost", 1)), id="listen-at-a-name"),
         pytest.param(lambda: replace(INBOUND, forward=HostPort("127.0.0.1", 0)), id="forward-to-port-0"),
         pytest.param(lambda: replace(INBOUND, forward=INBOUND.listen), id="forward-to-itself"),
+        pytest.param(lambda: replace(INBOUND, forward=HostPort("127.0.0.1", 8443)), id="forward-to-itself-by-loopback"),
+        pytest.param(
+            lambda: replace(INBOUND, listen=HostPort("::", 1), forward=HostPort("127.0.0.1", 1)),
+            id="forward-to-itself-by-the-other-family",
+        ),
         pytest.param(lambda: replace(INBOUND, mode=Mode.DISABLE), id="callers-without-tls"),
         pytest.param(lambda: replace(UPSTREAM, name=""), id="upstream-without-name"),
         pytest.param(lambda: replace(UPSTREAM, expect=()), id="any-server"),
@@ -56,6 +61,12 @@ def test_a_spec_that_can_not_be_is_refused(build: Callable[[], object]) -> None:
 def test_an_inbound_listener_is_called_after_its_port() -> None:
     assert INBOUND.label == "inbound_8443"
     assert replace(INBOUND, name="web").label == "inbound_web"
+
+
+def test_the_application_may_have_the_same_port_at_another_address() -> None:
+    for listen, forward in [("10.0.0.1", "127.0.0.1"), ("0.0.0.0", "::1"), ("0.0.0.0", "10.0.0.2")]:
+        inbound = replace(INBOUND, listen=HostPort(listen, 80), forward=HostPort(forward, 80))
+        assert inbound.forward == HostPort(forward, 80)
 
 
 def test_ports_that_the_system_chooses_do_not_clash() -> None:
