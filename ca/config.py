@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from ca.agents.recovery import DEFAULT_WINDOW
 from ca.authority.authority import TEN_YEARS
 from ca.profile import IssuanceProfile
+from istio_auth.clock import in_words
 from istio_auth.daemon.command import LogSettings
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.settings import Setting
@@ -118,7 +119,7 @@ class Config:
     """All of it.
 
     Raises:
-        ConfigurationError: a serving name can not stand in a certificate.
+        ConfigurationError: a serving name can not stand in a certificate, or a root would end before what it issues.
     """
 
     trust_domain: Annotated[TrustDomain, Setting("whose CA this is")] = _TRUST_DOMAIN
@@ -141,6 +142,11 @@ class Config:
     log: LogSettings = _LOG
 
     def __post_init__(self) -> None:
+        if self.authority.root_lifetime < self.signing.default_ttl:
+            raise ConfigurationError(
+                f"a root that lives {in_words(self.authority.root_lifetime)} would end before what it issues, which "
+                f"lives {in_words(self.signing.default_ttl)}"
+            )
         for name in self.serving_names:
             if not _is_address(name):
                 check_dns_name(name)

@@ -80,9 +80,11 @@ class NodeService:
         """
         attested = await attested_caller(self._admission, call)
         if len(request.entries) > MAX_ENTRIES:
-            raise MalformedError(
+            error = MalformedError(
                 f"{attested.spiffe_id} sent {len(request.entries)} entries", public=f"at most {MAX_ENTRIES} entries"
             )
+            self._admission.audit.refused(error, call.request_id, caller=str(call.caller), attested=attested)
+            raise error
         wishes = [
             Wish(entry.csr, False, entry.spiffe_id, _ttl(entry.ttl_seconds), entry.workload_token)
             for entry in request.entries

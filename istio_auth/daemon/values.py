@@ -46,7 +46,7 @@ class HostPort:
             ConfigurationError: it spells neither.
         """
         host, colon, port = text.rpartition(":")
-        if host.startswith("[") and host.endswith("]"):
+        if len(host) > 2 and host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         elif ":" in host:
             raise ConfigurationError(f"{text[:100]!r}: put an IPv6 address into brackets, for instance [::1]:15012")

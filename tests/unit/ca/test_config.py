@@ -75,6 +75,7 @@ def test_every_setting_of_the_platform_comes_from_the_configuration(tmp_path: Pa
     ("name", "word"),
     [
         ("SIGNING__DEFAULT_TTL", "91d"),
+        ("AUTHORITY__ROOT_LIFETIME", "23h"),
         ("SERVING_NAMES", "localhost,Not A Name"),
         ("LIMITS__REQUESTS", "0"),
         ("LIMITS__CONNECTIONS", "-1"),

@@ -151,6 +151,7 @@ def test_an_address_is_read_and_written(text: str, host: str, port: int) -> None
         "::1:15012",
         "[::1]",
         "[::1",
+        "[]:1",
         "http://h:1",
         "h:१",
         "a b:1",

@@ -80,11 +80,12 @@ async def test_an_empty_batch_has_an_empty_answer(ca: StandaloneCA) -> None:
     assert await sign_all(ca, await ca.enrolled()) == []
 
 
-async def test_a_batch_has_a_bound(ca: StandaloneCA) -> None:
+async def test_a_batch_has_a_bound(ca: StandaloneCA, audit: LogCapture) -> None:
     agent, one = await ca.enrolled(), entry()
     with pytest.raises(IstioAuthError) as caught:
         await sign_all(ca, agent, *[one] * 501)
     assert caught.value.code is Code.MALFORMED
+    assert (audit.entries[-1]["caller"], audit.entries[-1]["code"]) == (str(NODE), "malformed")
     assert len(await sign_all(ca, agent, *[one] * 500)) == 500
 
 
