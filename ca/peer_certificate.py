@@ -2,9 +2,15 @@
 
 The door has verified the chain against our own bundle at the handshake. Looked at again at each request is what may
 have changed since: a connection can outlive the certificate it was made with, and an agent can be evicted meanwhile.
+A root that a peer sends along is not part of its proof: it may have been renewed since, with the same key.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from cryptography import x509
 
 from ca.agents.agent import agent_name, in_agents_room
 from ca.agents.folder import AgentFolder
@@ -15,6 +21,15 @@ from istio_auth.keys import PublicKey
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
 METHOD = "certificate"
+
+
+def proven_until(chain: Sequence[x509.Certificate]) -> datetime:
+    """When the proof by a chain, leaf first, ends."""
+    return min(
+        certificate.not_valid_after_utc
+        for place, certificate in enumerate(chain)
+        if place == 0 or certificate.issuer != certificate.subject
+    )
 
 
 class PeerCertificate:
@@ -43,8 +58,7 @@ class PeerCertificate:
             return None
         if caller.spiffe_id.trust_domain != self._trust_domain:
             raise NotAuthenticated(f"{caller} is not in the trust domain {self._trust_domain}")
-        now = self._clock.now()
-        if any(now > certificate.not_valid_after_utc for certificate in caller.chain):
+        if self._clock.now() > proven_until(caller.chain):
             raise NotAuthenticated(f"the certificate of {caller} ended while the connection was open")
         self._check_agent(caller.spiffe_id)
         details = {"address": caller.address, "serial": f"{caller.chain[0].serial_number:x}"}

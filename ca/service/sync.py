@@ -20,7 +20,7 @@ from ca.agents.agent import agent_name
 from ca.agents.folder import AgentFolder
 from ca.attest import Attested
 from ca.authority.authority import Authority
-from ca.peer_certificate import METHOD
+from ca.peer_certificate import METHOD, proven_until
 from ca.registrations.table import RegistrationDelta, RegistrationHistory
 from ca.service.caller import attested_caller, tls_caller
 from ca.service.sync_book import Acknowledgement, SyncBook
@@ -114,7 +114,7 @@ class Sync:
             NotReady: its certificate ended: it must come again with a new one.
         """
         attested = await attested_caller(self._admission, call)
-        session = _Session(_agent(attested), self._ends(call))
+        session = _Session(_agent(attested), proven_until(tls_caller(self._admission, call).chain))
         self._book.opened(session.agent, self._clock.now())
         with contextlib.ExitStack() as open_things:
             open_things.callback(self._book.closed, session.agent)
@@ -198,9 +198,6 @@ class Sync:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(left, 0) + 1):
                 await session.news.wait()
-
-    def _ends(self, call: Call) -> datetime:
-        return min(certificate.not_valid_after_utc for certificate in tls_caller(self._admission, call).chain)
 
 
 def _end(reader: asyncio.Task[None]) -> None:

@@ -96,6 +96,8 @@ class TLSVisit(_Visit):
     def made(self) -> None:
         """Count the caller in, and give it a time."""
         host, port = cast("asyncio.Transport", self.end.transport).get_extra_info("peername")[:2]
+        if "." in host:
+            host = host.removeprefix("::ffff:")  # how IPv4 looks at a socket for both families
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             self._register.enter(self, host)

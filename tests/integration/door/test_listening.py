@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from istio_auth.door import Door
 from istio_auth.door.tcp_socket import listening_sockets
 from istio_auth.errors import ConfigurationError, NotReady
+from tests.fakes.waiting import until
 
 
 @pytest.fixture(name="context")
@@ -30,6 +32,17 @@ async def test_both_families_are_served_at_one_port(host: str, context: ssl.SSLC
     async with Door() as door:
         _, port = await door.listen_tls(host, 0, context)
         assert list(greeted(port)) == ["127.0.0.1", "::1"]
+
+
+async def test_a_caller_over_ipv4_is_called_so(context: ssl.SSLContext, caplog: pytest.LogCaptureFixture) -> None:
+    async with Door() as door:
+        _, port = await door.listen_tls("", 0, context)
+        _, caller = await asyncio.open_connection("127.0.0.1", port)
+        caller.write(b"GET / HTTP/1.1\r\n\r\n")
+        await until(lambda: door.refused == 1)
+        caller.close()
+    assert "127.0.0.1:" in caplog.text
+    assert "ffff" not in caplog.text
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

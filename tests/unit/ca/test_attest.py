@@ -76,6 +76,16 @@ async def test_a_connection_does_not_outlive_its_certificate(attestor: AllProofs
     await attestor.attest(Evidence(certified(WEB.path, clock)))
 
 
+async def test_a_root_that_a_caller_sends_along_may_end(attestor: AllProofs, clock: FakeClock) -> None:
+    root = FakeAuthority(now=clock.now())
+    ended = FakeAuthority(now=clock.now() - 1000 * HOUR, key=root.key, name=root.name)
+    caller = caller_of((*root.svid(WEB.path).chain, ended.certificate))
+    await attestor.attest(Evidence(caller))
+    ended_intermediate = FakeAuthority(parent=root, now=clock.now() - 1000 * HOUR)
+    with pytest.raises(NotAuthenticated):
+        await attestor.attest(Evidence(replace(caller, chain=(caller.chain[0], ended_intermediate.certificate))))
+
+
 async def test_an_agents_certificate_counts_while_it_is_enrolled_and_not_evicted(
     ca: StandaloneCA, attestor: AllProofs, clock: FakeClock
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -14,6 +15,7 @@ from istio_auth.door import TLSCaller
 from istio_auth.errors import Code, IstioAuthError
 from istio_auth.pem import write_der
 from istio_auth.proto import node_pb2
+from tests.fakes.authority import FakeAuthority
 from tests.fakes.standalone import NOBODY, REGISTERED, StandaloneCA, call
 
 SOON = 10.0
@@ -176,6 +178,16 @@ async def test_the_stream_ends_with_the_certificate(ca: StandaloneCA) -> None:
     write(ca, REGISTERED + DB)
     await ca.platform.reload_if_changed()
     assert (await stream.fails()).code is Code.NOT_READY
+
+
+async def test_the_stream_outlives_a_root_that_the_agent_sends_along(ca: StandaloneCA) -> None:
+    agent = await ca.enrolled()
+    ended = FakeAuthority(now=ca.clock.now() - timedelta(days=1000)).certificate
+    stream, _ = await opened(ca, replace(agent, chain=(*agent.chain, ended)))
+    ca.registrations.write_text(REGISTERED + DB)
+    await ca.platform.reload_if_changed()
+    assert len((await stream.hear()).registrations.put) == 1
+    await stream.close()
 
 
 async def test_only_an_agent_with_a_certificate_may_sync(ca: StandaloneCA) -> None:
