@@ -23,6 +23,7 @@ from node_agent.registrations import Delta, Entry, checked
 PATH = "/istio_auth.node.v1.NodeService"
 _MAX_REASON = 500
 _MAX_HINT = 366 * 86400
+_LARGEST = (1 << 64) - 1
 _ERRORS: Mapping[str, type[IstioAuthError]] = {
     Code.MALFORMED.name: errors.MalformedError,
     Code.NOT_AUTHENTICATED.name: errors.NotAuthenticated,
@@ -90,7 +91,7 @@ class NodeServiceClient:
             yield node_pb2.SyncRequest(
                 epoch=report.epoch,
                 revision=report.revision,
-                bundle_sequence=report.bundle_sequence,
+                bundle_sequence=min(report.bundle_sequence, _LARGEST),  # a pinned bundle may say any number
                 consumers=report.consumers,
                 consumers_current=report.consumers_current,
                 laggards=report.laggards,

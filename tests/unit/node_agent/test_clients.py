@@ -157,9 +157,9 @@ class TestNodeService:
         with pytest.raises(NotReady):
             await NodeServiceClient(wire, LOCAL, timeout=SECONDS).sign([request_for(WEB, new_private_key())])
 
-    async def news(self, response: node_pb2.SyncResponse) -> News:
+    async def news(self, response: node_pb2.SyncResponse, sequence: int = 4) -> News:
         async def reports() -> AsyncIterator[Report]:
-            yield Report("e", 3, 4, 5, 2, ("laggard",))
+            yield Report("e", 3, sequence, 5, 2, ("laggard",))
 
         self.wire = Wire(lambda _: response)
         client = NodeServiceClient(self.wire, LOCAL, timeout=SECONDS, version="1.0")
@@ -183,6 +183,12 @@ class TestNodeService:
         assert isinstance(sent, node_pb2.SyncRequest)
         assert (sent.epoch, sent.revision, sent.bundle_sequence, sent.agent_version) == ("e", 3, 4, "1.0")
         assert (sent.consumers, sent.consumers_current, list(sent.laggards)) == (5, 2, ["laggard"])
+
+    async def test_tells_the_largest_number_there_is_of_a_pinned_sequence_above_it(self) -> None:
+        await self.news(node_pb2.SyncResponse(), sequence=1 << 70)
+        (sent,) = self.wire.requests
+        assert isinstance(sent, node_pb2.SyncRequest)
+        assert sent.bundle_sequence == (1 << 64) - 1
 
     async def test_news_without_registrations_are_no_empty_registrations(self) -> None:
         assert (await self.news(node_pb2.SyncResponse())).delta is None
