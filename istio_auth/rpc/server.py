@@ -30,6 +30,8 @@ __all__ = ["Call", "Limits", "Method", "RpcServer", "Service"]
 
 _log = logging.getLogger(__name__)
 
+_MOMENT = 0.02
+
 StatusOf: TypeAlias = Callable[[IstioAuthError], grpc.StatusCode]
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
@@ -93,6 +95,7 @@ class RpcServer:
         self._server: grpc.aio.Server | None = None
         self._stopping = False
         self._in_flight = 0
+        self._begun = 0
         self._streams: set[asyncio.Task[object]] = set()
 
     async def start(self) -> None:
@@ -115,8 +118,17 @@ class RpcServer:
         for task in list(self._streams):
             task.cancel()
         if self._server is not None:
-            await self._server.stop(grace.total_seconds())
+            over = time.monotonic() + grace.total_seconds()
+            await self._quiet(until=over)
+            await self._server.stop(max(0.0, over - time.monotonic()))
             self._server = None
+
+    async def _quiet(self, *, until: float) -> None:
+        """Wait until nobody is answered and nobody has come for a moment: gRPC cancels whom it finds waiting."""
+        seen = -1
+        while (self._in_flight or self._streams or seen != self._begun) and time.monotonic() < until:
+            seen = self._begun
+            await asyncio.sleep(_MOMENT)
 
     def _largest_request(self) -> int:
         methods = (method for service in self._services for method in service.methods.values())
@@ -199,6 +211,7 @@ class RpcServer:
             NotReady: the server is stopping.
             NotAuthenticated: it did not come through the door.
         """
+        self._begun += 1
         if self._stopping:
             raise NotReady("the server is stopping", retry_after=self._limits.retry_after)
         return Call(

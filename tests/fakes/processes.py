@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,10 +26,31 @@ def free_port() -> int:
         return port
 
 
+def program(name: str) -> Path:
+    """One of our console scripts."""
+    return _BIN / name
+
+
+def fetch(port: int, path: str) -> bytes:
+    """What a port of loopback answers over HTTP, status line and all; empty if nobody is there."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    except OSError:
+        return b""
+
+
+def status(port: int, path: str = "/readyz") -> int:
+    """The status that a port of loopback answers with; 0 if nobody is there."""
+    answer = fetch(port, path)
+    return int(answer.split()[1]) if answer else 0
+
+
 async def run(name: str, *arguments: object) -> str:
     """Run one of our programs to its end and return what it printed."""
     process = await asyncio.create_subprocess_exec(
-        _BIN / name, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        program(name), *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
@@ -71,8 +92,17 @@ class Program:
 
     async def end(self) -> int:
         """Ask it to end; its exit code."""
+        self.signal(signal.SIGTERM)
+        return await self.ended()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait until it has ended; its exit code."""
+        assert self._process is not None
         async with asyncio.timeout(15):
             code = await self._process.wait()
         self._process = None
@@ -85,16 +115,27 @@ class Program:
         await self._process.wait()
         self._process = None
 
+    def text(self) -> str:
+        """What it has written so far."""
+        return self._log.read_text()
+
     def lines(self) -> list[dict[str, object]]:
         """What it has logged so far."""
-        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
 
     async def says(self, event: str, *, after: int = 0) -> dict[str, object]:
         """Wait for a line with this event, not counting the first `after` lines."""
+        return await self._line(lambda line: line["event"] == event, after)
+
+    async def says_like(self, words: str, *, after: int = 0) -> dict[str, object]:
+        """Wait for a line with these words anywhere in it, in any case."""
+        return await self._line(lambda line: words in str(line).lower(), after)
+
+    async def _line(self, wanted: Callable[[dict[str, object]], bool], after: int) -> dict[str, object]:
         found: list[dict[str, object]] = []
 
         def look() -> bool:
-            found.extend(line for line in self.lines()[after:] if line["event"] == event)
+            found.extend(filter(wanted, self.lines()[after:]))
             return bool(found)
 
         await until(look, within=30)
@@ -108,9 +149,12 @@ class Machine:
         folder: where everything is.
         ttl: the lifetime of certificates.
         workloads: path segments.
+        ca_flags: more words for the CA's command line.
     """
 
-    def __init__(self, folder: Path, *, ttl: str, workloads: Sequence[str] = ("web",)) -> None:
+    def __init__(
+        self, folder: Path, *, ttl: str, workloads: Sequence[str] = ("web",), ca_flags: Sequence[object] = ()
+    ) -> None:
         self.folder, self.socket = folder, folder / "agent.sock"
         self.token = folder / "token"
         self.ca_port, self.ca_health, self.agent_health = free_port(), free_port(), free_port()
@@ -132,24 +176,32 @@ class Machine:
             f'join_token_file = "{self.token}"\n[log]\nformat = "json"\n'
             f'[[socket]]\npath = "{self.socket}"\nname = "main"\nmode = "0600"\n'
         )
-        self.ca = Program([_BIN / "istio-ca", "--config", folder / "ca.toml"], folder / "ca.log")
-        self.agent = Program([_BIN / "node-agent", "--config", folder / "agent.toml"], folder / "agent.log")
+        self.ca = Program(self.ca_command(*ca_flags), folder / "ca.log")
+        self.agent = Program([program("node-agent"), "--config", folder / "agent.toml"], folder / "agent.log")
+
+    def ca_command(self, *flags: object) -> list[object]:
+        """The command line of the CA."""
+        return [program("istio-ca"), "--config", self.folder / "ca.toml", *flags]
 
     async def prepare(self) -> None:
         """Wait for the CA, and write the bundle to pin and a join token."""
         await self.ca.says("ready")
-        state = ("--state-folder", self.folder / "ca")
-        await run("ca-cli", "trust-bundle", "--out", self.folder / "bundle.json", *state)
-        await run("ca-cli", "token", "create", "node-1", "--out", self.token, *state)
+        await self.operator("trust-bundle", "--out", self.folder / "bundle.json")
+        await self.invite(out=self.token)
+
+    async def operator(self, *words: object) -> str:
+        """Run `ca-cli` beside the CA; what it prints."""
+        return await run("ca-cli", *words, "--state-folder", self.folder / "ca")
+
+    async def invite(self, agent: str = "node-1", *, ttl: str = "10m", out: Path | None = None) -> str:
+        """A new join token."""
+        told = await self.operator("token", "create", agent, "--ttl", ttl, *(("--out", out) if out else ()))
+        return told.strip()  # nothing, if it went to a file
+
+    async def roots(self) -> bytes:
+        """The roots, in PEM."""
+        return (await self.operator("trust-bundle", "--format", "pem")).encode()
 
     async def agent_is_ready(self) -> None:
         """Wait until the agent says so on its port."""
-        await until(lambda: self._status() == 200, within=30)
-
-    def _status(self) -> int:
-        try:
-            with socket.create_connection(("127.0.0.1", self.agent_health), timeout=2) as connection:
-                connection.sendall(b"GET /readyz HTTP/1.0\r\n\r\n")
-                return int(connection.recv(100).split()[1])
-        except OSError:
-            return 0
+        await until(lambda: status(self.agent_health) == 200, within=30)
