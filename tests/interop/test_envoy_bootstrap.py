@@ -57,7 +57,7 @@ async def test_every_mode_and_protocol(mode: Mode, protocol: Protocol, with_upst
         pytest.param(replace(EMPTY, admin=HostPort("::1", 15000)), id="admin-ipv6"),
         pytest.param(replace(EMPTY, admin=UnixPath("/run/admin.sock")), id="admin-unix"),
         pytest.param(
-            replace(EMPTY, inbound=tuple(Inbound(HostPort("::", port), HostPort("::1", 1)) for port in (1, 2))),
+            replace(EMPTY, inbound=tuple(Inbound(HostPort("::", port), HostPort("::1", 9)) for port in (1, 2))),
             id="ipv6-and-several",
         ),
         pytest.param(
