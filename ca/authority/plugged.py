@@ -11,6 +11,7 @@ bundle sequence grows when the roots change.
 
 from __future__ import annotations
 
+import logging
 import shlex
 import stat
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from istio_auth.spiffe_id import TrustDomain
 from istio_auth.svid import UNREADABLE_EXTENSIONS, uri_names
 
 _MAX_DEPTH = 8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,12 @@ def open_plugged_authority(
     else:
         state = _with_issuer(ours(stored, trust_domain).value, kept)
         if state is not stored.value:
+            if kept.root not in stored.value.bundle().x509_authorities:
+                _log.warning(
+                    "the plugged-in CA in %s chains to a root that nobody has yet: whoever is not given the new bundle "
+                    "can not reach this CA any more",
+                    folder,
+                )
             stored = store.store(state, expected=stored.version)
     return PluggedAuthority(folder, store, stored, issuer.key)
 

@@ -259,6 +259,17 @@ def test_our_own_root_stays_in_the_bundle_when_a_ca_is_plugged_in(tmp_path: Path
     assert opened(tmp_path, store).bundle == authority.bundle
 
 
+def test_a_start_under_a_root_that_nobody_has_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, other = MemoryAuthorityStore(), FakeAuthority(now=NOW)
+    both = [ROOT.root, other.root]
+    opened(cacerts(tmp_path), store)
+    opened(cacerts(tmp_path, roots=both), store)
+    opened(cacerts(tmp_path, other, chain=[], roots=both), store)
+    assert not caplog.records
+    opened(cacerts(tmp_path, FakeAuthority(now=NOW), chain=[]), store)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_the_store_of_another_trust_domain_is_refused(tmp_path: Path) -> None:
     store = MemoryAuthorityStore()
     open_authority(store, TrustDomain("foreign.test"), CLOCK)
