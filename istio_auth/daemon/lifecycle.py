@@ -2,7 +2,7 @@
 
 - A task that dies ends the daemon with its cause; so does one that returns, as nothing here is meant to.
 - SIGTERM and SIGINT: not ready first, then the main coroutine drains and returns. What is not gone after ten seconds
-  is ended hard. A second signal ends it at once.
+  is ended hard. A second signal, after a moment, ends it at once.
 - SIGHUP runs what `on_reload` was given, one after the other; what fails is reported, and the others run all the same.
 - WATCHDOG=1 comes from the event loop itself, so a loop that hangs is seen.
 - It may be PID 1 (see `istio_auth.daemon.signals`).

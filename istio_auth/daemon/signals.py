@@ -2,7 +2,7 @@
 
 The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) and the thread reads them there, so no
 Python code ever runs inside a signal handler. The thread also keeps the time limit: a process that was told to end and
-is still there when the limit is over, or is told a second time, ends at once.
+is still there when the limit is over, or is told a second time after a moment, ends at once.
 
 As PID 1 two things differ. The kernel drops every signal for which there is no handler; here is one for each signal
 that we know, and `hold` keeps those that come before it. And the kernel hands orphans over; they are reaped. Our
@@ -26,6 +26,7 @@ from typing import NoReturn, Self
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _HELD = (*_ENDING, signal.SIGHUP)
+_ECHO = 0.5  # seconds: timeout(1) and others send one request to the process and to its whole group
 _LIMIT = 0  # in the pipe, where signals are numbers from 1
 
 
@@ -45,7 +46,7 @@ class Signals:
     def __init__(self, stop_within: timedelta, failure: int) -> None:
         self._stop_within = stop_within.total_seconds()
         self._failure = failure
-        self._told = False
+        self._told_at: float | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
@@ -58,7 +59,7 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._told:
+        if self._told_at is not None:
             return  # until the interpreter itself is gone, the limit holds and a second signal counts
         signal.set_wakeup_fd(self._fd_before)
         for number, handler in self._before.items():
@@ -93,12 +94,16 @@ class Signals:
                 elif number == signal.SIGCHLD:
                     _reap()
                 elif number in _ENDING:
-                    if self._told:
-                        self._end_hard("a second signal asked for the end")
-                    self._told = True
-                    _tell(partial(end, signal.Signals(number).name))
+                    self._asked_to_end(partial(end, signal.Signals(number).name))
                 if number in {_LIMIT, *_ENDING} and deadline is None:
                     deadline = time.monotonic() + self._stop_within
+
+    def _asked_to_end(self, end: Callable[[], object]) -> None:
+        if self._told_at is None:
+            self._told_at = time.monotonic()
+            _tell(end)
+        elif time.monotonic() - self._told_at > _ECHO:
+            self._end_hard("a second signal asked for the end")
 
     def _end_hard(self, reason: str, *, trace: bool = False) -> NoReturn:
         # Straight to the descriptor: whatever hangs may hold the locks of logging and of sys.stderr.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ class Process:
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def insist(self, number: int) -> None:
+        """Send a signal again and again until the process has ended."""
+        while self._process.poll() is None:
+            self._process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
 
     def end(self) -> tuple[int, list[str], list[dict[str, object]], str]:
         """Its exit code, what it still said, its log lines, and what else it wrote to stderr."""
@@ -106,10 +114,20 @@ def test_a_second_signal_ends_it_at_once(start: Start) -> None:
     assert daemon.line() == "ready"
     daemon.send(signal.SIGTERM)
     assert daemon.line().startswith("stopping")
-    daemon.send(signal.SIGTERM)
-    code, said, _, _ = daemon.end()
+    daemon.insist(signal.SIGTERM)
+    code, said, _, rest = daemon.end()
     assert code == 1
     assert said == []
+    assert "a second signal" in rest
+
+
+def test_a_signal_that_came_twice_in_a_moment_came_once(start: Start) -> None:
+    daemon = start("slow", "0.5")
+    assert daemon.line() == "ready"
+    daemon.send(signal.SIGTERM)
+    assert daemon.line().startswith("stopping")
+    daemon.send(signal.SIGTERM)
+    assert "not gone" in daemon.end()[3]
 
 
 @pytest.mark.parametrize(("mode", "reason"), [("dies", "a defect"), ("ends", "")])
