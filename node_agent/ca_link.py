@@ -26,6 +26,8 @@ from istio_auth.tls import client_context
 from istio_auth.x509_source import X509Source
 from node_agent.ca_client import Metadata, NotOffered, Response
 
+_LARGEST_ANSWER = 64 << 20  # all registrations at once, of the largest file that the CA takes, and more
+
 
 @dataclass(eq=False)
 class _Line:
@@ -116,7 +118,7 @@ class CALink:
                     portal = await stack.enter_async_context(
                         Portal(self._address.host, self._address.port, self._context)
                     )
-                    channel = await stack.enter_async_context(Channel(portal))
+                    channel = await stack.enter_async_context(Channel(portal, max_response_bytes=_LARGEST_ANSWER))
                     self._line = _Line(channel, stack.pop_all())
             return self._line
 

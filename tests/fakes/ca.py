@@ -201,6 +201,7 @@ class CAServer:
                 selectors=map(str, each.selectors),
                 ttl_seconds=int(each.ttl.total_seconds()) if each.ttl else 0,
                 dns_names=each.dns_names,
+                hint=each.hint,
             )
             for key, each in self.ca.registered.items()
         ]

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -85,6 +86,10 @@ class TestJoining:
         agent.give_token()
         agent.agent.identity.look_again()
         await until(lambda: not agent.daemon.readiness.problems())
+
+    async def test_more_registrations_than_fit_a_usual_message_arrive(self, joined: RunningAgent) -> None:
+        joined.server.register(large=replace(registration("/large"), hint="x" * (5 << 20)))
+        await joined.served("/large")
 
     @pytest.mark.parametrize("impostor", ["another workload's name", "another root"])
     async def test_the_token_is_not_shown_to_a_server_that_is_not_the_ca(
