@@ -275,12 +275,13 @@ _DER = 2  # _ssl.ENCODING_DER
 def _presented(connection: object) -> list[bytes]:
     """The chain that the peer presented, in DER, leaf first: the one place that knows where Python keeps it.
 
-    The method is public from Python 3.13; before, it is on the private object only, and a server that was shown no
-    certificate finds None in the place of the leaf. A session resumed by a ticket holds the leaf alone.
+    The method is public from Python 3.13; before, it is on the private object only. Where a server was shown no
+    certificate, the one holds None in the place of the leaf and the other fails over it, so that is asked first. A
+    session resumed by a ticket holds the leaf alone.
     """
-    holder = connection if hasattr(connection, "get_unverified_chain") else getattr(connection, "_sslobj")  # noqa: B009
-    chain = cast("_ChainHolder", holder).get_unverified_chain()
-    if not chain or chain[0] is None:
-        leaf = cast("ssl.SSLObject", connection).getpeercert(binary_form=True)
-        return [leaf] if leaf else []
+    if (leaf := cast("ssl.SSLObject", connection).getpeercert(binary_form=True)) is None:
+        return []
+    holder = connection if hasattr(connection, "get_unverified_chain") else getattr(connection, "_sslobj")  # noqa: B009  # not in the stubs
+    if not (chain := cast("_ChainHolder", holder).get_unverified_chain()):
+        return [leaf]
     return [entry if isinstance(entry, bytes) else entry.public_bytes(_DER) for entry in chain if entry is not None]
