@@ -16,7 +16,7 @@ from tests.fakes.sds_client import SDSStream
 
 @pytest.fixture
 async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
-    machine = Machine(tmp_path, ttl="8s")
+    machine = Machine(tmp_path, ttl="12s")
     async with machine.ca:
         await machine.prepare()
         async with machine.agent:

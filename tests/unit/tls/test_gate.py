@@ -113,8 +113,11 @@ class Meeting:
         self.ours = wrapped(plain, side)
 
     def heard(self) -> bytes:
-        self.ours.close()
-        return self._theirs.result(10)
+        with contextlib.suppress(OSError):
+            self.ours.shutdown(socket.SHUT_WR)
+        heard = self._theirs.result(10)
+        self.ours.close()  # not before: what we have not read would reset the connection, and lose what was written
+        return heard
 
     def __enter__(self) -> Self:
         return self
