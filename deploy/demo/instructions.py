@@ -21,14 +21,14 @@ def instructions(layout: Layout, workloads: Workloads, ttl: str) -> str:
     state = f"--state-folder {_word(layout.folder / 'ca')}"
     sections = {
         "Call the backend": {
-            "the frontend, which is allowed: the backend sees who calls": _plain(frontend, "backend"),
-            "the intruder, which is not": _plain(intruder, "backend"),
-            "without TLS": f"{_CURL} http://{LOOPBACK}:{port}/",
-            "by TLS without a certificate": f"{_CURL} -k https://{LOOPBACK}:{port}/",
-            "with a certificate of the frontend that the operator issued": f"{_CURL} -k {ours} https://{LOOPBACK}:{port}/",
-            "with one of a foreign CA, under the same name": f"{_CURL} -k {foreign} https://{LOOPBACK}:{port}/",
-            "a server with the wrong identity, refused by the frontend": _plain(frontend, "impostor"),
-            "the PERMISSIVE port, without TLS": f"{_CURL} http://{LOOPBACK}:{backend.place.ports['open']}/",
+            "the frontend, which is allowed: the backend tells who it sees calling": _plain(frontend, "backend"),
+            "the intruder, which is not: the backend's sidecar ends the connection": _plain(intruder, "backend"),
+            "without TLS: closed": f"{_CURL} http://{LOOPBACK}:{port}/",
+            "by TLS without a certificate: closed": f"{_CURL} -k https://{LOOPBACK}:{port}/",
+            "with a certificate of the frontend that the operator issued: answered": f"{_CURL} -k {ours} https://{LOOPBACK}:{port}/",
+            "with one of a foreign CA, under the same name: closed": f"{_CURL} -k {foreign} https://{LOOPBACK}:{port}/",
+            "a server with the wrong identity: the frontend's sidecar does not connect": _plain(frontend, "impostor"),
+            "the PERMISSIVE port, without TLS: answered, and no caller is seen": f"{_CURL} http://{LOOPBACK}:{backend.place.ports['open']}/",
         },
         "Look at certificates": {
             "what the backend's sidecar presents now": f"{_admin(backend)}/certs",
@@ -41,8 +41,8 @@ def instructions(layout: Layout, workloads: Workloads, ttl: str) -> str:
         "Look behind": {
             "why the backend's sidecar refused somebody": f"grep failure {_word(backend.envoy.child.output)}",
             "its counters": f"{_admin(backend)}/stats?filter=fail_verify",
-            "the CA's metrics": f"{_CURL} http://{LOOPBACK}:{layout.ca_health}/metrics",
-            "the agent's": f"{_CURL} http://{LOOPBACK}:{layout.agent_health}/metrics",
+            "the CA's metrics": f"{_CURL} http://{LOOPBACK}:{layout.ca_health}/metrics | grep ^istio",
+            "the agent's": f"{_CURL} http://{LOOPBACK}:{layout.agent_health}/metrics | grep ^istio",
             "logs of everything": f"tail -f {_word(layout.folder / 'logs')}/*.err",
         },
     }
