@@ -7,6 +7,7 @@ be changed.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
@@ -26,9 +27,17 @@ class HealthServer:
         address: where to listen.
         readiness: what `/readyz` asks.
         registry: what `/metrics` shows.
+        patience: how long a caller may be silent, be it within a request.
     """
 
-    def __init__(self, address: HostPort, readiness: Readiness, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        address: HostPort,
+        readiness: Readiness,
+        registry: CollectorRegistry,
+        *,
+        patience: timedelta = timedelta(seconds=30),
+    ) -> None:
         self.address = address
         self._readiness = readiness
         self._registry = registry
@@ -37,7 +46,9 @@ class HealthServer:
             [web.get("/healthz", _alive), web.get("/readyz", self._ready), web.get("/metrics", self._metrics)]
         )
         # A scraper that holds its connection open must not hold up our end.
-        self._runner = web.AppRunner(site, access_log=None, shutdown_timeout=1.0)
+        self._runner = web.AppRunner(
+            site, access_log=None, shutdown_timeout=1.0, keepalive_timeout=patience.total_seconds()
+        )
 
     async def __aenter__(self) -> Self:
         """Listen; from then on `address` has the real port.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
+
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -47,6 +50,16 @@ async def test_metrics_are_those_of_the_registry_in_the_format_asked_for() -> No
         _, text, kind = await get(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
         assert kind.split(";")[0] == "application/openmetrics-text"
         assert text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /healthz HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_a_silent_caller_is_sent_away(said: bytes) -> None:
+    async with HealthServer(LOCAL, Readiness(), CollectorRegistry(), patience=timedelta(seconds=0.2)) as server:
+        reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
+        writer.write(said)
+        async with asyncio.timeout(10):
+            await reader.read()  # to the end of the connection
+        writer.close()
 
 
 async def test_a_port_in_use_is_refused_and_free_again_after_the_end() -> None:
