@@ -163,12 +163,12 @@ def read_plugged(folder: Path, trust_domain: TrustDomain, now: datetime) -> Issu
     key = _key(folder / layout.key)
     try:
         if not same_key(public_key_of(certificate), key.public_key()):
-            raise ConfigurationError(f"{folder / layout.key} is not the key of {folder / layout.certificate}")
+            raise ConfigurationError(f"{layout.key} is not the key of {layout.certificate}")
         intermediates, root = _path(certificate, pool, roots)
         for below, issuer in enumerate(dict.fromkeys((certificate, *intermediates, root))):
             _check_issuer(issuer, below, now)
         _check_trust_domain(certificate, trust_domain)
-    except KeyRejected as error:
+    except (ConfigurationError, KeyRejected) as error:
         raise ConfigurationError(f"the plugged-in CA in {folder} can not be used: {error}") from error
     others = tuple(other for other in dict.fromkeys(roots) if other != root)
     return IssuerState(certificate, root, intermediates, others, key)
@@ -217,7 +217,7 @@ def _path(
         return (), certificate
     found = list(_paths((certificate,), [other for other in pool if other not in roots], roots))
     if not found:
-        raise ConfigurationError("the plugged-in CA's certificate does not chain to its root")
+        raise ConfigurationError("its certificate does not chain to its root")
     (_, *intermediates), root = max(found, key=lambda way: min(one.not_valid_after_utc for one in (*way[0], way[1])))
     return tuple(intermediates), root
 
@@ -274,4 +274,4 @@ def _check_trust_domain(certificate: x509.Certificate, trust_domain: TrustDomain
     """A CA without SPIFFE ID is fine (istiod makes such); one with another trust domain's is a mistake (XC-08)."""
     for name in uri_names(certificate):
         if name.startswith("spiffe://") and name.removeprefix("spiffe://").partition("/")[0] != trust_domain.name:
-            raise ConfigurationError(f"the plugged-in CA is that of {name[:300]!r}, and this CA is for {trust_domain}")
+            raise ConfigurationError(f"it is that of {name[:300]!r}, and this CA is for {trust_domain}")

@@ -75,8 +75,9 @@ def opened(folder: Path, store: MemoryAuthorityStore | None = None) -> PluggedAu
 
 
 def refused(folder: Path, match: str = "") -> None:
-    with pytest.raises(ConfigurationError, match=match):
+    with pytest.raises(ConfigurationError, match=match) as caught:
         opened(folder)
+    assert str(folder) in str(caught.value)
 
 
 @pytest.mark.parametrize("layout", [cacerts, tls], ids=["cacerts", "tls"])
