@@ -229,6 +229,7 @@ class Agent:
 
     async def _follow_files(self, alarm: Alarm) -> None:
         async for _ in alarm.every(LOOK_AT_FILES):
+            await self.identity.look_for_token()
             try:
                 if (pinned := await asyncio.to_thread(self._pinned.read_change)) is not None:
                     await self.trust.pin(pinned)

@@ -66,6 +66,7 @@ class Identity:
         self._subscribers = Subscribers()
         self._lapse_told = svid is None
         self._due: datetime | None = None
+        self._token = Token.NONE
         self.svid = svid
         if svid is not None:
             self._due = renewal_due(svid.not_before, svid.not_after, draw=draw())
@@ -84,6 +85,11 @@ class Identity:
         """Something may have changed, a new join token for instance: try at once."""
         self._backoff.succeeded()
         self._look.set()
+
+    async def look_for_token(self) -> None:
+        """Try at once if a join token has come that was not there when we last tried."""
+        if not self.lives() and self._token is not Token.UNUSED and await self._enrolment.token() is Token.UNUSED:
+            self.look_again()
 
     async def run(self) -> None:
         """Keep the SVID fresh for as long as we run."""
@@ -122,7 +128,8 @@ class Identity:
 
     async def _obtain(self) -> X509SVID:
         lives = self.lives()
-        order = ways(lives=lives, token=Token.NONE if lives else await self._enrolment.token())
+        self._token = Token.NONE if lives else await self._enrolment.token()
+        order = ways(lives=lives, token=self._token)
         for way in order[:-1]:
             try:
                 return await self._enrolment.go(way)

@@ -226,6 +226,26 @@ async def test_without_token_or_enrolment_the_agent_keeps_asking_ever_more_rarel
     assert agent.identity.lives()
 
 
+async def test_a_token_that_comes_later_is_used_at_once_and_a_bad_one_not_again_and_again(agent: Agent) -> None:
+    await agent.pass_time(10 * MINUTE)
+    agent.token = "unknown"
+    await agent.identity.look_for_token()
+    await agent.identity.step()
+    assert not agent.identity.lives()
+    await agent.identity.look_for_token()
+    asked = len(agent.ca.calls)
+    await agent.identity.step()
+    assert len(agent.ca.calls) == asked  # it waits
+    agent.token = None
+    await agent.pass_time(10 * MINUTE)
+    agent.give_token()
+    await agent.identity.step()
+    assert not agent.identity.lives()
+    await agent.identity.look_for_token()
+    await agent.identity.step()
+    assert agent.identity.lives()
+
+
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.NONE], ids=lambda each: each.value)
 async def test_a_bad_answer_never_replaces_the_svid(agent: Agent, fault: Fault) -> None:
     await agent.enrol()
