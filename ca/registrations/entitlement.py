@@ -1,6 +1,6 @@
 """Who may have which identity on the standalone platform: three rules, and no others.
 
-1. An agent may have its own identity.
+1. An agent may have its own identity; an evicted one only by a proof that is good once: a new invitation.
 2. An agent may have, for its workloads, the identities that are registered for it.
 3. A workload that proves an identity by certificate may have the same identity again (Istio's mutual TLS renewal),
    unless certificates for it were issued through an agent that is evicted.
@@ -49,7 +49,8 @@ class EntitledIdentities:
         agent = agent_name(attested.spiffe_id)
         if agent is None:
             return self._renewal(attested, wanted)
-        if agent in self._evictions().since:
+        invited = attested.single_use and wanted == attested.spiffe_id  # anew: its attestor has looked at the eviction
+        if agent in self._evictions().since and not invited:
             raise NotAuthorized(f"agent {agent} was evicted")
         if wanted == attested.spiffe_id:
             return Grant(wanted)

@@ -6,7 +6,7 @@ contract (istio/api security/v1alpha1/ca.proto), and not against our own copy of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from google.protobuf import struct_pb2
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from istio_auth.keys import PrivateKey
@@ -59,9 +58,9 @@ _REQUEST = GetMessageClass(_POOL.FindMessageTypeByName("istio.v1.auth.IstioCerti
 _RESPONSE = GetMessageClass(_POOL.FindMessageTypeByName("istio.v1.auth.IstioCertificateResponse"))
 
 
-def request(csr: str, *, seconds: int = 0, metadata: dict[str, object] | None = None) -> bytes:
+def request(csr: str, *, seconds: int = 0, metadata: Mapping[str, object] | None = None) -> bytes:
     """A request as it is on the wire; without metadata the field is not there."""
-    message = cast("Message", _REQUEST(csr=csr, validity_duration=seconds))
+    message = _REQUEST(csr=csr, validity_duration=seconds)
     if metadata is not None:
         message.metadata.update(metadata)  # type: ignore[attr-defined]  # a Struct
         message.metadata.SetInParent()  # type: ignore[attr-defined]
@@ -137,7 +136,7 @@ class ForeignClient:
         csr: str,
         *,
         seconds: int = 0,
-        metadata: dict[str, object] | None = None,
+        metadata: Mapping[str, object] | None = None,
         token: str | None = None,
     ) -> list[str]:
         """The elements of the reply."""

@@ -85,6 +85,14 @@ def test_an_evicted_agent_may_have_nothing() -> None:
     assert granted(evicted, OTHER_NODE, OTHER_NODE) == Grant(OTHER_NODE)
 
 
+def test_an_evicted_agent_that_was_invited_anew_may_have_its_own_identity_and_no_other() -> None:
+    evicted = registry(Evictions({"node-1": FakeClock().now()}))
+    invited = Attested(NODE, "join-token", single_use="its hash")
+    assert evicted.grant(invited, NODE, FakeClock().now()) == Grant(NODE)
+    with pytest.raises(NotAuthorized):
+        evicted.grant(invited, WEB, FakeClock().now())
+
+
 def test_what_an_evicted_agent_held_does_not_renew_itself() -> None:
     evicted = registry(Evictions({"node-2": FakeClock().now()}, frozenset({WEB})))
     with pytest.raises(NotAuthorized):

@@ -321,6 +321,20 @@ async def test_an_evicted_agent_gets_nothing_and_neither_does_what_it_held(ca: S
     await leaf_of(ca, request, await ca.enrolled("node-2"))
 
 
+async def test_an_evicted_agent_comes_back_by_a_new_invitation_when_all_it_held_has_ended(ca: StandaloneCA) -> None:
+    await ca.enrolled()
+    old = ca.token()
+    ca.clock.advance(timedelta(seconds=1))
+    AgentFolder(ca.folder / "agents").evict("node-1", ca.clock.now())
+    ca.clock.advance(timedelta(seconds=1))
+    for token in (old, ca.token()):  # made before, and too early
+        assert (await refused(ca, istio_request(pem(csr(new_key()))), NOBODY, f"Bearer {token}")).public == NOT_PROVEN
+    ca.clock.advance(timedelta(hours=25))
+    agent = await ca.enrolled()
+    assert str(agent.spiffe_id) == str(NODE)
+    await leaf_of(ca, istio_request(pem(csr(new_key()))), agent)
+
+
 async def test_every_certificate_leaves_one_line(ca: StandaloneCA, audit: LogCapture) -> None:
     agent = await ca.enrolled()
     leaf = await leaf_of(ca, istio_request(pem(csr(new_key())), on_behalf_of=str(WEB)), agent)
