@@ -200,7 +200,11 @@ class AgentFolder:
         version = (found.st_mtime_ns, found.st_ino)
         known = self._known.get(name)
         if known is None or known[0] != version:
-            record = AgentRecord.from_json(read_bounded(path, _MAX_FILE))
+            text = read_bounded(path, _MAX_FILE)
+            try:
+                record = AgentRecord.from_json(text)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"{path}: {error}") from error
             if record.name != name:
                 raise ConfigurationError(f"{path} is the record of agent {record.name}")
             known = self._known[name] = (version, record)

@@ -188,7 +188,7 @@ def test_a_damaged_record_shuts_out_and_is_told(
     path = tmp_path / "agents" / "node-1.json"
     whole = path.read_bytes()
     path.write_bytes(damage)
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match=str(path)):
         agents.find("node-1")
     with pytest.raises(NotAuthorized):
         agents.check_welcome("node-1")
