@@ -17,6 +17,7 @@ from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import SpiffeID
 
 _SELECTOR = re.compile(r"([a-z][a-z0-9-]*):([\x21-\x7e]{1,500})")
+_UNIX_VALUE = re.compile(r"[ug]id:(?:0|[1-9][0-9]*)")  # as its attestor writes it
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -41,6 +42,8 @@ class Selector:
         """
         if not (match := _SELECTOR.fullmatch(text)):
             raise ConfigurationError(f"{text[:100]!r} is no selector: write type:value, for instance unix:uid:1000")
+        if match[1] == "unix" and not _UNIX_VALUE.fullmatch(match[2]):
+            raise ConfigurationError(f"{text[:100]!r} fits nobody: write unix:uid:NUMBER or unix:gid:NUMBER")
         return cls(match[1], match[2])
 
     def __str__(self) -> str:

@@ -31,6 +31,13 @@ def test_what_is_no_selector_is_refused(text: str) -> None:
         Selector.parse(text)
 
 
+@pytest.mark.parametrize("text", ["unix:uid:web", "unix:uid:", "unix:user:1", "unix:uid:01", "unix:uid:-1"])
+def test_a_unix_selector_that_nobody_can_have_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Selector.parse(text)
+    assert str(Selector.parse("unix:uid:0")) == "unix:uid:0"
+
+
 def test_all_selectors_must_be_observed() -> None:
     registration = Registration(WEB, selectors("unix:uid:1", "socket:web"))
     assert registration.fits(selectors("unix:uid:1", "socket:web", "unix:gid:1"))
