@@ -86,6 +86,12 @@ class PlainEnd(asyncio.BufferedProtocol):
         if self.transport is not None:
             self.transport.abort()
 
+    def abort_both(self) -> None:
+        """Close this end and the one it is tied to at once: what is under way is lost."""
+        for end in (self, self._other):
+            if end is not None:
+                end.abort()
+
     @property
     def lost(self) -> bool:
         """Whether the connection is gone, or going."""

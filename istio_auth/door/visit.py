@@ -33,11 +33,13 @@ class _Visit:
         self._entering: asyncio.Task[None] | None = None
 
     def send_away(self) -> None:
-        """Close the connection at once."""
-        self.end.abort()
+        """Close the connection at once, and the one to the private server."""
+        self.end.abort_both()
 
     def lost(self) -> None:
-        """Forget the caller: its name is nobody's from now on."""
+        """Forget the caller: its name is nobody's from now on, and nothing is asked of the server for it any more."""
+        if self._entering is not None:
+            self._entering.cancel()
         self._register.leave(self, self._name)
 
     def refused(self, reason: IstioAuthError) -> None:
