@@ -28,7 +28,10 @@ test: $(READY)  ## every check, and every test that needs neither root nor a lon
 test-root: $(READY)  ## the tests that need root
 	@$(BIN)/python -m tests --group root
 
+test-interop: $(READY)  ## the tests with foreign clients that are built first (Go)
+	@$(BIN)/python -m tests --group interop
+
 protos: $(READY)  ## generate istio_auth/proto/*_pb2.py again
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. istio_auth/proto/*.proto
 
-.PHONY: help install demo demo-serve test test-root protos
+.PHONY: help install demo demo-serve test test-root test-interop protos
