@@ -7,7 +7,7 @@ after it has looked.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import select
 import struct
@@ -136,8 +136,11 @@ def _process(connection: Socket, pid: int) -> ProcessHandle:
 
 
 def _pidfd(connection: Socket, pid: int) -> int:
-    with contextlib.suppress(OSError):  # older kernels do not know the option
+    try:
         return connection.getsockopt(SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:  # older kernels do not know the option
+            raise  # the process has ended: whoever has its id now is another
     return os.pidfd_open(pid)
 
 

@@ -135,9 +135,9 @@ class Door:
     def stop_listening(self) -> None:
         """Take no new callers; those that are here stay."""
         for listener, path in self._listeners:
-            listener.close()
-            if path is not None:
+            if path is not None:  # while it is live, nobody has put another in its place
                 path.unlink(missing_ok=True)
+            listener.close()
         self._listeners.clear()
 
     async def close(self, grace: timedelta) -> None:

@@ -76,9 +76,13 @@ class PrivateFolder:
         self._owner = os.getpid()
 
     def socket_path(self, name: str) -> Path:
-        """The path of a socket in it."""
+        """The path of a socket in it; without one, the folder is of no use and goes."""
         path = self.path / name
-        check_path(path)
+        try:
+            check_path(path)
+        except ConfigurationError:
+            self.remove()
+            raise
         return path
 
     def remove(self) -> None:
