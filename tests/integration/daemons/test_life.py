@@ -184,6 +184,21 @@ class TestWhatTheCADoesNotStartOn:
         assert "authority.json" in words
         assert "PRIVATE KEY" not in words
 
+    async def test_a_store_that_it_can_not_look_at(self, machine: Machine, tmp_path: Path) -> None:
+        store = machine.folder / "ca" / "authority.json"
+        assert await machine.ca.end() == 0
+        aside = store.rename(tmp_path / "aside.json")
+        store.mkdir()
+        code, words = await not_started(machine.ca_command(), tmp_path / "spoilt.log")
+        assert code in {1, 2}
+        assert "authority.json" in words
+        assert not list(store.iterdir())
+        store.rmdir()
+        aside.rename(store)
+        already = len(machine.ca.lines())
+        await machine.ca.start()
+        await machine.ca.says("ready", after=already)
+
     async def test_a_store_of_another_trust_domain(self, machine: Machine, tmp_path: Path) -> None:
         assert await machine.ca.end() == 0
         before = (machine.folder / "ca" / "authority.json").read_bytes()
@@ -194,9 +209,19 @@ class TestWhatTheCADoesNotStartOn:
         assert "cluster.local" in words
         assert (machine.folder / "ca" / "authority.json").read_bytes() == before
 
-    @pytest.mark.parametrize("words", [["--no-such-flag"], ["--default-ttl", "100d"], ["--config", "/nowhere"]])
-    async def test_a_configuration_that_makes_no_sense(self, tmp_path: Path, words: list[object]) -> None:
-        code, told = await not_started([program("istio-ca"), *words], tmp_path / "log")
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["istio-ca", "--no-such-flag"],
+            ["istio-ca", "--default-ttl", "100d"],
+            ["istio-ca", "--config", "/nowhere"],
+            ["node-agent", "--trust-domain", "Upper.Case"],
+            ["node-agent", "--trust-bundle", "/nowhere", "--state-folder", "{}/state", "--name", "n"],
+        ],
+    )
+    async def test_a_configuration_that_makes_no_sense(self, tmp_path: Path, words: list[str]) -> None:
+        name, *flags = (word.format(tmp_path) for word in words)
+        code, told = await not_started([program(name), *flags], tmp_path / "log")
         assert code == 2
         assert told
         assert "Traceback" not in told
@@ -304,9 +329,8 @@ class TestTheAgent:
                 await stream.receive()
             await machine.agent.kill()
             assert machine.socket.is_socket()  # stale now
-            already = len(machine.agent.lines())
             await machine.agent.start()
-            await machine.agent.says("ready", after=already)
+            await machine.agent_is_ready()
 
     async def test_ends_its_streams_and_is_not_ready_at_the_end(self, machine: Machine) -> None:
         await machine.prepare()

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 
 from istio_auth.errors import Code, NotReady
+from istio_auth.rpc.method import Call
 from tests.fakes.waiting import until
 from tests.integration.rpc.bench import ASK, TALK, Bench, ask, asking, heard, talking, trailing
 from tests.integration.rpc.test_limits import Held, held
@@ -70,3 +71,20 @@ async def test_nothing_new_is_taken_in(bench: Bench) -> None:
         method.let.set()
         assert await call == "hello"
         await stopping
+
+
+async def test_callers_that_grpc_has_not_let_through_yet_are_told_to_come_again_and_not_cancelled(bench: Bench) -> None:
+    begun = asyncio.Event()
+
+    async def answer(request: StringValue, _call: Call) -> StringValue:
+        begun.set()
+        return request
+
+    bench.answer = answer
+    async with bench.plain() as channel:
+        calls = [asking(channel)(StringValue(value="x")) for _ in range(100)]
+        await begun.wait()
+        await bench.server.stop(GRACE)
+        codes = [await call.code() for call in calls]
+    assert grpc.StatusCode.OK in codes
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
