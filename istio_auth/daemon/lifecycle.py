@@ -73,7 +73,10 @@ class Daemon:
         self.was_ready = True
         self.readiness.started()
         self._notifier.ready()
-        _log.info("ready", problems=dict(self.readiness.problems()))
+        if problems := dict(self.readiness.problems()):
+            _log.info("started, and not ready yet", problems=problems)
+        else:
+            _log.info("ready")
 
     async def until_stop(self) -> None:
         """Return when the daemon is to end; from then on it is not ready."""

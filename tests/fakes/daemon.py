@@ -32,6 +32,8 @@ async def serve(daemon: Daemon) -> None:
     daemon.on_reload("file", good_reload)
     try:
         daemon.supervise("worker", worker(mode))
+        if mode == "waits":
+            daemon.readiness.add("part", lambda: "nothing yet")
         daemon.ready()
         say("ready")
         if mode == "refused-later":

@@ -84,6 +84,15 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield heard
 
 
+def test_one_that_has_started_but_waits_for_something_does_not_say_that_it_is_ready(start: Start) -> None:
+    daemon = start("waits")
+    assert daemon.line() == "ready"
+    daemon.send(signal.SIGTERM)
+    log = daemon.end()[2]
+    assert [line["event"] for line in log] == ["started, and not ready yet", "stopping", "stopped"]
+    assert log[0]["problems"] == {"part": "nothing yet"}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order_not_ready_first(start: Start, number: int) -> None:
     daemon = start("plain")
