@@ -47,11 +47,19 @@ class VettedCSR:
 
     Args:
         public_key: an allowed key, whose owner made the CSR.
-        spiffe_id: the identity it wishes for: its only URI name, if that is a SPIFFE ID. Proves nothing.
+        uri: its only URI name, as it stands there.
     """
 
     public_key: PublicKey
-    spiffe_id: SpiffeID | None = None
+    uri: str | None = None
+
+    @property
+    def spiffe_id(self) -> SpiffeID | None:
+        """The identity it wishes for: its only URI name, if that is a SPIFFE ID. Proves nothing."""
+        try:
+            return None if self.uri is None else SpiffeID.parse(self.uri)
+        except InvalidSpiffeID:
+            return None
 
 
 def vet_csr(pem: bytes) -> VettedCSR:
@@ -85,7 +93,7 @@ def _vet(csr: x509.CertificateSigningRequest) -> VettedCSR:
     for extension in extensions:
         value = extension.value
         if isinstance(value, x509.SubjectAlternativeName):
-            wish = _wished_id(value)
+            wish = _only_uri(value)
         elif isinstance(value, x509.BasicConstraints):
             if value.ca:
                 raise CSRRefused("the certificate signing request asks for a CA certificate")
@@ -108,11 +116,6 @@ def _check_signature(csr: x509.CertificateSigningRequest, public_key: PublicKey)
         raise CSRRefused("the certificate signing request is not signed by the key in it") from error
 
 
-def _wished_id(names: x509.SubjectAlternativeName) -> SpiffeID | None:
+def _only_uri(names: x509.SubjectAlternativeName) -> str | None:
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
-    if len(uris) != 1:
-        return None
-    try:
-        return SpiffeID.parse(uris[0])
-    except InvalidSpiffeID:
-        return None
+    return uris[0] if len(uris) == 1 else None

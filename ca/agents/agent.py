@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from istio_auth.errors import ConfigurationError, InvalidSpiffeID, NotAuthorized
@@ -140,11 +140,11 @@ class Evictions:
 
     Args:
         since: when, by the name of the agent.
-        identities: the SPIFFE IDs that certificates were issued for through one of them.
+        identities: when the last agent was evicted through which certificates were issued for a SPIFFE ID.
     """
 
     since: Mapping[str, datetime]
-    identities: frozenset[SpiffeID] = frozenset()
+    identities: Mapping[SpiffeID, datetime] = field(default_factory=dict)
 
 
 def read_instant(text: str) -> datetime:

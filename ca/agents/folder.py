@@ -171,14 +171,16 @@ class AgentFolder:
 
     def _read_evictions(self) -> Evictions:
         since: dict[str, datetime] = {}
-        identities: set[SpiffeID] = set()
+        identities: dict[SpiffeID, datetime] = {}
         for path in self._evicted.glob("*.json"):
             since[path.stem] = _read_eviction(path)
             try:
-                identities |= self._record(path.stem).identities
+                issued = self._record(path.stem).identities
             except MissingError:
                 continue  # nothing was issued through it
-        return Evictions(since, frozenset(identities))
+            for spiffe_id in issued:
+                identities[spiffe_id] = max(since[path.stem], identities.get(spiffe_id, since[path.stem]))
+        return Evictions(since, identities)
 
     def _old_record(self, name: str) -> AgentRecord | None:
         try:

@@ -112,6 +112,7 @@ class Standalone:
                 domain,
                 lambda: self.registrations.table,
                 self.agents.evictions,
+                longest_ttl=settings.profile.max_ttl,
                 renewal_needs_registration=settings.renewal_needs_registration,
             ),
             issuer=self.issuer,

@@ -3,13 +3,13 @@
 1. An agent may have its own identity; an evicted one only by a proof that is good once: a new invitation.
 2. An agent may have, for its workloads, the identities that are registered for it.
 3. A workload that proves an identity by certificate may have the same identity again (Istio's mutual TLS renewal),
-   unless certificates for it were issued through an agent that is evicted.
+   unless certificates for it were issued through an agent that was evicted, and one of them may still be alive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ca.agents.agent import Evictions, agent_name
 from ca.attest import Attested
@@ -26,6 +26,7 @@ class EntitledIdentities:
         trust_domain: the only trust domain whose identities are granted.
         table: tells the registrations of now.
         evictions: tells who is shut out now.
+        longest_ttl: how long a certificate can be alive that was issued through an agent before it was evicted.
         renewal_needs_registration: whether rule 3 holds for registered identities only.
     """
 
@@ -35,20 +36,22 @@ class EntitledIdentities:
         table: Callable[[], RegistrationTable],
         evictions: Callable[[], Evictions],
         *,
+        longest_ttl: timedelta,
         renewal_needs_registration: bool = False,
     ) -> None:
         self._trust_domain = trust_domain
         self._table = table
         self._evictions = evictions
+        self._longest_ttl = longest_ttl
         self._renewal_needs_registration = renewal_needs_registration
 
-    def grant(self, attested: Attested, wanted: SpiffeID, now: datetime) -> Grant:  # noqa: ARG002  # the port's
+    def grant(self, attested: Attested, wanted: SpiffeID, now: datetime) -> Grant:
         """What this caller may have of the identity it asks for (see `Registry`)."""
         if wanted.trust_domain != self._trust_domain:
             raise NotAuthorized(f"{wanted} is not in the trust domain {self._trust_domain}")
         agent = agent_name(attested.spiffe_id)
         if agent is None:
-            return self._renewal(attested, wanted)
+            return self._renewal(attested, wanted, now)
         invited = attested.single_use and wanted == attested.spiffe_id  # anew: its attestor has looked at the eviction
         if agent in self._evictions().since and not invited:
             raise NotAuthorized(f"agent {agent} was evicted")
@@ -58,10 +61,11 @@ class EntitledIdentities:
             raise NotAuthorized(f"{wanted} is not registered for agent {agent}")
         return grant
 
-    def _renewal(self, attested: Attested, wanted: SpiffeID) -> Grant:
+    def _renewal(self, attested: Attested, wanted: SpiffeID, now: datetime) -> Grant:
         if wanted != attested.spiffe_id:
             raise NotAuthorized(f"{attested.spiffe_id} is no agent and can not ask for {wanted}")
-        if wanted in self._evictions().identities:
+        evicted_at = self._evictions().identities.get(wanted)
+        if evicted_at is not None and now <= evicted_at + self._longest_ttl:
             raise NotAuthorized(f"certificates for {wanted} were issued through an agent that was evicted since")
         grant = self._table().grant_of(wanted)
         if grant is None and self._renewal_needs_registration:

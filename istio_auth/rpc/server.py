@@ -32,7 +32,6 @@ _log = logging.getLogger(__name__)
 
 _MOMENT = 0.02
 
-StatusOf: TypeAlias = Callable[[IstioAuthError], grpc.StatusCode]
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 
@@ -74,7 +73,6 @@ class RpcServer:
         door: knows who calls, and names the private socket to listen on.
         services: what it answers.
         limits: how much it takes on.
-        status_of: by the name of a service, its own table of statuses where its contract differs from ours.
         on_call: told of each answered call: its path, the code of its error or None, and the seconds it took.
     """
 
@@ -84,13 +82,11 @@ class RpcServer:
         services: Sequence[Service],
         *,
         limits: Limits | None = None,
-        status_of: Mapping[str, StatusOf] | None = None,
         on_call: Callable[[str, Code | None, float], None] | None = None,
     ) -> None:
         self._door = door
         self._services = tuple(services)
         self._limits = limits or Limits()
-        self._status_of = dict(status_of or {})
         self._on_call = on_call
         self._server: grpc.aio.Server | None = None
         self._stopping = False
@@ -102,10 +98,8 @@ class RpcServer:
         """Begin to answer on the door's private socket."""
         server = grpc.aio.server(options=_options(self._limits, self._largest_request()))
         for service in self._services:
-            status_of = self._status_of.get(service.name, _status)
             handlers = {
-                name: self._handler(f"/{service.name}/{name}", method, status_of)
-                for name, method in service.methods.items()
+                name: self._handler(f"/{service.name}/{name}", method) for name, method in service.methods.items()
             }
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
         server.add_insecure_port(self._door.target)
@@ -134,7 +128,7 @@ class RpcServer:
         methods = (method for service in self._services for method in service.methods.values())
         return max((self._limits.request_bytes, *(method.max_request_bytes or 0 for method in methods)))
 
-    def _handler(self, path: str, method: Method, status_of: StatusOf) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def _handler(self, path: str, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:
         limit = method.max_request_bytes or self._limits.request_bytes
 
         def parsed(data: bytes) -> Message:
@@ -151,11 +145,11 @@ class RpcServer:
                 yield parsed(data)
 
         async def unary(data: bytes, context: _Context) -> bytes:
-            async with self._answering(path, context, status_of) as answer:
+            async with _Answer(self, path, context) as answer:
                 return await self._unary(method, parsed(data), answer.call)
 
         async def stream(requests: AsyncIterator[bytes], context: _Context) -> None:
-            async with self._answering(path, context, status_of) as answer:
+            async with _Answer(self, path, context) as answer:
                 await self._stream(method, each_parsed(requests), answer.call, context)
 
         if method.unary_function is not None:
@@ -201,9 +195,6 @@ class RpcServer:
     def _too_much(self, words: str) -> Exhausted:
         return Exhausted(words, public="too many requests, try again later", retry_after=self._limits.retry_after)
 
-    def _answering(self, path: str, context: _Context, status_of: StatusOf) -> _Answer:
-        return _Answer(self, path, context, status_of)
-
     def begin(self, context: _Context) -> Call:
         """What is known of a call when it begins.
 
@@ -230,11 +221,10 @@ class RpcServer:
 class _Answer:
     """One call from its first to its last moment: its id, its error as a status, its count."""
 
-    def __init__(self, server: RpcServer, path: str, context: _Context, status_of: StatusOf) -> None:
+    def __init__(self, server: RpcServer, path: str, context: _Context) -> None:
         self._server = server
         self._path = path
         self._context = context
-        self._status_of = status_of
         self._began = time.monotonic()
         self.call: Call
 
@@ -256,7 +246,7 @@ class _Answer:
 
     async def _refuse(self, error: IstioAuthError) -> NoReturn:
         self._done(error.code)
-        status = self._status_of(error)
+        status = CODES[error.code]
         _log.info(
             "call refused: method=%s caller=%s status=%s reason=%s", self._path, self._caller(), status.name, error
         )
@@ -286,10 +276,6 @@ def _strayed(error: BaseException) -> bool:
 async def _closable(items: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
     async for item in items:
         yield item
-
-
-def _status(error: IstioAuthError) -> grpc.StatusCode:
-    return CODES[error.code]
 
 
 def _metadata(context: _Context) -> Mapping[str, tuple[str, ...]]:

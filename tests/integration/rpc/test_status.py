@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import grpc
 import pytest
@@ -33,8 +32,7 @@ from istio_auth.errors import (
 from istio_auth.rpc.channel import Channel
 from istio_auth.rpc.method import Call
 from istio_auth.rpc.status import UnknownMethod
-from tests.fakes.authority import FakeAuthority
-from tests.integration.rpc.bench import ASK, PATIENCE, TALK, Bench, ask, asking, heard, serving, talking, trailing
+from tests.integration.rpc.bench import ASK, PATIENCE, TALK, Bench, ask, asking, heard, talking, trailing
 
 SECRET = "the key is under the mat"
 TABLE = {
@@ -184,15 +182,6 @@ async def test_a_method_that_is_not_there_is_told_apart_from_a_thing_that_is_not
         with pytest.raises(UnknownMethod):
             await ask(ours, path="/test.Unheard/Ask")
         assert await ask(ours) == "hello"
-
-
-async def test_a_service_may_have_a_table_of_its_own(authority: FakeAuthority, tmp_path: Path) -> None:
-    def status_of(_error: IstioAuthError) -> grpc.StatusCode:
-        return grpc.StatusCode.DATA_LOSS
-
-    async with serving(authority, tmp_path, status_of={"test.Bench": status_of}) as bench, bench.plain() as channel:
-        raising(NotAuthorized(SECRET), bench)
-        assert (await failure(channel, ASK)).code() is grpc.StatusCode.DATA_LOSS
 
 
 @pytest.mark.parametrize("hint", ["never", "-1", "99999999999999", "1.5"])

@@ -90,7 +90,7 @@ def test_an_eviction_by_another_process_counts_at_once(agents: AgentFolder, cloc
         with pytest.raises(NotAuthorized):
             refused()
     agents.check_welcome("node-2")
-    assert agents.evictions().identities == {WEB}
+    assert agents.evictions().identities == {WEB: agents.evictions().since["node-1"]}
     assert agents.find("node-1").identities == {WEB}
     other.evict("node-2", clock.now())
     with pytest.raises(NotAuthorized):

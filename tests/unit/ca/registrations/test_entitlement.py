@@ -30,11 +30,17 @@ TABLE = RegistrationTable(
     )
 )
 
+LONGEST = timedelta(days=90)
+
 
 def registry(evictions: Evictions | None = None, *, renewal_needs_registration: bool = False) -> EntitledIdentities:
     shut_out = evictions or Evictions({})
     return EntitledIdentities(
-        DOMAIN, lambda: TABLE, lambda: shut_out, renewal_needs_registration=renewal_needs_registration
+        DOMAIN,
+        lambda: TABLE,
+        lambda: shut_out,
+        longest_ttl=LONGEST,
+        renewal_needs_registration=renewal_needs_registration,
     )
 
 
@@ -94,9 +100,14 @@ def test_an_evicted_agent_that_was_invited_anew_may_have_its_own_identity_and_no
 
 
 def test_what_an_evicted_agent_held_does_not_renew_itself() -> None:
-    evicted = registry(Evictions({"node-2": FakeClock().now()}, frozenset({WEB})))
+    now = FakeClock().now()
+    evicted = registry(Evictions({"node-2": now}, {WEB: now}))
     with pytest.raises(NotAuthorized):
         granted(evicted, WEB, WEB)
+    with pytest.raises(NotAuthorized):
+        evicted.grant(Attested(WEB, "certificate"), WEB, now + LONGEST)
+    everything_it_held_has_ended = now + LONGEST + timedelta(seconds=1)
+    assert evicted.grant(Attested(WEB, "certificate"), WEB, everything_it_held_has_ended).spiffe_id == WEB
     assert granted(evicted, DB, DB) == Grant(DB)
     assert granted(evicted, NODE, WEB).spiffe_id == WEB
 
