@@ -97,6 +97,11 @@ class _Passage:
         self.secured: asyncio.Future[None] = self.near.loop.create_future()
         self._dialling: asyncio.Task[None] | None = None
 
+    @property
+    def is_secured(self) -> bool:
+        """Whether the right server is, or was, at the other end."""
+        return self.secured.done() and not self.secured.cancelled() and self.secured.exception() is None
+
     def made(self) -> None:
         """Dial on."""
         self._portal.passages.add(self)
@@ -127,16 +132,16 @@ class _Passage:
                 await self.secured
         except TimeoutError:
             self.fail(NotReady(f"{portal.authority} did not answer within {patience:g} s"))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no address can have
             self.fail(NotReady(f"{portal.authority} can not be reached: {error}"))
         except IstioAuthError as error:
             self.fail(error)
-        else:
-            self.near.tie(cast("TLSEnd", self.out))
-            return
         finally:
             self._dialling = None
-        self.close()
+            if self.out is not None and self.is_secured and not (self.out.lost or self.near.lost):
+                self.near.tie(self.out)
+            else:
+                self.close()
 
     async def _connection(self) -> socket.socket:
         """To the first of the server's addresses that answers (RFC 8305). asyncio's own race of them leaks sockets."""
@@ -176,8 +181,7 @@ class _WayOut:
 
     def lost(self) -> None:
         """A server that closes before its first word has refused our certificate, or is going away."""
-        out = cast("TLSEnd", self._passage.out)
-        if self._passage.secured.done() and not self._passage.secured.exception() and not out.opened:
-            self._passage.fail(
-                out.failure or NotReady(f"{self._portal.authority} closed the connection without a word")
-            )
+        passage, out = self._passage, cast("TLSEnd", self._passage.out)
+        closed_by_us = passage not in self._portal.passages
+        if passage.is_secured and not out.opened and not closed_by_us:
+            passage.fail(out.failure or NotReady(f"{self._portal.authority} closed the connection without a word"))
