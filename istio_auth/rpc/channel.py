@@ -104,7 +104,6 @@ class Channel:
                 ("grpc.max_receive_message_length", self._max_response_bytes),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2000),  # callers have a backoff of their own
-                ("grpc.enable_retries", 0),
                 ("grpc.enable_http_proxy", 0),
                 ("istio_auth.channel", next(_number)),  # no two channels share a connection behind our back
             ]
