@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NoReturn
 
 from ca.config import FILE_NAME, PREFIX, Config
 from istio_auth.daemon.command import Program, run_command_line
 from istio_auth.daemon.lifecycle import Daemon
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; ends the process.
-
-    Args:
-        arguments: the words after the program's name; None takes those of this process.
-    """
-    run_command_line(
-        Program(
-            name="istio-ca",
-            about="The certificate authority: issues SPIFFE certificates to proxies and node agents.",
-            schema=Config,
-            prefix=PREFIX,
-            file_name=FILE_NAME,
-            serve=_serve,
-            check=_check,
-        ),
-        arguments,
-    )
 
 
 async def _serve(config: Config, daemon: Daemon) -> None:
@@ -39,3 +19,19 @@ def _check(config: Config) -> None:
     from ca.composition import check_files
 
     check_files(config)
+
+
+PROGRAM = Program(
+    name="istio-ca",
+    about="The certificate authority: issues SPIFFE certificates to proxies and node agents.",
+    schema=Config,
+    prefix=PREFIX,
+    file_name=FILE_NAME,
+    serve=_serve,
+    check=_check,
+)
+
+
+def main() -> NoReturn:
+    """The program."""
+    run_command_line(PROGRAM)
