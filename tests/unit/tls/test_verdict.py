@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from istio_auth.authorize import Authorizer, any_id, is_id, one_of
-from istio_auth.bundle import BundleSet
+from istio_auth.bundle import BundleSet, TrustBundle
 from istio_auth.errors import Code, Fault, IstioAuthError, NotAuthenticated, NotAuthorized, VerificationError
 from istio_auth.keys import PrivateKey
 from istio_auth.peer import PeerRefused
@@ -19,6 +19,7 @@ from istio_auth.pem import write_der
 from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.tls import client_context, peer_chain, peer_id, server_context
+from istio_auth.tls.contexts import FollowingContext
 from istio_auth.x509_source import X509Context
 from tests.fakes.authority import HOUR, FakeAuthority
 from tests.fakes.clock import FakeClock
@@ -311,6 +312,28 @@ def test_intermediates_that_the_peer_sends_are_used_and_kept(side: str) -> None:
     assert len(chain) == 3
     ours, _ = judge(side, chain[:2])
     assert "unable to get local issuer certificate" in str(ours.refusal)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_an_intermediate_in_the_bundle_is_an_authority_like_any_other(side: str) -> None:
+    between = sound_intermediate()
+    trusting = MemorySource.of(LOCAL.svid("/ours"), TrustBundle(LOCAL.trust_domain, (between.certificate,)))
+    chain = between.chain(key=KEY)[:1]
+    other = stranger(server_side=side == "client", chain=chain, key=KEY)
+    if side == "client":
+        client, server = meet(client_context(trusting, any_id()), other)
+    else:
+        client, server = meet(other, server_context(trusting, any_id()))
+    talk(client, server)
+
+
+@pytest.mark.parametrize("make", [client_context, server_context])
+def test_no_certificate_is_no_identity_even_if_openssl_let_it_pass(make: Callable[..., ssl.SSLContext]) -> None:
+    context = make(OURS, any_id())
+    assert isinstance(context, FollowingContext)
+    with pytest.raises(VerificationError) as caught:
+        context.current().judge([])
+    assert caught.value.fault is Fault.EMPTY
 
 
 def test_an_end_without_identity_may_be_a_client_but_no_server() -> None:
