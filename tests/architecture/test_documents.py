@@ -30,6 +30,9 @@ COMMANDS = {
 }
 TESTS = sorted(set(re.findall(r"`(tests/\S+\.py(?:::\w+)+)`", (ROOT / "SECURITY.md").read_text())))
 METRICS = {name for path in DOCUMENTS for name in re.findall(r"\b(?:istio_auth|citadel)_\w+_\w+\b", path.read_text())}
+SOURCES = "".join(
+    path.read_text() for package in ("istio_auth", "ca", "node_agent") for path in (ROOT / package).rglob("*.py")
+)
 _FENCED = re.compile(r"^```\w*\n.*?^```", re.DOTALL | re.MULTILINE)
 _SHELL = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
@@ -67,9 +70,8 @@ def test_each_named_metric_is_exported() -> None:
 
 
 def is_exported(name: str) -> bool:
-    _, agent, rest = name.partition("istio_auth_agent_")
-    sources = (ROOT / ("node_agent" if agent else "ca")).rglob("*.py")
-    return any(f'"{rest or name}"' in source.read_text() for source in sources)
+    short = re.sub("^(istio_auth_agent|citadel_server)_", "", name)  # which the code puts before all of their kind
+    return any(f'"{word}"' in SOURCES for word in (name, short))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
@@ -87,6 +89,10 @@ class TestEveryDocument:
 
     def test_shows_commands_that_exist_with_options_that_they_have(self, document: Path) -> None:
         assert list(unknown_words(document.read_text())) == []
+
+    def test_quotes_lines_of_the_log_as_they_are(self, document: Path) -> None:
+        quoted = [code for code in _INLINE.findall(_FENCED.sub("", document.read_text())) if code.startswith('"')]
+        assert [line for line in quoted if line not in SOURCES] == []
 
 
 def test_a_command_that_does_not_exist_is_found() -> None:
