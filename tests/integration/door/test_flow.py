@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -314,8 +314,10 @@ class TestClosing:
         await reader.readline()
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is a transport both ways
         await push_until_stuck(writer)
+        open_ends = ends(way.door)
         await way.door.close(timedelta())
         assert way.door.connections == 0
+        assert [end.transport for end in open_ends] == [None, None]
 
     async def test_a_name_is_nobodys_after_its_caller_has_left(self, way: Way, server: PrivateServer) -> None:
         reader, writer = await way.dial()
@@ -328,18 +330,61 @@ class TestClosing:
             way.door.caller(f"unix-abstract:{name}")
 
 
-async def test_a_caller_that_leaves_while_it_waits_for_the_server_is_forgotten(door: Door, tmp_path: Path) -> None:
-    """Its visit must not go on knocking at the private server, nor count as one that we refused."""
-    await door.listen_unix(tmp_path / "s", name="waiting")
-    private = Path(door.target.removeprefix("unix:"))
+@contextlib.contextmanager
+def busy_server(door: Door) -> Iterator[socket.socket]:
+    """A private server whose queue of new connections is full."""
+    private = door.target.removeprefix("unix:")
     with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as queue:
-        busy.bind(str(private))
+        busy.bind(private)
         busy.listen(0)
         for _ in range(2):
             waiting = queue.enter_context(socket.socket(socket.AF_UNIX))
             waiting.setblocking(False)
             with contextlib.suppress(BlockingIOError):
-                waiting.connect(str(private))
+                waiting.connect(private)
+        yield busy
+
+
+async def test_bytes_that_come_before_the_server_does_are_held_back(way: Way) -> None:
+    with busy_server(way.door) as busy:
+        _, writer = await way.dial()
+        await until(lambda: way.door.connections == 1)
+        await push_until_stuck(writer)
+        assert kept(way.door) < 4 * BUFFER_BYTES
+        busy.accept()[0].close()
+        await until(lambda: way.door.accepted == 1)
+        connection, _ = busy.accept()
+        connection.setblocking(False)
+        with connection:
+            assert (await asyncio.get_running_loop().sock_recv(connection, 4)) == BLOCK[:4]
+
+
+async def test_the_first_words_may_come_with_the_end_of_the_handshake(
+    door: Door, server: PrivateServer, authority: FakeAuthority
+) -> None:
+    source = MemorySource.of(authority.svid(), authority.bundle())
+    _, port = await door.listen_tls("127.0.0.1", 0, server_context(source, any_id()))
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context(source, any_id()).wrap_bio(incoming, outgoing)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            writer.write(outgoing.read())
+            incoming.write(await reader.read(65536))
+    tls.write(b"at once")
+    writer.write(outgoing.read())  # the last of the handshake, and the first of the words
+    await until(lambda: server.taken == len(b"at once"))
+    writer.close()
+    await until(lambda: not door.connections)
+
+
+async def test_a_caller_that_leaves_while_it_waits_for_the_server_is_forgotten(door: Door, tmp_path: Path) -> None:
+    """Its visit must not go on knocking at the private server, nor count as one that we refused."""
+    await door.listen_unix(tmp_path / "s", name="waiting")
+    with busy_server(door):
         leaving = socket.socket(socket.AF_UNIX)
         leaving.connect(str(tmp_path / "s"))
         await until(lambda: door.connections == 1)

@@ -143,6 +143,20 @@ async def test_a_caller_that_does_not_like_us_is_told_apart(door: Door, refusals
     assert "the peer refused the TLS handshake" in str(refusals[0][1])
 
 
+async def test_a_caller_that_openssl_refuses_is_told_by_an_alert(door: Door, refusals: Refusals) -> None:
+    port = await listening(door)
+    stranger_of_our_name = presenting(ALL["stranger-with-the-right-names"].wrong)
+
+    def dial() -> bytes:
+        plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+        with plain, stranger_of_our_name.wrap_socket(plain) as tls:
+            return tls.recv(1)
+
+    with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
+        await asyncio.to_thread(dial)
+    assert len(refusals) == 1
+
+
 async def test_a_server_that_has_no_svid_yet_says_so(door: Door, server: PrivateServer, refusals: Refusals) -> None:
     source = MemorySource()
     port = await listening(door, context=server_context(source, any_id()))
