@@ -30,7 +30,7 @@ __all__ = ["Call", "Limits", "Method", "RpcServer", "Service"]
 
 _log = logging.getLogger(__name__)
 
-_MOMENT = 0.02
+_MOMENT = 0.1  # seconds; in less, a busy machine may not get from one waiting call to the next
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
