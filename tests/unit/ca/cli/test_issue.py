@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import threading
 from datetime import timedelta
@@ -150,11 +151,16 @@ def test_the_configuration_is_the_cas_own(state: Path, tmp_path: Path) -> None:
         f'state_folder = "{state}"\nserving_names = ["ca.test"]\nsigning = {{default_ttl = "1h", max_ttl = "2h"}}\n'
     )
     command = ("issue", "--id", WEB, "--config", file, "--force", "-o", "json", "--out", tmp_path / "web")
-    assert 3590 < ca_cli(*command).json["certificate"]["remaining_seconds"] <= 3600
+    assert 3000 < ca_cli(*command).json["certificate"]["remaining_seconds"] <= 3600
     assert (state / "authority.json").exists()
     assert ca_cli(*command, "--ttl", "3h").code == 2
     assert ca_cli(*command, "--dns", "ca.test").code == 3
     assert ca_cli(*command, "--dns", "localhost").code == 0
+
+
+def timeless(text: str) -> str:
+    """Without how long something still lives, which is another a second later."""
+    return re.sub(r"\d+ (minutes?|seconds?)", "", text)
 
 
 def test_a_state_folder_that_is_configured_is_every_commands(
@@ -164,7 +170,7 @@ def test_a_state_folder_that_is_configured_is_every_commands(
     assert ca_cli("issue", "--id", WEB, "--out", tmp_path / "web").code == 0
     assert ca_cli("token", "create", "node-1").code == 0
     for command in (["token", "list"], ["agent", "list"], ["trust-bundle"], ["log"]):
-        assert ca_cli(*command).out == ca_cli(*command, "--state-folder", state).out
+        assert timeless(ca_cli(*command).out) == timeless(ca_cli(*command, "--state-folder", state).out)
     assert "node-1" in ca_cli("token", "list", "--state-folder", state).out
 
 
