@@ -19,6 +19,7 @@ from ca.platform.standalone import Standalone, StandaloneSettings
 from ca.registry import Grant
 from ca.serving import ServingCertificate
 from istio_auth.authorize import member_of
+from istio_auth.daemon.lifecycle import spare_the_collector
 from istio_auth.daemon.logging import Format, Level, configure
 from istio_auth.door import Door
 from istio_auth.keys import fingerprint, new_private_key
@@ -60,6 +61,7 @@ async def _serve(ca: Standalone, folder: Path) -> None:
         await server.start()
         context = server_context(serving.source, member_of(DOMAIN), require_client_certificate=False, alpn=["h2"])
         _, port = await door.listen_tls("127.0.0.1", 0, context)
+        spare_the_collector()  # as the daemon does when it is ready
         print(json.dumps({"port": port}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
         door.stop_listening()

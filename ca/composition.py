@@ -30,7 +30,7 @@ from istio_auth.authorize import member_of
 from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.http import HealthServer
-from istio_auth.daemon.lifecycle import Daemon
+from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
 from istio_auth.daemon.values import HostPort
 from istio_auth.door import Door, DoorLimits
 from istio_auth.errors import Code, ConfigurationError
@@ -76,6 +76,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
         _log.info(
             "serving", trust_domain=str(config.trust_domain), grpc=str(HostPort(host, port)), health=str(health.address)
         )
+        spare_the_collector()
         daemon.ready()
         await daemon.until_stop()
         door.stop_listening()

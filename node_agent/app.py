@@ -13,7 +13,7 @@ import structlog
 from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.http import HealthServer
-from istio_auth.daemon.lifecycle import Daemon
+from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
 from istio_auth.door import Door, UnixCaller
 from istio_auth.errors import IstioAuthError, NotAuthorized
 from istio_auth.registration import Registration
@@ -56,6 +56,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
             await asyncio.to_thread(config.run_folder.mkdir, mode=0o755, parents=True, exist_ok=True)
         agent = await asyncio.to_thread(Agent, config, state, SystemClock())
         async with agent.serving(daemon):
+            spare_the_collector()
             daemon.ready()
             await daemon.until_stop()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from datetime import timedelta
 
@@ -37,6 +38,17 @@ class Exit(enum.IntEnum):
 
 class TaskEnded(IstioAuthError):
     """A task that was meant to run as long as the daemon came to its end."""
+
+
+def spare_the_collector() -> None:
+    """Let Python's cycle collector pass over what a daemon holds once it serves, and run less often than in a script.
+
+    What is there by then is modules and what they made, and stays; most of what comes later goes without any cycle.
+    A tenth of the time of a call went into looking at all of it again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 class Daemon:
