@@ -109,13 +109,13 @@ class _WithoutSecrets:
 
 
 def _clean(value: object) -> object:
-    if type(value) is str:
+    if isinstance(value, str):
         return _clean_text(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
         return {str(_clean(key)): _clean(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_clean(item) for item in value]
     return _clean_text(_text_of(value))
 
@@ -183,7 +183,7 @@ class _JSON:
     """A line for machines: one object."""
 
     def __init__(self) -> None:
-        self._encode = json.JSONEncoder(ensure_ascii=False, default=_text_of).encode
+        self._encode = json.JSONEncoder(ensure_ascii=False, default=_clean).encode
 
     def __call__(self, event: EventDict) -> str:
         return self._encode(event)
@@ -197,6 +197,7 @@ class _Text:
         self._render = structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback)
 
     def __call__(self, event: EventDict) -> str:
+        event = {key: _clean(value) for key, value in event.items()}  # objects by their text
         for key, value in event.items():
             if isinstance(value, str) and key not in {"exception", "stack"}:
                 event[key] = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), value)

@@ -18,7 +18,7 @@ _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class Notifier:
-    """The service manager that started us, if one did.
+    """Tells the service manager that started us, if one did.
 
     Args:
         environment: holds its variables; they are taken out, so that no program we start speaks in our name.

@@ -2,7 +2,7 @@
 
 A field is a setting, a field that is a dataclass is a TOML table, and a `tuple` of dataclasses is an array of tables
 (in the file only). `Annotated[type, Setting("what it does")]` gives a field its help. Every setting has one name in
-each source: `signing.default_ttl` in the file, `<PREFIX>SIGNING_DEFAULT_TTL` in the environment and
+each source: `signing.default_ttl` in the file, `<PREFIX>SIGNING__DEFAULT_TTL` in the environment and
 `--signing-default-ttl` as a flag, unless its `Setting` names a shorter one.
 
 Nothing is ignored: a key or a variable under the prefix that is no setting is an error which names the nearest one,

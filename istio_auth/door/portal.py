@@ -18,6 +18,7 @@ from typing import Self, cast
 import aiohappyeyeballs
 
 from istio_auth.door.splice import BUFFER_BYTES, PlainEnd, TLSEnd
+from istio_auth.door.tcp_socket import address_text
 from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket
 from istio_auth.errors import IstioAuthError, NotReady
 
@@ -51,7 +52,7 @@ class Portal:
         patience: timedelta = timedelta(seconds=10),
     ) -> None:
         self.host, self.port = host, port
-        self.authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.authority = address_text(host, port)
         self.last_error: IstioAuthError | None = None
         self.context = context
         self.patience = patience

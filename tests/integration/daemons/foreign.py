@@ -63,7 +63,7 @@ def request(csr: str, *, seconds: int = 0, metadata: Mapping[str, object] | None
     message = _REQUEST(csr=csr, validity_duration=seconds)
     if metadata is not None:
         message.metadata.update(metadata)  # type: ignore[attr-defined]  # a Struct
-        message.metadata.SetInParent()  # type: ignore[attr-defined]
+        message.metadata.SetInParent()  # type: ignore[attr-defined]  # the message is made at run time
     return message.SerializeToString()
 
 

@@ -7,6 +7,8 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import structlog
@@ -177,6 +179,22 @@ def test_a_line_that_can_not_be_written_is_reported_without_its_content(capfd: p
     assert "BrokenPipeError" in shown
     assert JWT not in shown
     assert "the content" not in shown
+
+
+@pytest.mark.parametrize("layout", list(Format))
+def test_objects_are_told_by_their_text_and_containers_by_their_content(layout: Format) -> None:
+    stream = logged(layout)
+    structlog.get_logger().info("a", path=Path("/some/file"), held=MappingProxyType({"why": ValueError("late")}))
+    assert "/some/file" in stream.getvalue()
+    assert "PosixPath" not in stream.getvalue()
+    assert "mappingproxy" not in stream.getvalue()
+    assert "ValueError" not in stream.getvalue()
+
+
+def test_an_objects_text_begins_no_line_of_its_own() -> None:
+    stream = logged(Format.TEXT)
+    structlog.get_logger().info("a", error=ValueError("a\n2030-01-01 [info] issued"))
+    assert len(stream.getvalue().splitlines()) == 1
 
 
 @pytest.mark.parametrize("layout", list(Format))
