@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from deploy.demo.checks import run_checks
@@ -28,6 +28,9 @@ _TTL_SERVE = "2m"  # for people, who are slower
 _FAILED = 1
 _SIGNALLED = 128  # and the signal's number, as shells count
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LOOK = 0.2  # seconds between two looks for a signal
+
+_Work = Callable[[Layout, Processes], Coroutine[object, object, int]]
 
 
 def main() -> int:
@@ -52,7 +55,7 @@ def _run(proof: Proof, *, serve: bool) -> int:
     """Run in a folder that is removed afterwards, unless something failed."""
     folder = Path(tempfile.mkdtemp(prefix="istio-auth-demo-"))
     try:
-        code = asyncio.run(_until_signal(_serve(folder, proof) if serve else _prove(folder, proof)))
+        code = asyncio.run(_with_processes(folder, proof, _serve if serve else _prove))
     except (ProcessFailed, OSError) as error:
         print(f"\nThe demo could not go on: {error}", flush=True)
         code = _FAILED
@@ -63,53 +66,50 @@ def _run(proof: Proof, *, serve: bool) -> int:
     return 0 if serve and code > _SIGNALLED else code
 
 
-async def _until_signal(work: Coroutine[object, object, int]) -> int:
-    """Do the work to its end, or to the first signal; later ones do not disturb the tidying up."""
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    received: list[signal.Signals] = []
-
-    def stop(number: signal.Signals) -> None:
-        if not received:
-            received.append(number)
-            task.cancel()
-
-    for number in _ENDING:
-        loop.add_signal_handler(number, stop, number)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if not received:
-            raise
-        return _SIGNALLED + received[0]
-
-
-async def _prove(folder: Path, proof: Proof) -> int:
-    started, report = time.monotonic(), Report()
+async def _with_processes(folder: Path, proof: Proof, work: _Work) -> int:
     layout = Layout.made(folder, proof)
     _introduce(layout)
     async with Processes(folder / "logs") as processes:
-        await prepare(layout, _TTL)
-        daemons = await start_daemons(layout, processes)
-        async with running_workloads(layout, processes) as workloads:
-            report.note(f"everything runs after {time.monotonic() - started:.1f} s; certificates live for {_TTL}")
-            await run_checks(layout, workloads, report)
-            await run_stranger(layout, daemons, processes, report)
-            await run_traffic(layout, workloads, report)
+        return await _until_signal(work(layout, processes))
+
+
+async def _until_signal(work: Coroutine[object, object, int]) -> int:
+    """Do the work to its end, or to the first signal."""
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    received: list[signal.Signals] = []
+    for number in _ENDING:
+        loop.add_signal_handler(number, received.append, number)
+    while not task.done():
+        if received:
+            task.cancel()  # more than once: HTTP clients were seen to take it for a failure of their connection
+        await asyncio.wait({task}, timeout=_LOOK)
+    if received:
+        await asyncio.gather(task, return_exceptions=True)  # whatever came of it
+        return _SIGNALLED + received[0]
+    return task.result()
+
+
+async def _prove(layout: Layout, processes: Processes) -> int:
+    started, report = time.monotonic(), Report()
+    await prepare(layout, _TTL)
+    daemons = await start_daemons(layout, processes)
+    async with running_workloads(layout, processes) as workloads:
+        report.note(f"everything runs after {time.monotonic() - started:.1f} s; certificates live for {_TTL}")
+        await run_checks(layout, workloads, report)
+        await run_stranger(layout, daemons, processes, report)
+        await run_traffic(layout, workloads, report)
     failed = sum(not finding.holds for finding in report.findings)
     verdict = f"{failed} FAILED" if failed else "all hold"
     report.title(f"{len(report.findings)} findings in {time.monotonic() - started:.0f} s: {verdict}")
     return 0 if report.holds else _FAILED
 
 
-async def _serve(folder: Path, proof: Proof) -> int:
-    layout = Layout.made(folder, proof)
-    _introduce(layout)
-    async with Processes(folder / "logs") as processes:
-        await prepare(layout, _TTL_SERVE)
-        await start_daemons(layout, processes)
-        async with running_workloads(layout, processes) as workloads:
-            print(instructions(layout, workloads, _TTL_SERVE), flush=True)
-            await processes.until_one_ends()
+async def _serve(layout: Layout, processes: Processes) -> int:
+    await prepare(layout, _TTL_SERVE)
+    await start_daemons(layout, processes)
+    async with running_workloads(layout, processes) as workloads:
+        print(instructions(layout, workloads, _TTL_SERVE), flush=True)
+        await processes.until_one_ends()
     return _FAILED
 
 
