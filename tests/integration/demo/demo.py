@@ -57,12 +57,7 @@ class Demo:
 
     async def has_started(self, *programs: str) -> None:
         """Wait until these run."""
-        await until(
-            lambda: {(Path(f"/proc/{pid}/comm")).read_text().strip() for pid in self.processes()} >= {*programs}
-        )
-
-    def _names(self) -> set[str]:
-        return {Path(f"/proc/{pid}/comm").read_text().strip() for pid in self.processes()}
+        await until(lambda: {_comm(pid) for pid in self.processes()} >= {*programs})
 
     def _knows(self, entry: Path) -> bool:
         try:
@@ -75,6 +70,13 @@ class Demo:
         line = (await self.process.stdout.readline()).decode()
         self.lines += [line.rstrip()] if line else []
         return line
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""  # it has just ended
 
 
 @asynccontextmanager
