@@ -1,14 +1,8 @@
 """KubernetesAPI: the API server as this project needs it, a few verbs on plain JSON objects, with errors of ours.
 
 Configuration, credentials and transport are those of the official client (`kubernetes.aio`), with one `ApiClient` of
-its own; its typed models are left aside, because ten thousand of them cost too much.
-
-What went wrong is told by type, and "not there" is never confused with "could not look":
-
-    404         MissingError         409         ConflictError (AlreadyExists is one as well)
-    410         WatchExpired         429         waited for as the server says, a few times; then Exhausted
-    401, 403    AccessRefused        400, 422    ObjectRefused
-    everything else, silence and broken connections      NotReady
+its own; its typed models are left aside, because ten thousand of them cost too much. What the errors mean is in
+`ca.platform.kubernetes.refusals`; an answer of "too many requests" is waited for as the server says, a few times.
 """
 
 from __future__ import annotations
@@ -21,46 +15,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from pathlib import Path
 from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
-from kubernetes.aio.config import load_incluster_config, load_kube_config
 
+from ca.platform.kubernetes.objects import Object, object_of, text
+from ca.platform.kubernetes.refusals import refusal, unreachable
 from ca.platform.kubernetes.resources import Resource
-from istio_auth.bundle import JSON
-from istio_auth.errors import (
-    ConfigurationError,
-    ConflictError,
-    Exhausted,
-    IstioAuthError,
-    MalformedError,
-    MissingError,
-    NotReady,
-)
+from istio_auth.errors import Exhausted, MissingError
 
-Object = dict[str, JSON]
-
-_DEADLINE = timedelta(seconds=15)
+DEADLINE = timedelta(seconds=15)
 _PAGE = 500
 _PATIENCE = 4  # how often a request is repeated that was answered with 429
 _LONGEST_WAIT = 30.0
 _MERGE_PATCH = "application/merge-patch+json"
 _TRANSPORT = (aiohttp.ClientError, OSError, TimeoutError, ApiException)
-
-
-class AccessRefused(NotReady):
-    """The API server does not let us: a role or a credential is missing, which somebody may mend any time."""
-
-
-class ObjectRefused(MalformedError):
-    """The API server finds the object itself wrong: to send it again does not help."""
-
-
-class WatchExpired(IstioAuthError):
-    """The version to go on from is no longer known: list anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +75,7 @@ class KubernetesAPI:
         calls: how often each verb was used on each resource, in the words of roles: `("create", "secrets")`.
     """
 
-    def __init__(self, client: ApiClient, *, deadline: timedelta = _DEADLINE) -> None:
+    def __init__(self, client: ApiClient, *, deadline: timedelta = DEADLINE) -> None:
         self.calls: Counter[tuple[str, str]] = Counter()
         self._client = client
         self._deadline = deadline.total_seconds()
@@ -129,7 +100,7 @@ class KubernetesAPI:
         query = selection.query() | {"limit": str(_PAGE)}
         while True:
             page = await self._ask("list", resource, resource.path(namespace=selection.namespace), query=query)
-            metadata = _object(page.get("metadata"))
+            metadata = object_of(page.get("metadata"))
             items = page.get("items")
             yield Page(
                 [item for item in items if isinstance(item, dict)] if isinstance(items, list) else [],
@@ -147,7 +118,7 @@ class KubernetesAPI:
             MissingError: its namespace is gone.
             ObjectRefused, AccessRefused, Exhausted, NotReady: it did not work.
         """
-        name = str(_object(body.get("metadata")).get("name", "")) if subresource else ""
+        name = str(object_of(body.get("metadata")).get("name", "")) if subresource else ""
         path = resource.path(name, namespace=namespace, subresource=subresource)
         return await self._ask("create", resource, path, body=_typed(resource, body), subresource=subresource)
 
@@ -159,7 +130,7 @@ class KubernetesAPI:
             MissingError: it is gone.
             ObjectRefused, AccessRefused, Exhausted, NotReady: it did not work.
         """
-        metadata = _object(body.get("metadata"))
+        metadata = object_of(body.get("metadata"))
         path = resource.path(
             str(metadata["name"]), namespace=str(metadata.get("namespace", "")), subresource=subresource
         )
@@ -206,7 +177,7 @@ class KubernetesAPI:
             found = (await self.read(resource.root)).get("resources")
         except MissingError:
             return False
-        return isinstance(found, list) and any(_object(one).get("name") == resource.plural for one in found)
+        return isinstance(found, list) and any(object_of(one).get("name") == resource.plural for one in found)
 
     @asynccontextmanager
     async def watch(
@@ -237,10 +208,10 @@ class KubernetesAPI:
             async with asyncio.timeout(self._deadline):
                 response = await self._request("GET", f"{path}?{urlencode(query)}", None, "", opening)
         except _TRANSPORT as error:
-            raise _unreachable(error) from error
+            raise unreachable(error) from error
         try:
             if response.status != HTTPStatus.OK:
-                raise _refusal("watch", path, response.status, await _content(response))
+                raise refusal("watch", path, response.status, text(await _content(response), "message"))
             yield _events(response, path)
         finally:
             response.close()
@@ -280,9 +251,11 @@ class KubernetesAPI:
             finally:
                 response.release()
         except _TRANSPORT as error:
-            raise _unreachable(error) from error
+            raise unreachable(error) from error
         if response.status >= HTTPStatus.BAD_REQUEST:
-            raise _refusal(verb, path, response.status, content, response.headers.get("Retry-After", ""))
+            raise refusal(
+                verb, path, response.status, text(content, "message"), response.headers.get("Retry-After", "")
+            )
         return content
 
     async def _request(
@@ -308,103 +281,28 @@ _METHODS = {
 }
 
 
-@asynccontextmanager
-async def connected(kubeconfig: Path | None = None, *, deadline: timedelta = _DEADLINE) -> AsyncIterator[KubernetesAPI]:
-    """The API server that a kubeconfig names; without one, the one whose pod we are.
-
-    Args:
-        kubeconfig: the file; its current context counts.
-        deadline: how long a request may take, watches excepted.
-
-    Raises:
-        ConfigurationError: the file can not be used, or there is none and we are in no pod.
-    """
-    configuration = Configuration(retries=False)
-    try:
-        if kubeconfig is None:
-            load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # the asyncio side has no types
-        else:
-            loading = load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)  # type: ignore[no-untyped-call]  # as above
-            await loading
-        client = ApiClient(configuration)
-    except Exception as error:
-        if kubeconfig is None:
-            raise ConfigurationError(f"this is no pod of Kubernetes ({error}): name a kubeconfig") from error
-        raise ConfigurationError(f"the kubeconfig {kubeconfig} can not be used: {error}") from error
-    try:
-        yield KubernetesAPI(client, deadline=deadline)
-    finally:
-        await client.close()  # type: ignore[no-untyped-call]  # as above
-
-
-def member(body: JSON, *path: str) -> JSON:
-    """What stands at a path in an object; None if there is nothing."""
-    for name in path:
-        if not isinstance(body, dict):
-            return None
-        body = body.get(name)
-    return body
-
-
-def text(body: JSON, *path: str) -> str:
-    """The text that stands at a path in an object; empty if there is none."""
-    found = member(body, *path)
-    return found if isinstance(found, str) else ""
-
-
 async def _events(response: aiohttp.ClientResponse, path: str) -> AsyncIterator[Object]:
     try:
         async for line in response.content:
-            event = _object(json.loads(line))
+            event = object_of(json.loads(line))
             if event.get("type") == "ERROR":
-                status = _object(event.get("object"))
+                status = object_of(event.get("object"))
                 code = status.get("code")
-                raise _refusal("watch", path, code if isinstance(code, int) else 500, status)
+                raise refusal("watch", path, code if isinstance(code, int) else 500, text(status, "message"))
             yield event
     except (*_TRANSPORT, ValueError) as error:
-        raise _unreachable(error) from error
+        raise unreachable(error) from error
 
 
 async def _content(response: aiohttp.ClientResponse) -> Object:
     content = await response.read()
     try:
-        return _object(json.loads(content))
+        return object_of(json.loads(content))
     except ValueError:
         if response.status < HTTPStatus.BAD_REQUEST:
             raise aiohttp.ClientPayloadError("the answer is no JSON") from None
         return {"message": content.decode(errors="replace")[:300]}
 
 
-def _refusal(verb: str, path: str, status: int, content: Object, retry_after: str = "") -> IstioAuthError:
-    said = str(content.get("message", "")) or HTTPStatus(status).phrase if status in _STATUSES else str(status)
-    words = f"{verb} {path.partition('?')[0]}: {said[:500]}"
-    match status:
-        case HTTPStatus.NOT_FOUND:
-            return MissingError(words)
-        case HTTPStatus.CONFLICT:
-            return ConflictError(words)
-        case HTTPStatus.GONE:
-            return WatchExpired(words)
-        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
-            return AccessRefused(words)
-        case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
-            return ObjectRefused(words)
-        case HTTPStatus.TOO_MANY_REQUESTS:
-            seconds = int(retry_after) if retry_after.isascii() and retry_after.isdigit() else 1
-            return Exhausted(words, retry_after=timedelta(seconds=seconds))
-    return NotReady(words)
-
-
-_STATUSES = frozenset(HTTPStatus)
-
-
-def _unreachable(error: Exception) -> NotReady:
-    return NotReady(f"the API server can not be reached: {type(error).__name__}: {error}".rstrip(": "))
-
-
 def _typed(resource: Resource, body: Object) -> Object:
     return {"apiVersion": resource.api_version, "kind": resource.kind} | body
-
-
-def _object(value: JSON) -> Object:
-    return value if isinstance(value, dict) else {}

@@ -16,11 +16,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import structlog
 
-from ca.platform.kubernetes.api import EVERYTHING, KubernetesAPI, Object, Selection, WatchExpired, text
+from ca.platform.kubernetes.api import EVERYTHING, KubernetesAPI, Selection
+from ca.platform.kubernetes.objects import Key, Object, text
+from ca.platform.kubernetes.refusals import WatchExpired
 from ca.platform.kubernetes.resources import Resource
 from istio_auth.errors import IstioAuthError
 from istio_auth.rotation import retry_delay
@@ -30,16 +32,6 @@ _SILENCE = timedelta(minutes=2.5)  # more than two bookmarks
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(seconds=0.2), timedelta(seconds=15)
 _log = structlog.get_logger()
 _Fact = TypeVar("_Fact")
-
-
-class Key(NamedTuple):
-    """Which object: its namespace, empty where there is none, and its name."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
 class Reflector(Generic[_Fact]):
@@ -176,7 +168,7 @@ class Reflector(Generic[_Fact]):
             return ""
         version = text(item, "metadata", "resourceVersion")
         if event.get("type") != "BOOKMARK":
-            key = _key(item)
+            key = Key.of(item)
             if event.get("type") == "DELETED":
                 self._facts.pop(key, None)
                 self._versions.pop(key, None)
@@ -186,7 +178,7 @@ class Reflector(Generic[_Fact]):
         return version
 
     def _take(self, item: Object, facts: dict[Key, _Fact], versions: dict[Key, str]) -> None:
-        key, version = _key(item), text(item, "metadata", "resourceVersion")
+        key, version = Key.of(item), text(item, "metadata", "resourceVersion")
         if version and self._versions.get(key) == version:
             fact = self._facts.get(key)  # decoded before
         else:
@@ -217,7 +209,3 @@ class Reflector(Generic[_Fact]):
         if self._fault != str(error):
             self._fault = str(error)
             _log.warning("not watching", kind=self._resource.kind, reason=self._fault)
-
-
-def _key(item: Object) -> Key:
-    return Key(text(item, "metadata", "namespace"), text(item, "metadata", "name"))

@@ -1,0 +1,64 @@
+"""What the API server refuses, and why: its answers as errors of ours.
+
+What went wrong is told by type, and "not there" is never confused with "could not look":
+
+    404         MissingError         409         ConflictError (AlreadyExists is one as well)
+    410         WatchExpired         429         Exhausted, with the time to wait
+    401, 403    AccessRefused        400, 422    ObjectRefused
+    everything else, silence and broken connections      NotReady
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from http import HTTPStatus
+
+from istio_auth.errors import ConflictError, Exhausted, IstioAuthError, MalformedError, MissingError, NotReady
+
+_STATUSES = frozenset(HTTPStatus)
+
+
+class AccessRefused(NotReady):
+    """The API server does not let us: a role or a credential is missing, which somebody may mend any time."""
+
+
+class ObjectRefused(MalformedError):
+    """The API server finds the object itself wrong: to send it again does not help."""
+
+
+class WatchExpired(IstioAuthError):
+    """The version to go on from is no longer known: list anew."""
+
+
+def refusal(verb: str, path: str, status: int, message: str, retry_after: str = "") -> IstioAuthError:
+    """The error that an answer means.
+
+    Args:
+        verb: what was asked for, in the words of roles.
+        path: of what.
+        status: the HTTP status.
+        message: what the API server says.
+        retry_after: the header of that name.
+    """
+    said = message or (HTTPStatus(status).phrase if status in _STATUSES else f"status {status}")
+    words = f"{verb} {path.partition('?')[0]}: {said[:500]}"
+    match status:
+        case HTTPStatus.NOT_FOUND:
+            return MissingError(words)
+        case HTTPStatus.CONFLICT:
+            return ConflictError(words)
+        case HTTPStatus.GONE:
+            return WatchExpired(words)
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            return AccessRefused(words)
+        case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
+            return ObjectRefused(words)
+        case HTTPStatus.TOO_MANY_REQUESTS:
+            seconds = int(retry_after) if retry_after.isascii() and retry_after.isdigit() else 1
+            return Exhausted(words, retry_after=timedelta(seconds=seconds))
+    return NotReady(words)
+
+
+def unreachable(error: Exception) -> NotReady:
+    """The error that no answer means."""
+    return NotReady(f"the API server can not be reached: {type(error).__name__}: {error}".rstrip(": "))
