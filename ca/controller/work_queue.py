@@ -1,0 +1,111 @@
+"""WorkQueue and Agenda: which keys to look at now, and which later.
+
+A key waits once however often it is added, and nobody works on a key that another works on: what is added meanwhile
+comes again afterwards. What is urgent does not wait behind ten thousand that are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Hashable
+from datetime import datetime
+from itertools import count
+from typing import Generic, TypeVar
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+class WorkQueue(Generic[_Key]):
+    """Keys to look at now. Lives on one event loop."""
+
+    def __init__(self) -> None:
+        self._urgent: deque[_Key] = deque()
+        self._other: deque[_Key] = deque()
+        self._waiting: dict[_Key, bool] = {}  # whether urgent; a key may stand in both queues, and counts once
+        self._busy: set[_Key] = set()
+        self._again: dict[_Key, bool] = {}
+        self._free = asyncio.Semaphore(0)
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._again)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nobody works."""
+        return not self._waiting and not self._busy
+
+    def add(self, key: _Key, *, urgent: bool = True) -> None:
+        """Have somebody look at a key."""
+        if key in self._busy:
+            self._again[key] = urgent or self._again.get(key, False)
+            return
+        was = self._waiting.get(key)
+        if was or was is urgent:
+            return
+        self._waiting[key] = urgent
+        (self._urgent if urgent else self._other).append(key)
+        if was is None:
+            self._free.release()
+
+    async def take(self) -> _Key:
+        """The next key; it is the caller's until `done`."""
+        await self._free.acquire()
+        key = self._next()
+        self._busy.add(key)
+        return key
+
+    def done(self, key: _Key) -> None:
+        """Give back what `take` gave."""
+        self._busy.discard(key)
+        if (urgent := self._again.pop(key, None)) is not None:
+            self.add(key, urgent=urgent)
+
+    def _next(self) -> _Key:
+        for queue in (self._urgent, self._other):
+            while queue:
+                if self._waiting.pop(key := queue.popleft(), None) is not None:
+                    return key
+        raise AssertionError("there are as many keys as permits")
+
+
+class Agenda(Generic[_Key]):
+    """Keys to look at later, each at one instant."""
+
+    def __init__(self) -> None:
+        self._when: dict[_Key, datetime] = {}
+        self._heap: list[tuple[datetime, int, _Key]] = []  # also holds what was moved or dropped, until it is reached
+        self._count = count()
+
+    def __len__(self) -> int:
+        return len(self._when)
+
+    def put(self, key: _Key, when: datetime) -> None:
+        """Have a key looked at then, instead of when it was before."""
+        if self._when.get(key) == when:
+            return
+        self._when[key] = when
+        heapq.heappush(self._heap, (when, next(self._count), key))
+        if len(self._heap) > 2 * len(self._when) + 100:
+            self._heap = [entry for entry in self._heap if self._when.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)
+
+    def drop(self, key: _Key) -> None:
+        """Have it looked at no more."""
+        self._when.pop(key, None)
+
+    def next(self) -> datetime | None:
+        """When the next one is to be looked at; None if none is."""
+        while self._heap and self._when.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, now: datetime) -> list[_Key]:
+        """Those to be looked at by now; they are no longer here then."""
+        found: list[_Key] = []
+        while (when := self.next()) is not None and when <= now:
+            _, _, key = heapq.heappop(self._heap)
+            del self._when[key]
+            found.append(key)
+        return found
