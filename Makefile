@@ -22,7 +22,7 @@ demo: $(READY)  ## the main job, proven line by line: CA, node agent and Envoy s
 demo-serve: $(READY)  ## the same, left running, with instructions to play
 	@$(BIN)/python -m deploy.demo --serve
 
-test: $(READY)  ## every check, and every test that needs neither root nor a long build
+test: $(READY)  ## every check, and every test that needs neither root nor a long build, or whose build is there
 	@$(BIN)/python -m tests
 
 test-root: $(READY)  ## the tests that need root
@@ -31,7 +31,14 @@ test-root: $(READY)  ## the tests that need root
 test-interop: $(READY)  ## the tests with foreign clients that are built first (Go)
 	@$(BIN)/python -m tests --group interop
 
+test-cluster: $(READY)  ## the tests with a real Kubernetes API server, which is built first, once (Go)
+	@$(BIN)/python -m tests.cluster.build
+	@$(BIN)/python -m tests --group cluster
+
+cluster: $(READY)  ## a Kubernetes control plane, left running, to try with kubectl
+	@$(BIN)/python -m tests.cluster
+
 protos: $(READY)  ## generate istio_auth/proto/*_pb2.py again
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. istio_auth/proto/*.proto
 
-.PHONY: help install demo demo-serve test test-root test-interop protos
+.PHONY: help install demo demo-serve test test-root test-interop test-cluster cluster protos

@@ -1,0 +1,235 @@
+"""A control plane of one's own: etcd, API server and controller manager on free loopback ports, gone afterwards.
+
+Its life is synchronous and knows no event loop, so that one control plane can serve the tests of a whole process, each
+of which has a loop of its own. What is done to it meanwhile is asynchronous, and blocks nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import random
+import socket
+import ssl
+import tempfile
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from istio_auth.pem import write_private_key
+from tests.cluster import flags
+from tests.cluster.build import servers
+from tests.cluster.certificates import ClusterAuthority, Credential
+from tests.cluster.client import Client
+from tests.cluster.server import Guard, Server, ServerFailed
+
+_PORTS = range(20000, 32000)  # none that an outgoing connection is given, while a server is stopped
+_ADMIN_GROUP = "system:masters"
+_TIMEOUT = 2.0  # seconds for one look whether a server is ready
+
+
+class ControlPlane:
+    """A Kubernetes control plane, from entering to leaving.
+
+    Args:
+        binaries: the folder with the servers; built first if not given.
+
+    Attributes:
+        folder: a temporary folder with data, logs and credentials; removed afterwards.
+        url: where the API server is.
+        ca_file: the certificate that the API server is trusted by.
+        kubeconfig: what makes `kubectl`, and any client, the administrator.
+        has_controllers: whether a controller manager runs; a folder of `KUBEBUILDER_ASSETS` may have none.
+    """
+
+    def __init__(self, binaries: Path | None = None) -> None:
+        self.binaries = binaries or servers()
+        self.has_controllers = (self.binaries / "kube-controller-manager").exists()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="istio-auth-cluster-")))
+            guard = Guard()
+            stack.callback(guard.end)
+            self._prepare()
+            self._servers = self._all_servers(guard)
+            for server in self._servers:
+                stack.callback(server.kill)
+                server.start()
+            self._end = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end.close()
+
+    @property
+    def etcd(self) -> Server:
+        """The store."""
+        return self._servers[0]
+
+    @property
+    def api_server(self) -> Server:
+        """The API server."""
+        return self._servers[1]
+
+    def require_alive(self) -> None:
+        """Make sure that all servers run.
+
+        Raises:
+            ServerFailed: one ended by itself.
+        """
+        for server in self._servers:
+            server.require_alive()
+
+    def admin(self) -> Client:
+        """A client that may do everything, to be entered where it is used."""
+        return self._client(self._admin)
+
+    def kubelet(self, node: str) -> Client:
+        """A client that is the kubelet of a node."""
+        return self._client(self._authority.client(f"system:node:{node}", "system:nodes"))
+
+    def client(self, token: str) -> Client:
+        """A client that shows a bearer token."""
+        return Client(self.url, ssl.create_default_context(cafile=self.ca_file), token=token)
+
+    def kubeconfig_for(self, token: str, path: Path) -> Path:
+        """Write a kubeconfig that shows a bearer token; the path of it."""
+        return self._write_kubeconfig(path, {"token": token})
+
+    async def stop_api_server(self, *, at_once: bool = False) -> None:
+        """End the API server, in good order or as a crash does it; its data stays."""
+        await asyncio.to_thread(self.api_server.kill if at_once else self.api_server.end)
+
+    async def start_api_server(self) -> None:
+        """Start it again, at the same address with the same data, and wait until it is ready."""
+        await asyncio.to_thread(self.api_server.start)
+
+    async def stop_etcd(self) -> None:
+        """End etcd: the API server goes on, and can neither read nor write."""
+        await asyncio.to_thread(self.etcd.end)
+
+    async def start_etcd(self) -> None:
+        """Start it again with the same data."""
+        await asyncio.to_thread(self.etcd.start)
+
+    def pause_api_server(self) -> None:
+        """Let the API server hang: connections are made and requests sent, and nobody answers."""
+        self.api_server.pause()
+
+    def resume_api_server(self) -> None:
+        """Let it go on."""
+        self.api_server.resume()
+
+    def _prepare(self) -> None:
+        self._authority = ClusterAuthority()
+        self._admin = self._authority.client("kubernetes-admin", _ADMIN_GROUP)
+        serving = self._authority.server(
+            ("kubernetes.default.svc", "kubernetes", "localhost"), ("127.0.0.1", "10.96.0.1")
+        )
+        # RSA, as clusters have it: the algorithm is what verifiers of tokens meet.
+        tokens = write_private_key(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+        self._port, self._etcd_port = _free_port(), _free_port()
+        self.url = f"https://127.0.0.1:{self._port}"
+        self.ca_file = self._write("ca.pem", self._authority.certificate)
+        self._write("server.pem", serving.certificate)
+        self._write("server.key", serving.key)
+        self._write("service-accounts.key", tokens)
+        self.kubeconfig = self._write_kubeconfig(self.folder / "kubeconfig", _embedded(self._admin))
+        self._tls = self._client_tls(self._admin)
+
+    def _all_servers(self, guard: Guard) -> list[Server]:
+        etcd = f"http://127.0.0.1:{self._etcd_port}"
+
+        def server(name: str, words: list[str], health: str) -> Server:
+            return Server(
+                (self.binaries / name, *words),
+                log=self.folder / f"{name}.log",
+                is_ready=lambda: self._answers(health),
+                guard=guard,
+            )
+
+        found = [
+            server("etcd", flags.etcd(self.folder, etcd), f"{etcd}/health"),
+            server("kube-apiserver", flags.api_server(self.folder, etcd, self._port), f"{self.url}/readyz"),
+        ]
+        if self.has_controllers:
+            # It is at work when what it makes for every namespace is there.
+            proof = f"{self.url}/api/v1/namespaces/default/serviceaccounts/default"
+            found.append(server("kube-controller-manager", flags.controller_manager(self.folder), proof))
+        return found
+
+    def _answers(self, url: str) -> bool:
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT, context=self._tls) as answer:  # noqa: S310  # ours
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def _client(self, credential: Credential) -> Client:
+        return Client(self.url, self._client_tls(credential))
+
+    def _client_tls(self, credential: Credential) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self.ca_file)
+        with tempfile.NamedTemporaryFile(dir=self.folder) as file:  # a context loads keys from files alone
+            file.write(credential.certificate + credential.key)
+            file.flush()
+            context.load_cert_chain(file.name)
+        return context
+
+    def _write_kubeconfig(self, path: Path, user: dict[str, str]) -> Path:
+        cluster = {"server": self.url, "certificate-authority-data": _base64(self._authority.certificate)}
+        text = json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "test",
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+                "clusters": [{"name": "test", "cluster": cluster}],
+                "users": [{"name": "test", "user": user}],
+            },
+            indent=2,
+        )
+        return _write_private(path, text.encode())
+
+    def _write(self, name: str, content: bytes) -> Path:
+        return _write_private(self.folder / name, content)
+
+
+def _write_private(path: Path, content: bytes) -> Path:
+    with open(path, "wb", opener=lambda name, how: os.open(name, how, 0o600)) as file:
+        file.write(content)
+    return path
+
+
+def _embedded(credential: Credential) -> dict[str, str]:
+    return {
+        "client-certificate-data": _base64(credential.certificate),
+        "client-key-data": _base64(credential.key),
+    }
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _free_port() -> int:
+    """A port of loopback that nobody has now."""
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ServerFailed("no port of loopback is free")
