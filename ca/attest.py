@@ -35,6 +35,7 @@ class Attested:
         selectors: what else was observed of the caller.
         details: for the issuance log: serial of the certificate, id of the token, address. Never a secret.
         single_use: names a proof that is used up before anything is issued on it (see `Attestor.settle`); or empty.
+        caller: the caller as the platform's own attestor knows it, for the platform's own registry; or None.
     """
 
     spiffe_id: SpiffeID
@@ -42,6 +43,7 @@ class Attested:
     selectors: frozenset[Selector] = frozenset()
     details: Mapping[str, str] = field(default_factory=dict)
     single_use: str = ""
+    caller: object = None
 
 
 class Attestor(Protocol):
@@ -135,4 +137,5 @@ def agreed(one: Attested, other: Attested) -> Attested:
         one.selectors | other.selectors,
         {**one.details, **other.details},
         one.single_use or other.single_use,
+        other.caller if one.caller is None else one.caller,
     )

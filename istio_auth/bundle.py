@@ -17,11 +17,12 @@ from typing import Protocol, Self, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from istio_auth.errors import Fault, InvalidBundle, InvalidPEM, VerificationError
+from istio_auth import strict_json
+from istio_auth.errors import Fault, InvalidBundle, InvalidPEM, MalformedError, VerificationError
 from istio_auth.pem import read_certificates, read_der_certificate, write_certificates, write_der
 from istio_auth.spiffe_id import TrustDomain
 
-JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
+JSON: TypeAlias = strict_json.JSON
 
 DEFAULT_REFRESH_HINT = timedelta(minutes=5)
 _MAX_JSON_BYTES = 4 << 20
@@ -175,19 +176,10 @@ def _distinct(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificat
 
 
 def _load(text: bytes | str) -> JSON:
-    if len(text) > _MAX_JSON_BYTES:
-        raise InvalidBundle(f"a SPIFFE bundle of more than {_MAX_JSON_BYTES} bytes is refused")
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)  # type: ignore[no-any-return]  # the type is JSON's
-    except (ValueError, RecursionError) as error:
-        raise InvalidBundle("a SPIFFE bundle is JSON; this does not parse") from error
-
-
-def _without_repeats(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise InvalidBundle("a name occurs twice in one object of the SPIFFE bundle")
-    return members
+        return strict_json.parse_json(text, limit=_MAX_JSON_BYTES)
+    except MalformedError as error:
+        raise InvalidBundle(f"a SPIFFE bundle can not be read: {error}") from error
 
 
 def _integer(document: dict[str, JSON], name: str) -> int | None:

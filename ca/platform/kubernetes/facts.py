@@ -1,0 +1,28 @@
+"""Slim facts about Kubernetes objects: of each only what a decision here needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PodFact:
+    """What is kept of a pod.
+
+    Args:
+        uid: of this very pod; another one of the same name has another.
+        namespace: where it is.
+        name: its name.
+        service_account: as whom it runs.
+        node: where it runs; empty until it is scheduled.
+        phase: `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+        deleted: whether its deletion was asked for. Until its node has ended it, it is there and may well be running.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    service_account: str
+    node: str = ""
+    phase: str = "Pending"
+    deleted: bool = False

@@ -1,0 +1,203 @@
+"""KeySet: the keys that may sign tokens, read from a JSON Web Key Set (RFC 7517, RFC 7518 3.1 and 6).
+
+What a key may be used for is settled here, by its type and by what its entry says; the header of a token only picks
+among that (RFC 8725 3.1). An entry that can not be used is left out with its reason and never spoils the others
+(RFC 7517 5), save one: a set that shows the private half of a key is refused whole, for that key is anybody's now.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol, Self, TypeAlias
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from istio_auth.errors import MalformedError
+from istio_auth.keys import MAX_RSA_BITS, MIN_RSA_BITS
+from istio_auth.strict_json import JSON, parse_json
+
+TokenKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+
+RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
+# Each curve has the one algorithm that names it, and a size of its coordinates in bytes (RFC 7518 3.4 and 6.2.1.2).
+_CURVES = MappingProxyType({"P-256": ("ES256", 32), "P-384": ("ES384", 48), "P-521": ("ES512", 66)})
+ALGORITHMS = RSA_ALGORITHMS | {algorithm for algorithm, _ in _CURVES.values()}
+
+_MAX_BYTES = 1 << 20
+_MAX_ENTRIES = 100  # a token without a key id is tried with each of them
+_MAX_KEY_ID = 512
+_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+
+
+class InvalidKeySet(MalformedError):
+    """A document that is no JSON Web Key Set, or one that must not be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationKey:
+    """One key that may sign tokens.
+
+    Args:
+        key_id: how tokens name it; empty if they do not.
+        public_key: the key.
+        algorithms: the signature algorithms it may be used with; never empty.
+    """
+
+    key_id: str
+    public_key: TokenKey
+    algorithms: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """The keys of one issuer. An empty set vouches for nothing.
+
+    Args:
+        keys: the keys.
+        left_out: why entries of the document are not among them, for people.
+    """
+
+    keys: tuple[VerificationKey, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, text: bytes | str, *, use: str = "sig") -> Self:
+        """The keys in a JSON Web Key Set.
+
+        Args:
+            text: the document.
+            use: what its entries must be for: `sig` as RFC 7517 4.2 has it, which an entry need not say, or
+                `jwt-svid` as SPIFFE bundles have it, which it must (JWT-SVID, JW-15).
+
+        Raises:
+            InvalidKeySet: it is no such document, is too large, or shows a private key.
+        """
+        try:
+            document = parse_json(text, limit=_MAX_BYTES)
+        except MalformedError as error:
+            raise InvalidKeySet(f"a key set can not be read: {error}") from error
+        return cls.from_document(document, use=use)
+
+    @classmethod
+    def from_document(cls, document: JSON, *, use: str = "sig") -> Self:
+        """The keys in a JSON Web Key Set that is parsed already (see `from_json`)."""
+        if not isinstance(document, dict) or not isinstance(entries := document.get("keys"), list):
+            raise InvalidKeySet("a key set is a JSON object with an array 'keys'")
+        if len(entries) > _MAX_ENTRIES:
+            raise InvalidKeySet(f"a key set has at most {_MAX_ENTRIES} entries, this one {len(entries)}")
+        keys: list[VerificationKey] = []
+        left_out: list[str] = []
+        for place, entry in enumerate(entries):
+            try:
+                key = _key(entry, use)
+            except _LeftOut as reason:
+                left_out.append(f"entry {place}: {reason}")
+            else:
+                keys += [key] if key not in keys else []
+        return cls(tuple(keys), tuple(left_out))
+
+    def named(self, key_id: str) -> tuple[VerificationKey, ...]:
+        """The keys of this name. It is usually one; nothing forbids more (RFC 7517 4.5)."""
+        return tuple(key for key in self.keys if key.key_id == key_id)
+
+
+class KeySetSource(Protocol):
+    """Knows the keys of issuers."""
+
+    def keys(self, issuer: str) -> KeySet:
+        """The keys of an issuer that count now.
+
+        Raises:
+            NotReady: they could not be learned so far.
+            MissingError: nobody knows this issuer.
+        """
+        ...
+
+
+def base64url_octets(text: str) -> bytes:
+    """What a text in base64url without padding stands for (RFC 7515 2); of several spellings only the shortest counts.
+
+    Raises:
+        MalformedError: it is none. The error holds nothing of the text.
+    """
+    if not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
+        raise MalformedError("not in base64url")
+    octets = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if base64.urlsafe_b64encode(octets).rstrip(b"=").decode() != text:
+        raise MalformedError("not in base64url: it ends in stray bits")
+    return octets
+
+
+class _LeftOut(Exception):
+    """Why an entry is no key of ours."""
+
+
+def _key(entry: JSON, use: str) -> VerificationKey:
+    if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC"):
+        raise _LeftOut("its type is neither RSA nor EC")
+    if shown := sorted(_PRIVATE & entry.keys()):
+        raise InvalidKeySet(f"an entry shows the private half of its key ({', '.join(shown)})")
+    _check_use(entry, use)
+    key_id = entry.get("kid", "")
+    if not isinstance(key_id, str) or len(key_id) > _MAX_KEY_ID:
+        raise _LeftOut(f"its name is no text of at most {_MAX_KEY_ID} characters")
+    public_key, possible = _rsa(entry) if entry["kty"] == "RSA" else _ec(entry)
+    algorithm = entry.get("alg")
+    if algorithm is None:
+        return VerificationKey(key_id, public_key, possible)
+    if not isinstance(algorithm, str) or algorithm not in possible:
+        raise _LeftOut(f"its algorithm {str(algorithm)[:40]!a} is none for such a key")
+    return VerificationKey(key_id, public_key, frozenset({algorithm}))
+
+
+def _check_use(entry: dict[str, JSON], use: str) -> None:
+    said = entry.get("use", "sig")
+    if said != use:
+        raise _LeftOut(f"it is for {str(said)[:40]!a}, not for {use!a}")
+    operations = entry.get("key_ops", ["verify"])
+    if not isinstance(operations, list) or "verify" not in operations:
+        raise _LeftOut("it is not for verifying")
+
+
+def _rsa(entry: dict[str, JSON]) -> tuple[TokenKey, frozenset[str]]:
+    modulus, exponent = _octets(entry, "n"), _octets(entry, "e")
+    bits = int.from_bytes(modulus, "big").bit_length()
+    if len(exponent) > 8:
+        raise _LeftOut("its exponent is longer than any in use")
+    if not MIN_RSA_BITS <= bits <= MAX_RSA_BITS:
+        raise _LeftOut(f"RSA with {bits} bits is not allowed: use {MIN_RSA_BITS} to {MAX_RSA_BITS}")
+    return _parsed("RS256", entry), RSA_ALGORITHMS
+
+
+def _ec(entry: dict[str, JSON]) -> tuple[TokenKey, frozenset[str]]:
+    curve = entry.get("crv")
+    if not isinstance(curve, str) or curve not in _CURVES:
+        raise _LeftOut("its curve is neither P-256, P-384 nor P-521")
+    algorithm, size = _CURVES[curve]
+    if {len(_octets(entry, "x")), len(_octets(entry, "y"))} != {size}:
+        raise _LeftOut(f"its coordinates are not {size} bytes long")
+    return _parsed(algorithm, entry), frozenset({algorithm})
+
+
+def _parsed(algorithm: str, entry: dict[str, JSON]) -> TokenKey:
+    try:
+        key = jwt.get_algorithm_by_name(algorithm).from_jwk(entry)
+    except (jwt.InvalidKeyError, ValueError) as error:
+        raise _LeftOut("its numbers make no key") from error
+    assert isinstance(key, TokenKey)
+    return key
+
+
+def _octets(entry: dict[str, JSON], name: str) -> bytes:
+    value = entry.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_RSA_BITS // 4:
+        raise _LeftOut(f"its member {name!r} is missing or of a wrong size")
+    try:
+        return base64url_octets(value)
+    except MalformedError as error:
+        raise _LeftOut(f"its member {name!r} is {error}") from error

@@ -1,0 +1,49 @@
+"""JSON that strangers wrote: bounded, every name once in its object, numbers that are numbers (RFC 8259, RFC 7493 2.3).
+
+An object with a name twice means one thing to one reader and another to the next, so it is no object here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NoReturn, TypeAlias
+
+from istio_auth.errors import MalformedError
+
+JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
+
+
+def parse_json(text: bytes | str, *, limit: int) -> JSON:
+    """What the text says.
+
+    Args:
+        text: the document; bytes are UTF-8.
+        limit: the most bytes, or characters, that are looked at.
+
+    Raises:
+        MalformedError: it is longer, or no JSON. The error holds nothing of the text, which may be a secret.
+    """
+    if len(text) > limit:
+        raise MalformedError(f"more than {limit} bytes")
+    try:
+        return json.loads(  # type: ignore[no-any-return]  # the type is JSON's
+            text if isinstance(text, str) else text.decode(),
+            object_pairs_hook=_without_repeats,
+            parse_constant=_no_constant,
+        )
+    except json.JSONDecodeError as error:
+        reason = f"no JSON ({error.msg} at character {error.pos})"
+    except (ValueError, RecursionError) as error:
+        reason = f"no JSON ({type(error).__name__})"
+    raise MalformedError(reason)  # out here, or it would hold on to the parser's error, and that to the text
+
+
+def _without_repeats(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise MalformedError("a name occurs twice in one object")
+    return members
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise MalformedError(f"{name} is no number of JSON")
