@@ -99,8 +99,13 @@ def pem_of_der(der: bytes) -> str:
     return f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
 
 
-def read_private_key(pem: bytes) -> PrivateKey:
+def read_private_key(pem: bytes, *, validate: bool = True) -> PrivateKey:
     """A private key in PEM: PKCS#8, or the older EC and RSA forms; not encrypted.
+
+    Args:
+        pem: the bytes.
+        validate: whether to find out if the numbers of an RSA key are sound, which takes longer than many signatures.
+            Who does not must let the key prove itself.
 
     Raises:
         InvalidPEM: the bytes are not exactly one such key.
@@ -110,7 +115,7 @@ def read_private_key(pem: bytes) -> PrivateKey:
     if len(_PEM_START.findall(pem.replace(b"-----BEGIN EC PARAMETERS-----", b""))) != 1:
         raise InvalidPEM("expected exactly one private key in PEM")
     try:
-        key = load_pem_private_key(pem, password=None)
+        key = load_pem_private_key(pem, password=None, unsafe_skip_rsa_key_validation=not validate)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # Without the cause: a parser's message could quote the input, and this input is a secret.
         raise InvalidPEM("the private key does not parse, or is encrypted") from None
