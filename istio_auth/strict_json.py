@@ -27,7 +27,7 @@ def parse_json(text: bytes | str, *, limit: int) -> JSON:
         raise MalformedError(f"more than {limit} bytes")
     try:
         return json.loads(  # type: ignore[no-any-return]  # the type is JSON's
-            text if isinstance(text, str) else text.decode(),
+            text if isinstance(text, str) else text.decode("utf-8-sig"),  # a mark at the front may be skipped
             object_pairs_hook=_without_repeats,
             parse_constant=_no_constant,
         )
