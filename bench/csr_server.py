@@ -14,8 +14,9 @@ from pathlib import Path
 from google.protobuf.empty_pb2 import Empty
 
 from ca.attest import Attested
+from ca.certificate_authority import Settings
 from ca.issuer import Order
-from ca.platform.standalone import Standalone, StandaloneSettings
+from ca.platform.standalone import Standalone
 from ca.registry import Grant
 from ca.serving import ServingCertificate
 from istio_auth.authorize import member_of
@@ -44,7 +45,7 @@ def main() -> None:
     """Serve from the folder named as the only argument."""
     folder = Path(sys.argv[1])
     (folder / "registrations.toml").write_text(_REGISTRATIONS)
-    settings = StandaloneSettings(DOMAIN, folder / "state", folder / "registrations.toml")
+    settings = Settings(DOMAIN, folder / "state", folder / "registrations.toml")
     configure(Level.INFO, Format.JSON)
     asyncio.run(_serve(Standalone(settings, SystemClock()), folder))
 

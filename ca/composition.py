@@ -7,8 +7,8 @@ End: not ready, no new connections, calls finished and streams ended, what was s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
 from functools import partial
 
@@ -19,10 +19,13 @@ from ca.authority.authority import ours
 from ca.authority.plugged import read_plugged
 from ca.authority.store import FileAuthorityStore
 from ca.authority.watch import AuthorityWatch
+from ca.certificate_authority import CertificateAuthority
 from ca.config import Config
+from ca.config import Platform as PlatformName
 from ca.issuer import ReservedNames
 from ca.metrics import CAMetrics, Gauge
-from ca.platform.standalone import Standalone, StandaloneSettings
+from ca.platform.platform import Platform, ca_settings
+from ca.platform.standalone import open_standalone
 from ca.registrations.file import RegistrationFile
 from ca.registrations.rules import RegistrationRules
 from ca.serving import ServingCertificate
@@ -57,11 +60,12 @@ async def serve(config: Config, daemon: Daemon) -> None:
     async with AsyncExitStack() as stack:
         health = HealthServer(config.metrics_listen, daemon.readiness, registry)
         await stack.enter_async_context(health)
-        ca = await stack.enter_async_context(_standalone(config, clock))
+        platform = await stack.enter_async_context(_platform(config, clock))
+        ca = platform.ca
         alarm = await stack.enter_async_context(Alarm())
         serving = ServingCertificate(ca.issuer, ca.authority, config.serving_names, clock=clock)
         await serving.renew()
-        CAMetrics(registry, ca.counts, (*ca.gauges(), _serving_gauge(serving)))
+        CAMetrics(registry, ca.counts, (*ca.gauges(), *platform.gauges(), _serving_gauge(serving)))
         door = await stack.enter_async_context(Door(limits=_door_limits(config)))
         server = RpcServer(door, ca.services(), limits=_limits(config), on_call=_call_metric(registry))
         await server.start()
@@ -73,6 +77,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
         daemon.readiness.add("issuer", ca.not_ready)
         daemon.readiness.add("server", serving.not_ready)
         _look_after(daemon, alarm, ca, serving, clock)
+        platform.look_after(daemon, alarm)
         _log.info(
             "serving", trust_domain=str(config.trust_domain), grpc=str(HostPort(host, port)), health=str(health.address)
         )
@@ -91,48 +96,28 @@ def check_files(config: Config) -> None:
         ConfigurationError: one of them can not be used.
         NotReady: one could not be looked at.
     """
-    settings = standalone_settings(config)
+    settings = ca_settings(config)
     reserved = ReservedNames.of(settings.trust_domain, settings.serving_names)
     RegistrationFile(
         settings.registrations, RegistrationRules(settings.trust_domain, settings.profile.max_ttl, reserved.check)
     )
-    if settings.plugged_in is not None:
-        read_plugged(settings.plugged_in, settings.trust_domain, SystemClock().now())
+    if config.authority.folder is not None:
+        read_plugged(config.authority.folder, settings.trust_domain, SystemClock().now())
     if (stored := FileAuthorityStore(settings.state_folder).load()) is not None:
         ours(stored, settings.trust_domain)
 
 
-def standalone_settings(config: Config) -> StandaloneSettings:
-    """The part of the configuration that sets up the standalone platform."""
-    return StandaloneSettings(
-        trust_domain=config.trust_domain,
-        state_folder=config.state_folder,
-        registrations=config.registrations,
-        serving_names=config.serving_names,
-        plugged_in=config.authority.folder,
-        root_lifetime=config.authority.root_lifetime,
-        profile=config.signing.profile(),
-        recovery_window=config.agents.recovery_window,
-        renewal_needs_registration=config.agents.renewal_needs_registration,
-        record_required=config.issuance_log_required,
-    )
+def _platform(config: Config, clock: Clock) -> AbstractAsyncContextManager[Platform]:
+    if config.platform is PlatformName.STANDALONE:
+        return open_standalone(config, clock)
+    from ca.platform.kubernetes.platform import open_kubernetes  # the client of Kubernetes is not for everybody
+
+    return open_kubernetes(config, clock)
 
 
-@asynccontextmanager
-async def _standalone(config: Config, clock: Clock) -> AsyncIterator[Standalone]:
-    store = FileAuthorityStore(config.state_folder)
-    with store.hold():
-        # The port for health is open by now, and must be answered while a slow disk is looked at.
-        ca = await asyncio.to_thread(Standalone, standalone_settings(config), clock, store=store)
-        if not await asyncio.to_thread(config.registrations.exists):
-            _log.warning("there is no registrations file: agents can ask for nothing", path=str(config.registrations))
-        try:
-            yield ca
-        finally:
-            await ca.close()
-
-
-def _look_after(daemon: Daemon, alarm: Alarm, ca: Standalone, serving: ServingCertificate, clock: Clock) -> None:
+def _look_after(
+    daemon: Daemon, alarm: Alarm, ca: CertificateAuthority, serving: ServingCertificate, clock: Clock
+) -> None:
     """Everything that has to happen from time to time, or at SIGHUP."""
     watch = AuthorityWatch(ca.authority, clock)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
@@ -28,6 +29,22 @@ _METRICS_LISTEN: Final = HostPort("", 15014)  # the same
 _SERVING_NAMES: Final = ("localhost", "istiod.istio-system.svc", "istio-ca.istio-system.svc", "127.0.0.1", "::1")
 _PROFILE: Final = IssuanceProfile()
 _LOG: Final = LogSettings()
+_SIGNER: Final = "istio-auth.io/workload"
+_LONGEST_REVIEW: Final = timedelta(seconds=30)
+
+
+class Platform(enum.Enum):
+    """Where the CA runs."""
+
+    STANDALONE = "standalone"
+    KUBERNETES = "kubernetes"
+
+
+class TokenVerification(enum.Enum):
+    """How the tokens of service accounts are verified."""
+
+    REVIEW = "review"  # by the API server, each of them
+    OFFLINE = "offline"  # by its published keys and what is watched; by the API server where that is not enough
 
 
 def state_folder() -> Path:
@@ -115,6 +132,80 @@ class LimitSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenSettings:
+    """Service accounts that call with their tokens.
+
+    Raises:
+        ConfigurationError: the values contradict each other.
+    """
+
+    audiences: Annotated[tuple[str, ...], Setting("audiences of which a token must have one")] = ("istio-ca",)
+    verification: Annotated[
+        TokenVerification, Setting("review by the API server, or offline", "--token-verification")
+    ] = TokenVerification.REVIEW
+    review_lasts: Annotated[timedelta, Setting("how long an answer of the API server is good for the same token")] = (
+        timedelta(seconds=5)
+    )
+    stale_after: Annotated[
+        timedelta, Setting("how old what is watched may be for offline verification and impersonation")
+    ] = timedelta(minutes=5)
+    node_accounts: Annotated[
+        tuple[str, ...], Setting("namespace/name of service accounts that may ask for identities of pods on their node")
+    ] = ()
+
+    def __post_init__(self) -> None:
+        if not self.audiences or not all(self.audiences):
+            raise ConfigurationError("a token must have an audience: name at least one")
+        if not timedelta() <= self.review_lasts <= _LONGEST_REVIEW:
+            raise ConfigurationError(
+                f"an answer of the API server is good for at most {in_words(_LONGEST_REVIEW)}: a deleted pod's token "
+                "must die soon"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerSettings:
+    """Certificates of service accounts, kept in secrets.
+
+    Raises:
+        ConfigurationError: a value makes no sense.
+    """
+
+    enabled: Annotated[bool, Setting("keep a secret with a certificate for each service account")] = True
+    namespaces: Annotated[tuple[str, ...], Setting("namespaces that are always managed")] = ()
+    namespace_selector: Annotated[str, Setting("labels that a namespace must have to be managed; empty for any")] = ""
+    enable_by_default: Annotated[bool, Setting("manage namespaces whose labels say nothing of it")] = True
+    grace_ratio: Annotated[float, Setting("the share of its life at whose rest a certificate is renewed")] = 0.5
+    min_grace: Annotated[timedelta, Setting("but no later than so long before its end")] = timedelta(minutes=10)
+    workers: Annotated[int, Setting("secrets being worked on at once")] = 8
+    resync: Annotated[timedelta, Setting("how often everything is looked at, changed or not")] = timedelta(minutes=10)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.grace_ratio < 1:
+            raise ConfigurationError("the grace ratio is a share between 0 and 1")
+        if self.workers < 1:
+            raise ConfigurationError("there must be a worker")
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesSettings:
+    """What holds on Kubernetes alone."""
+
+    kubeconfig: Annotated[
+        Path | None, Setting("the kubeconfig; without one, the credentials of the pod", "--kubeconfig")
+    ] = None
+    namespace: Annotated[str, Setting("the namespace of the CA itself; empty for the pod's own")] = ""
+    signer: Annotated[str, Setting("the signer name for certificate requests and trust bundles")] = _SIGNER
+    sign_requests: Annotated[bool, Setting("sign CertificateSigningRequests and PodCertificateRequests")] = True
+    settle: Annotated[timedelta, Setting("how long a new root must be published before it signs")] = timedelta(
+        minutes=2
+    )
+    lease: Annotated[timedelta, Setting("how long a leader that falls silent stays the leader")] = timedelta(seconds=15)
+    tokens: TokenSettings = TokenSettings()
+    controller: ControllerSettings = ControllerSettings()
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All of it.
 
@@ -123,6 +214,7 @@ class Config:
     """
 
     trust_domain: Annotated[TrustDomain, Setting("whose CA this is")] = _TRUST_DOMAIN
+    platform: Annotated[Platform, Setting("standalone or kubernetes")] = Platform.STANDALONE
     listen: Annotated[HostPort, Setting("where to serve gRPC over TLS")] = _LISTEN
     metrics_listen: Annotated[HostPort, Setting("where to serve /healthz, /readyz and /metrics")] = _METRICS_LISTEN
     serving_names: Annotated[tuple[str, ...], Setting("DNS names and addresses that callers know this server by")] = (
@@ -139,6 +231,7 @@ class Config:
     signing: SigningSettings = SigningSettings()
     agents: AgentSettings = AgentSettings()
     limits: LimitSettings = LimitSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     log: LogSettings = _LOG
 
     def __post_init__(self) -> None:

@@ -7,29 +7,29 @@ The other files are those of every platform (see `ca.certificate_authority`).
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
-from ca.authority.authority import TEN_YEARS, Authority, open_authority
+import structlog
+
+from ca.authority.authority import TEN_YEARS, open_authority
 from ca.authority.plugged import open_plugged_authority
 from ca.authority.store import AuthorityStore, FileAuthorityStore
 from ca.certificate_authority import CertificateAuthority, Settings
+from ca.config import Config
+from ca.metrics import Gauge
+from ca.platform.platform import ca_settings
 from istio_auth.clock import Clock
+from istio_auth.daemon.alarm import Alarm
+from istio_auth.daemon.lifecycle import Daemon
 from istio_auth.files import private_folder
 
-
-@dataclass(frozen=True, slots=True)
-class StandaloneSettings(Settings):
-    """How a standalone CA is set up.
-
-    Args:
-        plugged_in: the folder of a plugged-in authority; None for one of our own.
-        root_lifetime: how long a root of our own lives.
-    """
-
-    plugged_in: Path | None = None
-    root_lifetime: timedelta = TEN_YEARS
+_log = structlog.get_logger()
 
 
 class Standalone(CertificateAuthority):
@@ -39,18 +39,61 @@ class Standalone(CertificateAuthority):
         settings: how it is set up.
         clock: tells the time.
         store: keeps the authority; by default the state folder, which the caller holds (`FileAuthorityStore.hold`).
+        plugged_in: the folder of a plugged-in authority; None for one of our own.
+        root_lifetime: how long a root of our own lives.
 
     Raises:
         ConfigurationError: a file or folder can not be used.
         NotReady: one could not be looked at.
     """
 
-    def __init__(self, settings: StandaloneSettings, clock: Clock, *, store: AuthorityStore | None = None) -> None:
-        folder = private_folder(settings.state_folder)
-        super().__init__(settings, _authority(settings, clock, store or FileAuthorityStore(folder)), clock)
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        *,
+        store: AuthorityStore | None = None,
+        plugged_in: Path | None = None,
+        root_lifetime: timedelta = TEN_YEARS,
+    ) -> None:
+        store = store or FileAuthorityStore(private_folder(settings.state_folder))
+        domain, longest = settings.trust_domain, settings.profile.max_ttl
+        if plugged_in is None:
+            authority = open_authority(store, domain, clock, lifetime=root_lifetime, longest_ttl=longest)
+        else:
+            authority = open_plugged_authority(plugged_in, store, domain, clock, longest_ttl=longest)
+        super().__init__(settings, authority, clock)
 
 
-def _authority(settings: StandaloneSettings, clock: Clock, store: AuthorityStore) -> Authority:
-    if settings.plugged_in is not None:
-        return open_plugged_authority(settings.plugged_in, store, settings.trust_domain, clock)
-    return open_authority(store, settings.trust_domain, clock, lifetime=settings.root_lifetime)
+@dataclass(frozen=True, slots=True)
+class _StandalonePlatform:
+    ca: CertificateAuthority
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        return ()
+
+    def look_after(self, daemon: Daemon, alarm: Alarm) -> None:
+        """Nothing runs here that does not run everywhere."""
+
+
+@asynccontextmanager
+async def open_standalone(config: Config, clock: Clock) -> AsyncIterator[_StandalonePlatform]:
+    """The platform as a configuration describes it, with its store held.
+
+    Raises:
+        ConfigurationError: a file or folder can not be used.
+        NotReady: one could not be looked at, or another process runs on it.
+    """
+    store = FileAuthorityStore(config.state_folder)
+    with store.hold():
+        # The port for health is open by now, and must be answered while a slow disk is looked at.
+        opening = partial(
+            Standalone, plugged_in=config.authority.folder, root_lifetime=config.authority.root_lifetime, store=store
+        )
+        ca = await asyncio.to_thread(opening, ca_settings(config), clock)
+        if not await asyncio.to_thread(config.registrations.exists):
+            _log.warning("there is no registrations file: agents can ask for nothing", path=str(config.registrations))
+        try:
+            yield _StandalonePlatform(ca)
+        finally:
+            await ca.close()

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.agents.join_token import JoinTokenFolder
 from ca.agents.recovery import Recovery
-from ca.platform.standalone import Standalone, StandaloneSettings
+from ca.certificate_authority import Settings
+from ca.platform.standalone import Standalone
 from ca.service.istio import IstioCertificateService
 from ca.service.node import NodeService
 from ca.service.sync import Sync
@@ -109,7 +110,7 @@ class StandaloneCA:
         self.registrations = folder / "registrations.toml"
         folder.mkdir(exist_ok=True)
         self.registrations.write_text(registrations)
-        usual = StandaloneSettings(DOMAIN, self.folder, self.registrations, ["istio-ca.test"], **settings)  # type: ignore[arg-type]  # fields of the settings, by name
+        usual = Settings(DOMAIN, self.folder, self.registrations, ["istio-ca.test"], **settings)  # type: ignore[arg-type]  # fields of the settings, by name
         self.platform = Standalone(usual, clock)
         self.tokens = JoinTokenFolder(self.folder / "tokens")
         self.istio = IstioCertificateService(self.platform.admission, self.platform.authority)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ca.composition import check_files, standalone_settings
+from ca.composition import check_files
 from ca.config import PREFIX, Config
+from ca.platform.platform import ca_settings
 from istio_auth.daemon.settings import Sources, leaves, load
 from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import TrustDomain
@@ -37,16 +38,14 @@ def test_the_usual_settings_have_short_flags_and_no_two_share_one() -> None:
     assert all(leaf.setting.about for leaf in leaves(Config))
 
 
-def test_every_setting_of_the_platform_comes_from_the_configuration(tmp_path: Path) -> None:
-    settings = standalone_settings(
+def test_every_setting_of_the_ca_comes_from_the_configuration(tmp_path: Path) -> None:
+    settings = ca_settings(
         config(
             tmp_path,
             TRUST_DOMAIN="example.org",
             STATE_FOLDER="/s",
             REGISTRATIONS="/r.toml",
             SERVING_NAMES="ca.example.org,192.0.2.1",
-            AUTHORITY__FOLDER="/plugged",
-            AUTHORITY__ROOT_LIFETIME="100d",
             SIGNING__DEFAULT_TTL="1h",
             SIGNING__MAX_TTL="2h",
             SIGNING__BACKDATE="1s",
@@ -57,13 +56,8 @@ def test_every_setting_of_the_platform_comes_from_the_configuration(tmp_path: Pa
         )
     )
     assert settings.trust_domain == TrustDomain("example.org")
-    assert (settings.state_folder, settings.registrations, settings.plugged_in) == (
-        Path("/s"),
-        Path("/r.toml"),
-        Path("/plugged"),
-    )
+    assert (settings.state_folder, settings.registrations) == (Path("/s"), Path("/r.toml"))
     assert settings.serving_names == ("ca.example.org", "192.0.2.1")
-    assert settings.root_lifetime == timedelta(days=100)
     assert (settings.profile.default_ttl, settings.profile.max_ttl) == (timedelta(hours=1), timedelta(hours=2))
     assert (settings.profile.backdate, settings.profile.clamp_excess_ttl) == (timedelta(seconds=1), True)
     assert settings.recovery_window == timedelta(days=3)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from ca.certificate_authority import Settings
 from ca.metrics import CAMetrics
-from ca.platform.standalone import Standalone, StandaloneSettings
+from ca.platform.standalone import Standalone
 from istio_auth.errors import ConfigurationError, IstioAuthError
 from istio_auth.spiffe_id import TrustDomain
 from tests.fakes.clock import FakeClock
@@ -109,7 +110,7 @@ async def test_the_state_of_another_trust_domain_stops_the_start(
     ca: StandaloneCA, tmp_path: Path, clock: FakeClock
 ) -> None:
     await ca.platform.close()
-    foreign = StandaloneSettings(TrustDomain("other.test"), ca.folder, tmp_path / "none.toml")
+    foreign = Settings(TrustDomain("other.test"), ca.folder, tmp_path / "none.toml")
     with pytest.raises(ConfigurationError):
         Standalone(foreign, clock)
 

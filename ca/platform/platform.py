@@ -1,0 +1,42 @@
+"""The Platform port: what the composition root needs of whatever the CA runs on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ca.certificate_authority import CertificateAuthority, Settings
+from ca.config import Config
+from ca.metrics import Gauge
+from istio_auth.daemon.alarm import Alarm
+from istio_auth.daemon.lifecycle import Daemon
+
+
+class Platform(Protocol):
+    """A platform that was opened; whoever opened it closes it."""
+
+    @property
+    def ca(self) -> CertificateAuthority:
+        """The CA on it."""
+        ...
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """What can be looked up at any moment, beside what the CA itself tells."""
+        ...
+
+    def look_after(self, daemon: Daemon, alarm: Alarm) -> None:
+        """Begin everything of the platform's own that runs as long as the daemon."""
+        ...
+
+
+def ca_settings(config: Config) -> Settings:
+    """The part of the configuration that sets up the CA, whatever the platform."""
+    return Settings(
+        trust_domain=config.trust_domain,
+        state_folder=config.state_folder,
+        registrations=config.registrations,
+        serving_names=config.serving_names,
+        profile=config.signing.profile(),
+        recovery_window=config.agents.recovery_window,
+        renewal_needs_registration=config.agents.renewal_needs_registration,
+        record_required=config.issuance_log_required,
+    )
