@@ -75,7 +75,7 @@ class ServingCertificate:
             MalformedError: a name can not stand in one.
         """
         key, bundle = new_private_key(), self._authority.bundle
-        self._made_of = (self._authority.active, bundle)
+        self._made_of = (self._authority.state.active, bundle)
         issued = await self._issuer.issue_serving(key.public_key(), self._names)
         svid = X509SVID(issued.spiffe_id, issued.certificates(), key)
         self.source.replace(X509Context((svid,), BundleSet((bundle,))))
@@ -125,6 +125,6 @@ class ServingCertificate:
 
     def _until_due(self) -> timedelta:
         (active, bundle), authority = self._made_of, self._authority
-        if self._due is None or active is not authority.active or bundle is not authority.bundle:
+        if self._due is None or active != authority.state.active or bundle is not authority.bundle:
             return timedelta()
         return self._due - self._clock.now()

@@ -141,6 +141,11 @@ def write_private_key(key: PrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+def write_traditional_private_key(key: PrivateKey) -> bytes:
+    """A private key as unencrypted PKCS#1 (RSA) or SEC 1 (EC) PEM, for those who read nothing newer. See above."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+
 def read_csr(pem: bytes) -> x509.CertificateSigningRequest:
     """Exactly one certificate signing request in PEM. Its signature is not checked here.
 

@@ -18,12 +18,13 @@ from cryptography import x509
 
 from ca.authority.state import AuthorityState, IssuerState, KeyReference
 from ca.authority.store import AuthorityStore, Versioned
+from ca.authority.takeover import pruned
 from ca.certificate.build import self_signed_root
 from ca.profile import Validity
 from istio_auth.bundle import TrustBundle
 from istio_auth.clock import Clock, in_words, whole_seconds
 from istio_auth.errors import ConfigurationError, ConflictError, NotReady
-from istio_auth.keys import PrivateKey, new_private_key
+from istio_auth.keys import PrivateKey, new_private_key, public_key_of, same_key
 from istio_auth.rotation import remaining_share
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.subscribers import Subscribers
@@ -62,7 +63,7 @@ class ActiveIssuer:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Snapshot:
     stored: Versioned[AuthorityState]
-    active: ActiveIssuer
+    active: ActiveIssuer | None  # None where its key is kept elsewhere, and is not known here
     bundle: TrustBundle
     root_pem: bytes
 
@@ -75,9 +76,6 @@ class Authority:
         stored: the state as it was loaded.
         key: the key of the active issuer, where the state only refers to it.
         lifetime: how long a renewed root lives.
-
-    Raises:
-        ConfigurationError: the state refers to a key, and none is given.
     """
 
     def __init__(
@@ -92,7 +90,8 @@ class Authority:
         self._lifetime = lifetime
         self._lock = threading.RLock()
         self._subscribers = Subscribers()
-        self._snapshot = _snapshot(stored, key)
+        self._held = () if key is None else (key,)  # the keys to which the state only refers
+        self._snapshot = self._taken(stored, None)
 
     @property
     def state(self) -> AuthorityState:
@@ -106,8 +105,14 @@ class Authority:
 
     @property
     def active(self) -> ActiveIssuer:
-        """The issuer that signs."""
-        return self._snapshot.active
+        """The issuer that signs.
+
+        Raises:
+            NotReady: the state only refers to its key, and it is not known here.
+        """
+        if (active := self._snapshot.active) is None:
+            raise NotReady(f"the key of the issuer that signs is not known here: it is that of {_where(self.state)}")
+        return active
 
     @property
     def bundle(self) -> TrustBundle:
@@ -117,12 +122,12 @@ class Authority:
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
         """What follows a leaf: everything between it and the root."""
-        return self.active.issuer.chain
+        return self.state.active.chain
 
     @property
     def not_after(self) -> datetime:
         """When the first certificate from issuer to root ends: nothing can be signed from then on."""
-        return self.active.issuer.not_after
+        return self.state.active.not_after
 
     def root_pem(self) -> bytes:
         """The roots as PEM, the same bytes as long as the bundle is the same: clients compare them byte by byte."""
@@ -148,6 +153,20 @@ class Authority:
             return (f"the authority ends {end}: certificates of {in_words(longest_ttl)} will soon be cut short",)
         return ()
 
+    def remember(self, longest_ttl: timedelta) -> None:
+        """Keep in mind that leaves may live so long (`AuthorityState.longest_ttl`). Blocks.
+
+        Raises:
+            ConfigurationError, ConflictError, NotReady: the new state could not be kept.
+        """
+        with self._lock:
+            if (state := self.state.granting(longest_ttl)) is not self.state:
+                try:
+                    self._replace(state)
+                except ConflictError:
+                    self._load()
+                    self._replace(self.state.granting(longest_ttl))
+
     def renew_if_due(self, now: datetime) -> bool:
         """Renew a self-signed root in the last fifth of its life, and drop old roots that ended. Blocks.
 
@@ -158,7 +177,7 @@ class Authority:
             ConfigurationError, NotReady: the new state could not be kept; the old one stays in use.
         """
         with self._lock:
-            state = self._renewed(self._pruned(self.state, now), now)
+            state = self._renewed(pruned(self.state, now), now)
             if state is self.state:
                 return False
             try:
@@ -178,12 +197,8 @@ class Authority:
             ConfigurationError, NotReady: it can not be read, or is not ours; the old one stays in use.
         """
         with self._lock:
-            stored = self._store.load()
-            if stored is None:
-                raise NotReady("the state of the authority is gone from its store")
-            if stored.version == self._snapshot.stored.version:
+            if not self._load():
                 return False
-            self._snapshot = _snapshot(ours(stored, self.trust_domain), self._external_key())
         self._subscribers.tell()
         return True
 
@@ -208,23 +223,49 @@ class Authority:
         kept = (replace(old, key=None, other_roots=()),) if old.not_after > now else ()
         return replace(state, active=new, retired=(*kept, *state.retired), sequence=state.sequence + 1)
 
-    @staticmethod
-    def _pruned(state: AuthorityState, now: datetime) -> AuthorityState:
-        kept = tuple(issuer for issuer in state.retired if issuer.root.not_valid_after_utc > now)
-        if len(kept) == len(state.retired):
-            return state
-        return replace(state, retired=kept, sequence=state.sequence + 1)
+    def _load(self) -> bool:
+        stored = self._store.load()
+        if stored is None:
+            raise NotReady("the state of the authority is gone from its store")
+        if stored.version == self._snapshot.stored.version:
+            return False
+        self._snapshot = self._taken(ours(stored, self.trust_domain), self._snapshot)
+        return True
 
-    def _replace(self, state: AuthorityState, key: PrivateKey | None = None) -> None:
+    def _replace(self, state: AuthorityState) -> None:
         stored = self._store.store(state, expected=self._snapshot.stored.version)
-        self._snapshot = _snapshot(stored, key or self._external_key())
+        self._snapshot = self._taken(stored, self._snapshot)
 
-    def _external_key(self) -> PrivateKey | None:
-        return self.active.key if isinstance(self.state.active.key, KeyReference) else None
+    def _hold(self, issuer: IssuerState | None) -> None:
+        """Know the key of an issuer, and of those that sign or will sign; forget all others."""
+        offered = () if issuer is None or issuer.key is None or isinstance(issuer.key, KeyReference) else (issuer.key,)
+        signing = [one for one in (issuer, self.state.active, self.state.prepared) if one is not None]
+        self._held = tuple(key for key in (*offered, *self._held) if any(_fits(key, one) for one in signing))
+        if self._snapshot.active is None:
+            self._snapshot = self._taken(self._snapshot.stored, self._snapshot)
+
+    def _taken(self, stored: Versioned[AuthorityState], last: _Snapshot | None) -> _Snapshot:
+        """A snapshot of what was stored, made of the same objects as the last one where nothing changed."""
+        issuer, bundle = stored.value.active, stored.value.bundle()
+        keys = self._held if issuer.key is None or isinstance(issuer.key, KeyReference) else (issuer.key,)
+        key = next((key for key in keys if _fits(key, issuer)), None)
+        active = None if key is None else ActiveIssuer(issuer, key)
+        if last is None:
+            return _Snapshot(stored, active, bundle, bundle.to_pem())
+        if active is not None and last.active is not None and last.active.issuer == issuer:
+            active = last.active
+        if last.bundle == bundle:
+            return _Snapshot(stored, active, last.bundle, last.root_pem)
+        return _Snapshot(stored, active, bundle, bundle.to_pem())
 
 
 def open_authority(
-    store: AuthorityStore, trust_domain: TrustDomain, clock: Clock, *, lifetime: timedelta = TEN_YEARS
+    store: AuthorityStore,
+    trust_domain: TrustDomain,
+    clock: Clock,
+    *,
+    lifetime: timedelta = TEN_YEARS,
+    longest_ttl: timedelta = timedelta(),
 ) -> Authority:
     """The self-signed authority in a store, made if the store is certain that there is none yet. Blocks.
 
@@ -233,23 +274,28 @@ def open_authority(
         trust_domain: whose authority it must be.
         clock: tells when a new root begins.
         lifetime: how long a new root lives.
+        longest_ttl: the longest lifetime of a leaf, to be remembered.
 
     Raises:
         ConfigurationError: what is stored is damaged, another trust domain's, or a plugged-in CA's.
         NotReady: the store could not be looked at, or written to.
     """
-    stored = store.load()
-    if stored is None:
-        key = new_private_key()
-        root = self_signed_root(trust_domain, key, _root_validity(clock.now(), lifetime))
-        try:
-            stored = store.store(AuthorityState(trust_domain, IssuerState(root, root, key=key)), expected=None)
-            _log.warning("a new root was made for %s: it ends %s", trust_domain, root.not_valid_after_utc)
-        except ConflictError:
-            stored = store.load()  # another process made one at the same moment: there is only ever one
-    if stored is None:
-        raise NotReady("the state of the authority came and went")
-    return Authority(store, ours(stored, trust_domain), lifetime=lifetime)
+    stored = store.load_or_make(lambda: first_root(trust_domain, clock.now(), lifetime).granting(longest_ttl))
+    active = ours(stored, trust_domain).value.active
+    if isinstance(active.key, KeyReference):
+        raise ConfigurationError(
+            f"the key of the authority is kept elsewhere, in {active.key.where}: name its folder with --ca-folder"
+        )
+    authority = Authority(store, stored, lifetime=lifetime)
+    authority.remember(longest_ttl)
+    return authority
+
+
+def first_root(trust_domain: TrustDomain, now: datetime, lifetime: timedelta) -> AuthorityState:
+    """The state of an authority with a new root, made now."""
+    key = new_private_key()
+    root = self_signed_root(trust_domain, key, _root_validity(now, lifetime))
+    return AuthorityState(trust_domain, IssuerState(root, root, key=key))
 
 
 def ours(stored: Versioned[AuthorityState], trust_domain: TrustDomain) -> Versioned[AuthorityState]:
@@ -265,18 +311,12 @@ def ours(stored: Versioned[AuthorityState], trust_domain: TrustDomain) -> Versio
     return stored
 
 
-def _snapshot(stored: Versioned[AuthorityState], key: PrivateKey | None) -> _Snapshot:
-    active = stored.value.active
-    if isinstance(active.key, KeyReference):
-        if key is None:
-            raise ConfigurationError(
-                f"the key of the authority is kept elsewhere, in {active.key.where}: name its folder with --ca-folder"
-            )
-    elif active.key is not None:
-        key = active.key
-    assert key is not None, "the state was read or made with an active key"
-    bundle = stored.value.bundle()
-    return _Snapshot(stored, ActiveIssuer(active, key), bundle, bundle.to_pem())
+def _fits(key: PrivateKey, issuer: IssuerState) -> bool:
+    return same_key(public_key_of(issuer.certificate), key.public_key())
+
+
+def _where(state: AuthorityState) -> str:
+    return state.active.key.where if isinstance(state.active.key, KeyReference) else "nobody"
 
 
 def _root_validity(now: datetime, lifetime: timedelta) -> Validity:

@@ -4,7 +4,7 @@ The bundle sequence lives here and nowhere else: it grows with every change of t
 Issuers have three places from the first release on: one that signs (active), one whose root is already published but
 which does not sign yet (prepared), and those that signed once and whose roots must stay (retired).
 
-    {"version": 1, "trust_domain": "cluster.local", "sequence": 1, "refresh_hint": 300,
+    {"version": 1, "trust_domain": "cluster.local", "sequence": 1, "refresh_hint": 300, "longest_ttl": 7776000,
      "active": ISSUER, "prepared": ISSUER or null, "retired": [ISSUER, ...], "deadlines": {NAME: INSTANT, ...}}
     ISSUER = {"certificate": PEM, "intermediates": [PEM, ...], "root": PEM, "other_roots": [PEM, ...],
               "key": {"pem": PKCS#8} or {"reference": WHERE} or null}
@@ -15,8 +15,9 @@ Reading is strict: an unknown version or member is an error, for writing back wh
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeGuard
 
@@ -30,7 +31,8 @@ from istio_auth.spiffe_id import TrustDomain
 
 VERSION = 1
 _MEMBERS = frozenset(
-    {"version", "trust_domain", "sequence", "refresh_hint", "active", "prepared", "retired", "deadlines"}
+    {"version", "trust_domain", "sequence", "refresh_hint", "longest_ttl"}
+    | {"active", "prepared", "retired", "deadlines"}
 )
 _ISSUER_MEMBERS = frozenset({"certificate", "intermediates", "root", "other_roots", "key"})
 
@@ -106,6 +108,7 @@ class AuthorityState:
         sequence: grows with every change of the bundle.
         refresh_hint: how often consumers should look for a new bundle.
         deadlines: when the steps of a root rotation may or must happen, by their names.
+        longest_ttl: the longest lifetime that was ever granted under the root of the active issuer; zero if unknown.
     """
 
     trust_domain: TrustDomain
@@ -115,6 +118,7 @@ class AuthorityState:
     sequence: int = 1
     refresh_hint: timedelta = DEFAULT_REFRESH_HINT
     deadlines: Mapping[str, datetime] = field(default_factory=dict)
+    longest_ttl: timedelta = timedelta()
 
     @property
     def issuers(self) -> tuple[IssuerState, ...]:
@@ -127,6 +131,16 @@ class AuthorityState:
         ordered = sorted(roots, key=lambda root: (root.not_valid_before_utc, write_der(root)))
         return TrustBundle(self.trust_domain, tuple(ordered), self.sequence, self.refresh_hint)
 
+    def followed_by(self, new: AuthorityState) -> AuthorityState:
+        """A new state in the place of this one, with the next sequence if the roots are others."""
+        same = self.bundle().x509_authorities == new.bundle().x509_authorities
+        return replace(new, sequence=self.sequence + (not same))
+
+    def granting(self, ttl: timedelta) -> AuthorityState:
+        """The same, with such a lifetime granted: the roots must outlive it even when less is granted later."""
+        longest = timedelta(seconds=math.ceil(ttl.total_seconds()))
+        return self if longest <= self.longest_ttl else replace(self, longest_ttl=longest)
+
     def to_json(self) -> bytes:
         """The document, the same bytes for the same state. It holds private keys."""
         document: dict[str, JSON] = {
@@ -134,6 +148,7 @@ class AuthorityState:
             "trust_domain": self.trust_domain.name,
             "sequence": self.sequence,
             "refresh_hint": int(self.refresh_hint.total_seconds()),
+            "longest_ttl": int(self.longest_ttl.total_seconds()),
             "active": _write_issuer(self.active),
             "prepared": None if self.prepared is None else _write_issuer(self.prepared),
             "retired": [_write_issuer(issuer) for issuer in self.retired],
@@ -142,20 +157,24 @@ class AuthorityState:
         return json.dumps(document, indent=2).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, text: bytes) -> AuthorityState:
+    def from_json(cls, text: bytes, *, keyless: bool = False) -> AuthorityState:
         """The state that a document says.
+
+        Args:
+            text: the document.
+            keyless: whether it may lack the key of the active issuer, which is then kept beside it.
 
         Raises:
             ConfigurationError: it is no such document, or one of another version.
         """
         try:
-            return _read_state(json.loads(text))
+            return _read_state(json.loads(text), keyless=keyless)
         except (ValueError, RecursionError):
             # Without the cause: it quotes the document, and there are keys in it.
             raise ConfigurationError("the state of the authority is damaged: it is no JSON") from None
 
 
-def _read_state(document: JSON) -> AuthorityState:
+def _read_state(document: JSON, *, keyless: bool) -> AuthorityState:
     if not isinstance(document, dict) or "version" not in document:
         raise ConfigurationError("the state of the authority is damaged: it has no version")
     if document["version"] != VERSION:
@@ -163,13 +182,16 @@ def _read_state(document: JSON) -> AuthorityState:
             f"the state of the authority has version {str(document['version'])[:20]!r}, and this release reads version "
             f"{VERSION}: was it written by a newer one?"
         )
+    document = {"longest_ttl": 0} | document  # older documents lack it
     _refuse_others(document, _MEMBERS)
-    sequence, hint = document["sequence"], document["refresh_hint"]
+    sequence, hint, longest = document["sequence"], document["refresh_hint"], document["longest_ttl"]
     prepared, retired, deadlines = document["prepared"], document["retired"], document["deadlines"]
-    if not (_positive(sequence) and _positive(hint) and isinstance(retired, list) and isinstance(deadlines, dict)):
+    if not (_whole(sequence, 1) and _whole(hint, 1) and _whole(longest, 0)) or not (
+        isinstance(retired, list) and isinstance(deadlines, dict)
+    ):
         raise ConfigurationError("the state of the authority is damaged: a member is of the wrong type")
     active = _read_issuer(document["active"])
-    if active.key is None:
+    if active.key is None and not keyless:
         raise ConfigurationError("the state of the authority is damaged: its active issuer has no key")
     try:
         return AuthorityState(
@@ -180,6 +202,7 @@ def _read_state(document: JSON) -> AuthorityState:
             sequence=sequence,
             refresh_hint=timedelta(seconds=hint),
             deadlines={name: _instant(value) for name, value in deadlines.items()},
+            longest_ttl=timedelta(seconds=longest),
         )
     except (InvalidSpiffeID, OverflowError) as error:
         raise ConfigurationError(f"the state of the authority is damaged: {error}") from error
@@ -243,8 +266,8 @@ def _refuse_others(document: Mapping[str, JSON], members: frozenset[str]) -> Non
         raise ConfigurationError(f"the state of the authority is damaged: the member {name[:50]!r} {problem}")
 
 
-def _positive(value: JSON) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _whole(value: JSON, least: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _instant(value: JSON) -> datetime:

@@ -8,19 +8,21 @@ Writing is compare-and-swap over the digest of the content, so that two writers 
 from __future__ import annotations
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ca.authority.state import AuthorityState
+from ca.authority.state import AuthorityState, KeyReference
 from istio_auth.errors import ConfigurationError, ConflictError, IstioAuthError, MissingError, NotReady
 from istio_auth.files import FileLock, atomic_write, private_folder, read_secret, remove_leftovers, sync_folder
 
 _MAX_STATE_BYTES = 4 << 20
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,29 @@ class AuthorityStore(ABC):
         except Exception as error:
             raise NotReady(f"the state of the authority could not be written ({type(error).__name__})") from error
         return Versioned(state, version_of(content))
+
+    def load_or_make(self, first: Callable[[], AuthorityState]) -> Versioned[AuthorityState]:
+        """What is stored, or what `first` makes if it is certain that nothing is.
+
+        However many processes ask at once, all get the same. Whoever can not tell whether it was the one that wrote,
+        for another was first or the answer was lost, takes what is there.
+
+        Raises:
+            ConfigurationError, NotReady: what is stored can not be used or looked at, or the first state not written;
+                or what `first` raises.
+        """
+        if (stored := self.load()) is not None:
+            return stored
+        state = first()
+        try:
+            stored = self.store(state, expected=None)
+        except (ConflictError, NotReady) as error:
+            if (stored := self.load()) is None:
+                raise NotReady(f"the first state of the authority could not be kept: {error}") from error
+        else:
+            if not isinstance(state.active.key, KeyReference):
+                _log.warning("a new root was made for %s: it ends %s", state.trust_domain, state.active.not_after)
+        return stored
 
     @property
     @abstractmethod

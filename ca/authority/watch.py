@@ -24,17 +24,19 @@ class AuthorityWatch:
     Args:
         authority: the authority.
         clock: tells the time.
+        shared: whether other processes change the state as well: it is then loaded before each look.
     """
 
-    def __init__(self, authority: Authority, clock: Clock) -> None:
+    def __init__(self, authority: Authority, clock: Clock, *, shared: bool = False) -> None:
         self._authority = authority
         self._clock = clock
+        self._shared = shared
 
     @property
     def interval(self) -> timedelta:
         """How often to look."""
-        validity = self._authority.active.validity
-        life = validity.not_after - validity.not_before
+        issuer = self._authority.state.active
+        life = issuer.not_after - issuer.not_before
         seldom = _PLUGGED if isinstance(self._authority, PluggedAuthority) else _SELDOM
         return max(_OFTEN, min(seldom, life / _LOOKS_PER_LIFE))
 
@@ -55,5 +57,6 @@ class AuthorityWatch:
 
     def _look(self) -> bool:
         now = self._clock.now()
+        reloaded = self._shared and self._authority.reload()
         followed = isinstance(self._authority, PluggedAuthority) and self._authority.follow(now)
-        return self._authority.renew_if_due(now) or followed
+        return self._authority.renew_if_due(now) or followed or reloaded

@@ -185,9 +185,11 @@ def _opened(settings: Loaded[Config], store: AuthorityStore, trust_domain: Trust
             f"the CA in {config.state_folder} is that of {domain} and vouches for no name of {trust_domain}: "
             "name another --state-folder, or an identity of its own trust domain"
         )
+    clock, longest = SystemClock(), config.signing.profile().max_ttl
     if config.authority.folder is not None:
-        return open_plugged_authority(config.authority.folder, store, trust_domain, SystemClock())
-    authority = open_authority(store, trust_domain, SystemClock(), lifetime=config.authority.root_lifetime)
+        return open_plugged_authority(config.authority.folder, store, trust_domain, clock, longest_ttl=longest)
+    lifetime = config.authority.root_lifetime
+    authority = open_authority(store, trust_domain, clock, lifetime=lifetime, longest_ttl=longest)
     if stored is None:
         note(f"a new CA for {trust_domain} was made in {config.state_folder}, as istio-ca does on its first start")
     return authority

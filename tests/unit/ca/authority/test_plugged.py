@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ca.authority.authority import open_authority
-from ca.authority.plugged import PluggedAuthority, find_layout, open_plugged_authority, read_plugged
+from ca.authority.issuer_source import IssuerFolder
+from ca.authority.plugged import PluggedAuthority, open_plugged_authority, read_plugged
 from ca.authority.state import KeyReference
 from istio_auth.errors import ConfigurationError
 from istio_auth.keys import PrivateKey
@@ -71,7 +72,7 @@ def written(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def opened(folder: Path, store: MemoryAuthorityStore | None = None) -> PluggedAuthority:
-    return open_plugged_authority(folder, store or MemoryAuthorityStore(), LOCAL, CLOCK)
+    return open_plugged_authority(folder, store or MemoryAuthorityStore(), LOCAL, CLOCK, longest_ttl=DAY)
 
 
 def refused(folder: Path, match: str = "") -> None:
@@ -144,8 +145,8 @@ def test_every_usual_form_of_key_is_taken(tmp_path: Path, kind: str, key_form: s
 
 
 def test_no_files_are_no_layout_and_no_authority(tmp_path: Path) -> None:
-    assert find_layout(tmp_path) is None
-    assert find_layout(tmp_path / "away") is None
+    assert IssuerFolder(tmp_path).layout() is None
+    assert IssuerFolder(tmp_path / "away").layout() is None
     refused(tmp_path, "ca-cert.pem")
 
 

@@ -54,7 +54,7 @@ async def test_a_plugged_in_issuer_is_followed_and_a_bad_one_leaves_the_old_in_u
     first, second = FakeAuthority(parent=root), FakeAuthority(parent=root)
     clock = FakeClock(root.now)
     plug_in(tmp_path, first)
-    authority = open_plugged_authority(tmp_path, MemoryAuthorityStore(), DOMAIN, clock)
+    authority = open_plugged_authority(tmp_path, MemoryAuthorityStore(), DOMAIN, clock, longest_ttl=DAY)
     watch = AuthorityWatch(authority, clock)
     assert watch.interval <= timedelta(minutes=1)
     plug_in(tmp_path, second)

@@ -1,0 +1,142 @@
+"""The takeover of a plugged-in issuer: the next step, decided without I/O from what is stored and what is offered.
+
+    offered, below the root of the active issuer     -> active at once: everybody has that root
+    offered, below another root                      -> prepared: its root joins the bundle
+    prepared, and the bundle is published            -> a deadline is set: by then everybody has read it
+    prepared, and the deadline is over               -> active; the old issuer is retired, and its key is not kept
+    prepared, and no longer offered                  -> dropped: nothing was signed with it
+    retired, and the last leaf below its root ended  -> out of the bundle (`pruned`)
+
+A step is a whole new state, stored by compare-and-swap before anything acts on it: of several replicas one makes it
+and the others load it, and after a crash it is decided again. The bundle therefore always holds the root of every
+issuer whose leaves may be alive, and nothing is signed below a root before the union of old and new was published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from cryptography import x509
+
+from ca.authority.state import AuthorityState, IssuerState, KeyReference
+from istio_auth.pem import write_der
+
+SIGNS = "prepared signs"
+_DROP = "drop root "
+# A replica that has not heard of the switch yet signs with the old issuer until it has.
+_LATE_REPLICAS = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long the steps take.
+
+    Args:
+        settling: from the publication of a bundle until everybody who reads it has it.
+        longest_ttl: the longest lifetime of a leaf.
+    """
+
+    settling: timedelta
+    longest_ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Why there is no step now, though one will follow.
+
+    Args:
+        reason: for people.
+    """
+
+    reason: str
+
+
+def next_step(
+    state: AuthorityState, offered: IssuerState | None, now: datetime, *, published: bool, pace: Pace
+) -> AuthorityState | Wait | None:
+    """What to store next; None when nothing is left to do.
+
+    Args:
+        state: what is stored.
+        offered: the issuer that is plugged in now, with a reference in the place of its key; None if there is none.
+        now: the present instant.
+        published: whether the bundle of this state is wherever it is read from.
+        pace: how long the steps take.
+    """
+    active, prepared = state.active, state.prepared
+    if (granting := state.granting(pace.longest_ttl)) is not state:
+        return granting
+    if offered is None or (offered == active and _where(offered) == _where(active)):
+        return None if prepared is None else _withdrawn(state)
+    if offered.root == active.root:
+        return _activated(state, offered, now, pace)
+    if offered != prepared:
+        return state.followed_by(replace(state, prepared=offered, deadlines=_without(state.deadlines, SIGNS)))
+    return _prepared(state, offered, now, published=published, pace=pace)
+
+
+def pruned(state: AuthorityState, now: datetime) -> AuthorityState:
+    """The state without the retired issuers below whose root nothing is alive any more; itself if there are none."""
+    kept = tuple(issuer for issuer in state.retired if now < _last_use(state, issuer.root))
+    if len(kept) == len(state.retired):
+        return state
+    gone = {_drop(issuer.root) for issuer in state.retired} - {_drop(issuer.root) for issuer in kept}
+    return state.followed_by(replace(state, retired=kept, deadlines=_without(state.deadlines, *gone)))
+
+
+def _prepared(
+    state: AuthorityState, issuer: IssuerState, now: datetime, *, published: bool, pace: Pace
+) -> AuthorityState | Wait:
+    """The step after `prepared`. Published is asked again at the end: the bundle may have changed meanwhile."""
+    signs = state.deadlines.get(SIGNS)
+    if not published:
+        return Wait(f"until the bundle with sequence {state.sequence}, which holds its root, is published everywhere")
+    if signs is None:
+        return replace(state, deadlines={**state.deadlines, SIGNS: now + pace.settling})
+    if now < signs:
+        return Wait(f"until {signs:%F %T} UTC, when everybody has read the bundle that holds its root")
+    return _activated(state, issuer, now, pace)
+
+
+def _activated(state: AuthorityState, issuer: IssuerState, now: datetime, pace: Pace) -> AuthorityState:
+    old, deadlines = state.active, _without(state.deadlines, SIGNS)
+    if issuer.root == old.root:
+        return state.followed_by(replace(state, active=issuer, prepared=None, deadlines=deadlines))
+    retired = (replace(old, other_roots=()), *(other for other in state.retired if other.root != issuer.root))
+    last_leaf = now + state.longest_ttl + _LATE_REPLICAS
+    # Who retired before this, and has no deadline, is an older root of the same key: what it signed ends earlier.
+    ends = {_drop(other.root): last_leaf for other in retired}
+    new = replace(
+        state,
+        active=issuer,
+        prepared=None,
+        retired=tuple(replace(other, key=None) for other in retired),
+        deadlines=ends | _without(deadlines, _drop(issuer.root)) | {_drop(old.root): last_leaf},
+        longest_ttl=timedelta(),
+    )
+    return state.followed_by(new.granting(pace.longest_ttl))
+
+
+def _withdrawn(state: AuthorityState) -> AuthorityState:
+    return state.followed_by(replace(state, prepared=None, deadlines=_without(state.deadlines, SIGNS)))
+
+
+def _last_use(state: AuthorityState, root: x509.Certificate) -> datetime:
+    """When a retired root is of no use any more: the last leaf below it has ended, or it has ended itself."""
+    end = root.not_valid_after_utc
+    return min(end, state.deadlines.get(_drop(root), end))
+
+
+def _drop(root: x509.Certificate) -> str:
+    return _DROP + hashlib.sha256(write_der(root)).hexdigest()
+
+
+def _without(deadlines: Mapping[str, datetime], *names: str) -> dict[str, datetime]:
+    return {name: instant for name, instant in deadlines.items() if name not in names}
+
+
+def _where(issuer: IssuerState) -> str | None:
+    return issuer.key.where if isinstance(issuer.key, KeyReference) else None
