@@ -176,7 +176,7 @@ class Issuer:
         self._log = log
         self._clock = clock
         self._reserved = reserved
-        self._workshop = _Workshop.of(authority.active, profile)
+        self._workshop: _Workshop | None = None
         self._gathering = Gathering(self._make, threads=threads or min(os.cpu_count() or 1, _MAX_THREADS), name="sign")
 
     def check(self, order: Order) -> None:
@@ -240,7 +240,10 @@ class Issuer:
         """Why nothing can be signed now; None if it can. Does not block."""
         if self._gathering.closed:
             return "the CA is stopping"
-        now, validity = self._clock.now(), self._authority.active.validity
+        try:
+            now, validity = self._clock.now(), self._authority.active.validity
+        except NotReady as error:
+            return str(error)
         if not validity.not_before <= now < validity.not_after:
             return "the chain of this CA is not valid now"
         if (reason := self._log.ready()) is not None:
@@ -301,7 +304,7 @@ class Issuer:
 
     def _current_workshop(self) -> _Workshop:
         active, workshop = self._authority.active, self._workshop
-        if workshop.active is not active:
+        if workshop is None or workshop.active is not active:
             workshop = self._workshop = _Workshop.of(active, self._profile)
         return workshop
 
