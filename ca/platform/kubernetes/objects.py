@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from istio_auth.bundle import JSON
@@ -42,3 +43,8 @@ def text(body: JSON, *path: str) -> str:
 def object_of(value: JSON) -> Object:
     """The value if it is an object, and an empty one if not."""
     return value if isinstance(value, dict) else {}
+
+
+def micro_time(instant: datetime) -> str:
+    """An instant as Kubernetes' `MicroTime` spells it, for Leases and Events."""
+    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"

@@ -1,0 +1,45 @@
+"""A process that stands for election, and while it leads writes down when it may write: to be killed and paused.
+
+    python -m tests.cluster.candidate KUBECONFIG NAMESPACE IDENTITY FILE
+
+Each line of the file is `IDENTITY TERM INSTANT` by the steady clock that all processes of the machine share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from ca.platform.kubernetes.candidate import LeaseTiming
+from ca.platform.kubernetes.connection import connected
+from ca.platform.kubernetes.lease import LeaderElection, steady_seconds
+from istio_auth.system_clock import SystemClock
+
+LEASE = "istio-ca-leader"
+TIMING = LeaseTiming(timedelta(seconds=2), timedelta(seconds=1.2), timedelta(seconds=0.3))
+
+
+async def stand(kubeconfig: Path, namespace: str, identity: str, file: int) -> None:
+    """Stand for election until SIGTERM."""
+    async with connected(kubeconfig) as api:
+        election = LeaderElection(api, namespace, LEASE, identity=identity, clock=SystemClock(), timing=TIMING)
+
+        async def lead(term: int) -> None:
+            while True:
+                now = steady_seconds()
+                if election.still_leading():
+                    os.write(file, f"{identity} {term} {now}\n".encode())
+                await asyncio.sleep(0.01)
+
+        running = asyncio.create_task(election.run(lead))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+        await asyncio.wait({running})
+
+
+if __name__ == "__main__":
+    _, where, whose, who, what = sys.argv
+    asyncio.run(stand(Path(where), whose, who, os.open(what, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)))
