@@ -142,13 +142,31 @@ class Client:
         return await self.create("/api/v1/nodes", {"metadata": {"name": name}})
 
     async def create_pod(
-        self, namespace: str, name: str, *, service_account: str = "default", node: str | None = None
+        self,
+        namespace: str,
+        name: str,
+        *,
+        service_account: str = "default",
+        node: str | None = None,
+        volumes: Sequence[JSON] = (),
     ) -> JSON:
-        """A pod, bound to a node if one is named. No kubelet starts it; a deletion is done at once."""
+        """A pod, bound to a node if one is named. No kubelet starts it; a deletion is done at once.
+
+        Args:
+            namespace: its namespace.
+            name: its name.
+            service_account: whose identity it has; the account must be there.
+            node: the node that it is bound to.
+            volumes: of its spec. A kubelet gets tokens only for the audiences that one of them names.
+
+        Raises:
+            Refused: the API server said no.
+        """
         spec = {
             "serviceAccountName": service_account,
             "containers": [{"name": "main", "image": "none.invalid/none"}],
             "terminationGracePeriodSeconds": 0,  # nobody would confirm that it has ended
+            "volumes": list(volumes),
             **({"nodeName": node} if node else {}),
         }
         return await self.create(f"/api/v1/namespaces/{namespace}/pods", {"metadata": {"name": name}, "spec": spec})

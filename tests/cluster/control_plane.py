@@ -106,9 +106,10 @@ class ControlPlane:
         """Write a kubeconfig that shows a bearer token; the path of it."""
         return self._write_kubeconfig(path, {"token": token})
 
-    async def stop_api_server(self, *, at_once: bool = False) -> None:
-        """End the API server, in good order or as a crash does it; its data stays."""
-        await asyncio.to_thread(self.api_server.kill if at_once else self.api_server.end)
+    async def stop_api_server(self) -> None:
+        """End the API server as a crash does it: every connection is cut, and new ones are refused."""
+        # Asked to end, it would wait a minute for those who watch.
+        await asyncio.to_thread(self.api_server.kill)
 
     async def start_api_server(self) -> None:
         """Start it again, at the same address with the same data, and wait until it is ready."""
@@ -116,11 +117,13 @@ class ControlPlane:
 
     async def stop_etcd(self) -> None:
         """End etcd: the API server goes on, and can neither read nor write."""
-        await asyncio.to_thread(self.etcd.end)
+        await asyncio.to_thread(self.etcd.kill)
 
     async def start_etcd(self) -> None:
-        """Start it again with the same data."""
+        """Start it again with the same data, and wait until the API server, if it runs, has found it."""
         await asyncio.to_thread(self.etcd.start)
+        if self.api_server.runs:
+            await asyncio.to_thread(self.api_server.wait_until_ready)
 
     def pause_api_server(self) -> None:
         """Let the API server hang: connections are made and requests sent, and nobody answers."""

@@ -1,4 +1,4 @@
-"""One server as a child process that can be stopped, killed, paused and started again, and that never outlives us."""
+"""One server as a child process that can be killed, paused and started again, and that never outlives us."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_GRACE = 10.0  # seconds that a server has to end by itself
 _START = 60.0  # seconds that it has to become ready, on a machine that is busy
 _LOOK = 0.02
 _LAST_LINES = 12
@@ -60,6 +59,11 @@ class Server:
         """Its process id."""
         return self._running().pid
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started and not killed since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start it and wait until it is ready.
 
@@ -76,6 +80,14 @@ class Server:
                 cwd=self._log.parent,
                 process_group=self._guard.group,
             )
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until it serves.
+
+        Raises:
+            ServerFailed: it ended, or took too long.
+        """
         deadline = time.monotonic() + _START
         while not self._is_ready():
             self.require_alive()
@@ -91,17 +103,6 @@ class Server:
         """
         if (code := self._running().poll()) is not None:
             raise ServerFailed(f"{self.name} ended by itself with status {code}:\n{self._last_lines()}")
-
-    def end(self) -> None:
-        """Ask it to end, and kill it if it does not; nothing if it does not run."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)  # it may be paused
-            self._process.terminate()
-            try:
-                self._process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                self.kill()
-            self._process = None
 
     def kill(self) -> None:
         """End it without a word; nothing if it does not run."""
