@@ -53,6 +53,8 @@ class Order:
         ttl: the lifetime asked for, or None.
         attested: who asked, and how that was proven; for the record.
         request_id: of the call; for the record.
+        validity: the two ends, where they had to be settled before (`IssuanceProfile.validity_spanning`); None leaves
+            them to `ttl` and the profile.
 
     Attributes:
         key_der: the SubjectPublicKeyInfo of the key.
@@ -63,6 +65,7 @@ class Order:
     ttl: timedelta | None
     attested: Attested
     request_id: str
+    validity: Validity | None = None
     key_der: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -143,8 +146,9 @@ class _Workshop:
     @classmethod
     def of(cls, active: ActiveIssuer, profile: IssuanceProfile) -> _Workshop:
         foreign = not type(active.key).__module__.startswith("cryptography.")
-        longest = profile.max_ttl + profile.backdate + timedelta(seconds=1)
-        check = CertificateCheck(active.certificate, active.above, longest=longest, check_signature=foreign)
+        check = CertificateCheck(
+            active.certificate, active.above, longest=profile.longest_validity, check_signature=foreign
+        )
         chain = tuple(map(write_der, active.issuer.chain))
         return cls(active, active.validity, LeafTemplate(active.certificate), check, chain)
 
@@ -184,10 +188,13 @@ class Issuer:
 
         Raises:
             NotAuthorized, TTLRefused, MalformedError: it is (see `issue`).
+            NotReady: the validity that was settled for it does not fit any more.
         """
         self._granted_names(order.grant)
         allowed_public_key(order.public_key)
         self._profile.lifetime(order.ttl, granted=order.grant.ttl)
+        if order.validity is not None:
+            self._profile.allowed(order.validity, self._clock.now(), within=self._authority.active.validity)
 
     async def issue(self, order: Order) -> IssuedSVID:
         """The certificate of one order.
@@ -261,7 +268,13 @@ class Issuer:
         for every order costs the processor's caches half as much time again.
         """
         workshop, now = self._current_workshop(), self._clock.now()
-        validity = cache(lambda lifetime: self._profile.validity(lifetime, now, within=workshop.validity))
+        usual = cache(lambda lifetime: self._profile.validity(lifetime, now, within=workshop.validity))
+
+        def validity(order: Order) -> Validity:
+            if order.validity is not None:
+                return self._profile.allowed(order.validity, now, within=workshop.validity)
+            return usual(self._profile.lifetime(order.ttl, granted=order.grant.ttl))
+
         leaves = [self._leaf(order, own_names, validity) for order, own_names in orders]
         signed = [_signed(workshop, leaf) for leaf in leaves]
         made = [(leaf, _checked(workshop, der, leaf)) for leaf, der in zip(leaves, signed, strict=True)]
@@ -275,14 +288,13 @@ class Issuer:
         return list(_released(workshop, made, self._recorded(records)))
 
     def _leaf(
-        self, order: Order, own_names: Names | None, validity: Callable[[timedelta], Validity]
+        self, order: Order, own_names: Names | None, validity: Callable[[Order], Validity]
     ) -> Leaf | IstioAuthError:
         """What the certificate of an order shall say."""
         try:
             names = own_names or self._granted_names(order.grant)
             key = allowed_public_key(order.public_key)
-            lifetime = self._profile.lifetime(order.ttl, granted=order.grant.ttl)
-            return Leaf(names, new_serial(), validity(lifetime), order.key_der, isinstance(key, RSAPublicKey))
+            return Leaf(names, new_serial(), validity(order), order.key_der, isinstance(key, RSAPublicKey))
         except IstioAuthError as error:
             return error
 

@@ -6,7 +6,7 @@ or clamped if the operator wants that. What else a certificate looks like is no 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from istio_auth.clock import in_words, whole_seconds
@@ -58,6 +58,11 @@ class IssuanceProfile:
         if self.backdate < timedelta() or not 0 <= self.backdate_share < 0.5:
             raise ConfigurationError("certificates are backdated by nothing or more, and by less than half their life")
 
+    @property
+    def longest_validity(self) -> timedelta:
+        """The longest time between the two ends of a certificate, whatever it lost when they became whole seconds."""
+        return self.max_ttl + self.backdate + _SHORTEST
+
     def lifetime(self, requested: timedelta | None, *, granted: timedelta | None = None) -> timedelta:
         """How long a certificate shall live from now on.
 
@@ -98,3 +103,46 @@ class IssuanceProfile:
         end = min(whole_seconds(now + lifetime), within.not_after)
         backdate = min(self.backdate, (end - now) * self.backdate_share)
         return Validity(max(whole_seconds(now - max(backdate, timedelta())), within.not_before), end)
+
+    def validity_spanning(
+        self, longest: timedelta, now: datetime, *, within: Validity, backdate: timedelta | None = None
+    ) -> Validity:
+        """The validity of a certificate made now that is no longer from its one end to its other than asked for.
+
+        Elsewhere a lifetime counts from now on, and what lies in the past comes on top.
+
+        Args:
+            longest: the longest time between its ends, in whole seconds.
+            now: the present instant.
+            within: the validity of the chain above it, which it never leaves.
+            backdate: how far it shall begin in the past, if not as far as usual; it becomes no longer by that.
+
+        Raises:
+            NotReady: that chain is not valid now.
+        """
+        rules = self if backdate is None else replace(self, backdate=backdate)
+        validity = rules.validity(min(longest, self.max_ttl), now, within=within)
+        end = validity.not_before + min(longest, self.max_ttl + self.backdate)
+        return replace(validity, not_after=min(validity.not_after, end))
+
+    def allowed(self, validity: Validity, now: datetime, *, within: Validity) -> Validity:
+        """The validity itself, if a certificate made now may have it.
+
+        Args:
+            validity: what was settled before, by `validity_spanning`.
+            now: the present instant.
+            within: the validity of the chain above it.
+
+        Raises:
+            TTLRefused: it is longer than any of this profile.
+            NotReady: it leaves that of the chain, which may be another one by now, or is over.
+        """
+        if validity.not_after - validity.not_before > self.longest_validity:
+            raise TTLRefused(
+                f"a validity of {in_words(validity.not_after - validity.not_before)} is longer than any here"
+            )
+        if not within.not_before <= validity.not_before < validity.not_after <= within.not_after:
+            raise NotReady("the validity that was settled is not within that of the chain of this CA")
+        if now >= validity.not_after:
+            raise NotReady(f"the validity that was settled is over since {validity.not_after:%F %T} UTC")
+        return validity

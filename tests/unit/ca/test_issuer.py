@@ -20,7 +20,7 @@ from ca.authority.state import AuthorityState, IssuerState, KeyReference
 from ca.certificate.build import LeafTemplate
 from ca.certificate.check import WrongCertificate
 from ca.issuer import IssuedSVID, Issuer, Order, ReservedNames
-from ca.profile import IssuanceProfile, TTLRefused
+from ca.profile import IssuanceProfile, TTLRefused, Validity
 from ca.registry import Grant
 from istio_auth.errors import IstioAuthError, KeyRejected, MalformedError, NotAuthorized, NotReady
 from istio_auth.keys import PublicKey
@@ -142,6 +142,32 @@ async def test_the_lifetime_is_what_profile_grant_and_caller_agree_on(
 ) -> None:
     issued = await issuer.issue(replace(order(ttl=granted), ttl=ttl))
     assert issued.not_after - clock.now() == given
+
+
+async def test_a_validity_that_was_settled_before_is_what_the_certificate_has(issuer: Issuer, clock: FakeClock) -> None:
+    settled = Validity(clock.now() + timedelta(minutes=3), clock.now() + 5 * HOUR)
+    issuer.check(replace(WEB_ORDER, validity=settled))
+    usual, issued = await issuer.issue_many([WEB_ORDER, replace(WEB_ORDER, validity=settled)])
+    assert isinstance(issued, IssuedSVID)
+    assert isinstance(usual, IssuedSVID)
+    assert Validity(issued.not_before, issued.not_after) == settled
+    (leaf,) = issued.certificates()
+    assert (leaf.not_valid_before_utc, leaf.not_valid_after_utc) == (settled.not_before, settled.not_after)
+    assert usual.not_after == clock.now() + DAY
+
+
+async def test_a_settled_validity_that_does_not_hold_fails_its_own_order_alone(
+    issuer: Issuer, clock: FakeClock
+) -> None:
+    long = replace(WEB_ORDER, validity=Validity(clock.now(), clock.now() + 91 * DAY))
+    over = replace(WEB_ORDER, validity=Validity(clock.now() - 2 * HOUR, clock.now() - HOUR))
+    refused, late, issued = await issuer.issue_many([long, over, WEB_ORDER])
+    assert isinstance(refused, TTLRefused)
+    assert isinstance(late, NotReady)
+    assert isinstance(issued, IssuedSVID)
+    for wrong, error in ((long, TTLRefused), (over, NotReady)):
+        with pytest.raises(error):
+            issuer.check(wrong)
 
 
 async def test_too_long_a_lifetime_is_refused(issuer: Issuer) -> None:

@@ -86,6 +86,50 @@ def test_nothing_is_signed_outside_the_life_of_the_chain(now: datetime) -> None:
     assert PROFILE.validity(HOUR, CHAIN.not_before, within=CHAIN).not_before == CHAIN.not_before
 
 
+@pytest.mark.parametrize("longest", [HOUR, HOUR + timedelta(seconds=1), DAY, 90 * DAY])
+@pytest.mark.parametrize("fraction", [timedelta(), timedelta(microseconds=1), timedelta(microseconds=999_999)])
+def test_a_spanning_validity_is_as_long_as_asked_for_from_end_to_end(longest: timedelta, fraction: timedelta) -> None:
+    validity = PROFILE.validity_spanning(longest, NOW + fraction, within=CHAIN)
+    assert validity == Validity(NOW - timedelta(minutes=2), NOW - timedelta(minutes=2) + longest)
+    assert PROFILE.allowed(validity, NOW, within=CHAIN) == validity
+
+
+def test_a_spanning_validity_is_bounded_by_the_profile_and_the_chain() -> None:
+    minutes = timedelta(minutes=1)
+    assert PROFILE.validity_spanning(365 * DAY, NOW, within=CHAIN) == Validity(NOW - 2 * minutes, NOW + 90 * DAY)
+    chain = Validity(NOW - minutes, NOW + 30 * minutes)
+    assert PROFILE.validity_spanning(DAY, NOW, within=chain) == chain
+    with pytest.raises(NotReady):
+        PROFILE.validity_spanning(DAY, chain.not_after, within=chain)
+
+
+@pytest.mark.parametrize("backdate", [timedelta(), timedelta(minutes=1), timedelta(minutes=4)])
+@pytest.mark.parametrize("longest", [HOUR, 365 * DAY])
+def test_another_backdate_makes_no_longer_certificate(backdate: timedelta, longest: timedelta) -> None:
+    validity = PROFILE.validity_spanning(longest, NOW, within=CHAIN, backdate=backdate)
+    assert validity.not_before == NOW - backdate
+    assert validity.not_after - validity.not_before == min(longest, 90 * DAY + min(backdate, PROFILE.backdate))
+    assert PROFILE.allowed(validity, NOW, within=CHAIN) == validity
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (Validity(NOW, NOW + 90 * DAY + timedelta(minutes=2, seconds=2)), TTLRefused),
+        (Validity(CHAIN.not_before - timedelta(seconds=1), NOW), NotReady),
+        (Validity(CHAIN.not_after - HOUR, CHAIN.not_after + timedelta(seconds=1)), NotReady),
+        (Validity(NOW, NOW), NotReady),
+        (Validity(NOW + HOUR, NOW), NotReady),
+        (Validity(NOW - HOUR, NOW), NotReady),
+    ],
+    ids=["too long", "before the chain", "after the chain", "empty", "turned round", "over"],
+)
+def test_a_settled_validity_that_does_not_hold_is_refused(wrong: Validity, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        PROFILE.allowed(wrong, NOW, within=CHAIN)
+    assert PROFILE.allowed(Validity(NOW - HOUR, NOW + HOUR), NOW, within=CHAIN)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
