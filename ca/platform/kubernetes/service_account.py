@@ -128,6 +128,18 @@ def caller_of_review(status: Mapping[str, JSON], audiences: Collection[str]) -> 
     user = status.get("user")
     if not isinstance(user, dict):
         raise NotAuthenticated("the API server says nothing of the user of the token")
+    return caller_of_user(user)
+
+
+def caller_of_user(user: Mapping[str, JSON]) -> ServiceAccountCaller:
+    """Whom the API server means by a user, as it tells one in a review and stamps one into a signing request.
+
+    Args:
+        user: its `username`, `uid`, `groups` and `extra`.
+
+    Raises:
+        NotAuthenticated: no service account.
+    """
     username, groups, extra = user.get("username"), user.get("groups"), user.get("extra") or {}
     if not isinstance(groups, list) or _GROUP not in groups:
         raise NotAuthenticated(f"the user {str(username)[:200]!a} of the token is not of the group {_GROUP}")
@@ -192,7 +204,7 @@ def _account(username: JSON) -> tuple[str, str]:
     return parts[2], parts[3]
 
 
-def _one(extra: dict[str, JSON], name: str) -> str:
+def _one(extra: Mapping[str, JSON], name: str) -> str:
     """The one value of an extra; empty if there is none."""
     match extra.get(f"{_EXTRA}{name}"):
         case None:
@@ -209,7 +221,7 @@ def _named(said: dict[str, JSON], name: str) -> dict[str, JSON]:
     return found
 
 
-def _text(said: dict[str, JSON], name: str) -> str:
+def _text(said: Mapping[str, JSON], name: str) -> str:
     value = said.get(name, "")
     if not isinstance(value, str):
         raise NotAuthenticated(f"the {name} that the token speaks of is no text")
