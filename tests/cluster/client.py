@@ -157,7 +157,8 @@ class Client:
             name: its name.
             service_account: whose identity it has; the account must be there.
             node: the node that it is bound to.
-            volumes: of its spec. A kubelet gets tokens only for the audiences that one of them names.
+            volumes: of its spec. A kubelet gets tokens only for the audiences that one of them names, and may ask for
+                pod certificates only of the signers that one of them names.
 
         Raises:
             Refused: the API server said no.

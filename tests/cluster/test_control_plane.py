@@ -19,6 +19,7 @@ from tests.cluster.flags import ISSUER
 from tests.cluster.waiting import eventually
 
 AUDIENCE = "istio-ca"
+SIGNER = "istio-auth.test/pod"
 CERTIFICATES = "/apis/certificates.k8s.io/v1"
 
 
@@ -42,10 +43,16 @@ async def vanishes(admin: Client, path: str) -> None:
 async def answers(client: Client, status: int, method: str, path: str, body: object = None) -> None:
     """Return once a request is answered with this status: an authorizer hears of changes a little later."""
 
-    async def look() -> bool:
-        return (await client.request(method, path, body))[0] == status
+    last: JSON = {}
 
-    await eventually(look)
+    async def look() -> bool:
+        code, last["answer"] = await client.request(method, path, body)
+        return code == status
+
+    try:
+        await eventually(look)
+    except TimeoutError:
+        pytest.fail(f"{method} {path} is answered: {last}")
 
 
 async def test_says_which_kubernetes_it_is(control_plane: ControlPlane, admin: Client) -> None:
@@ -148,11 +155,15 @@ async def test_a_kubelet_asks_for_the_certificates_of_its_own_pods_and_no_other_
 ) -> None:
     account = await admin.create_service_account(namespace, "web")
     node, other = [await admin.create_node(f"{name}-{namespace}") for name in ("own", "other")]
-    pod = await admin.create_pod(namespace, "web-1", service_account="web", node=node["metadata"]["name"])
+    source = {"signerName": SIGNER, "keyType": "ECDSAP256", "credentialBundlePath": "bundle.pem"}
+    volume = {"name": "certificate", "projected": {"sources": [{"podCertificate": source}]}}
+    pod = await admin.create_pod(
+        namespace, "web-1", service_account="web", node=node["metadata"]["name"], volumes=[volume]
+    )
     key = ec.generate_private_key(ec.SECP256R1())
     csr = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
     spec = {
-        "signerName": "istio-auth.test/pod",
+        "signerName": SIGNER,
         "podName": "web-1",
         "podUID": pod["metadata"]["uid"],
         "serviceAccountName": "web",
