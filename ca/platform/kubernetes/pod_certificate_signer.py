@@ -1,0 +1,92 @@
+"""The signer of PodCertificateRequests: the kubelet asks for a pod, and the pod's volume gets a certificate.
+
+What may be signed is decided in `ca.platform.kubernetes.pod_certificates`; here it is done.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from ca.audit import Audit
+from ca.issuer import Issuer
+from ca.platform.kubernetes.api import KubernetesAPI
+from ca.platform.kubernetes.objects import Object, text
+from ca.platform.kubernetes.pod_certificates import decide, denied_status, issued_status, refused_by_server
+from ca.platform.kubernetes.refusals import ObjectRefused
+from ca.platform.kubernetes.request_queue import RequestQueue
+from ca.platform.kubernetes.resources import POD_CERTIFICATE_REQUESTS
+from ca.platform.kubernetes.signer import Deny, Ignore, Sign, Signer, Wait
+from ca.profile import Validity
+from istio_auth.clock import Clock
+from istio_auth.errors import NotAuthorized, NotReady
+
+
+class PodCertificateSigner:
+    """Answers PodCertificateRequests. Lives on one event loop.
+
+    Args:
+        api: the API server.
+        signer: who we are.
+        issuer: signs.
+        within: the validity of the chain that signs now.
+        audit: writes the lines.
+        clock: tells the time.
+
+    Attributes:
+        queue: the requests; whoever supervises the platform runs it.
+    """
+
+    def __init__(
+        self,
+        api: KubernetesAPI,
+        signer: Signer,
+        *,
+        issuer: Issuer,
+        within: Callable[[], Validity],
+        audit: Audit,
+        clock: Clock,
+    ) -> None:
+        self._api = api
+        self._signer = signer
+        self._issuer = issuer
+        self._within = within
+        self._audit = audit
+        self._clock = clock
+        self.queue = RequestQueue(
+            api,
+            POD_CERTIFICATE_REQUESTS,
+            signer.name,
+            answer=self._answer,
+            waits=lambda request: not isinstance(self._decision(request), Ignore),
+            clock=clock,
+        )
+
+    async def _answer(self, request: Object) -> None:
+        decision = self._decision(request)
+        if isinstance(decision, Wait):
+            raise NotReady(decision.reason)
+        if isinstance(decision, Sign):
+            await self._sign(request, decision)
+        elif isinstance(decision, Deny):
+            await self._api.replace(
+                POD_CERTIFICATE_REQUESTS, denied_status(request, decision, self._clock.now()), subresource="status"
+            )
+            error = NotAuthorized(f"{decision.reason}: {decision.message}")
+            pod = f"{text(request, 'metadata', 'namespace')}/{text(request, 'spec', 'podName')}"
+            self._audit.refused(error, text(request, "metadata", "uid"), caller=f"pod {pod}")
+
+    async def _sign(self, request: Object, decision: Sign) -> None:
+        order = decision.order
+        svid = await self._issuer.issue(order)
+        body = issued_status(request, svid, self._clock.now(), draw=random.random())  # noqa: S311  # jitter
+        try:
+            await self._api.replace(POD_CERTIFICATE_REQUESTS, body, subresource="status")
+        except ObjectRefused as error:
+            raise NotReady(refused_by_server(request, str(error), self._clock.now()).reason) from error
+        self._audit.issued(svid, order.attested, order.request_id)
+
+    def _decision(self, request: Object) -> Sign | Deny | Wait | Ignore:
+        now = self._clock.now()
+        server_now = None if self._api.ahead is None else now + self._api.ahead
+        return decide(request, self._signer, now, within=self._within(), server_now=server_now)
