@@ -1,4 +1,4 @@
-"""The signer of CertificateSigningRequests: approves what names its own author, denies the rest, signs what is approved.
+"""The signer of CertificateSigningRequests: approves what names its own author, denies the rest, signs the approved.
 
 What may be signed is decided in `ca.platform.kubernetes.certificate_signing_requests`; here it is done.
 """

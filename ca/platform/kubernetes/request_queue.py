@@ -109,7 +109,7 @@ class RequestQueue:
         except IstioAuthError as error:
             _log.error("a request could not be answered", kind=self._resource.kind, request=str(key), reason=str(error))
             return self._later(key, str(error))
-        except Exception as error:  # one bad request must not end the others
+        except Exception as error:  # noqa: BLE001  # one bad request must not end the others
             _log.exception("a request could not be answered", kind=self._resource.kind, request=str(key))
             return self._later(key, f"a fault of ours: {type(error).__name__}")
         return self._forget(key)
