@@ -1,0 +1,335 @@
+"""SecretController: keeps the secret of every service account as the plan wants it. The I/O around `plan_one`.
+
+    something changed, is due, or everything once in a while -> key -> decide -> act -> decide again -> nothing to do
+
+Each service account is decided for itself, by whichever worker comes first; a failure costs this one a wait that
+doubles, and the others nothing. Nothing is held that a restart would miss: what is there is what counts.
+
+It writes only as the leader, and asks whether it is right before each write; a write that leaves late all the same
+meets the version it was planned for, or none. Cancelled, it abandons what it is doing: whoever comes next finds the
+secret written, or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import NoReturn
+
+import structlog
+
+from ca.authority.authority import Authority
+from ca.authority.state import AuthorityState
+from ca.controller.action import Action, Concern, Kind, Subject
+from ca.controller.contention import Contention
+from ca.controller.namespaces import Scope
+from ca.controller.pairs import PairMaker
+from ca.controller.plan import Decision, plan_one
+from ca.controller.report import Reports
+from ca.controller.settings import Settings
+from ca.controller.sink import Content, SecretSink
+from ca.controller.snapshot import AccountKey, Desired, secret_name
+from ca.controller.tally import Present, Standing, Tally
+from ca.controller.view import Snapshots, View
+from ca.controller.work_queue import Agenda, WorkQueue
+from istio_auth.clock import Clock
+from istio_auth.errors import ConflictError, IstioAuthError, NotReady
+from istio_auth.rotation import retry_delay
+
+_STEPS = 5  # decisions about one service account in a row; two are usual
+_LOOK_EVERY = 0.25  # seconds between two looks at what is due: no clock that jumps is slept through
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast the controller goes.
+
+    Args:
+        workers: how many service accounts are worked on at once.
+        resync: how often everything is looked at, whether or not something was heard of it.
+        first_retry: how long a failure costs the first time; each time twice as much.
+        longest_retry: how long it costs at most.
+    """
+
+    workers: int = 8
+    resync: timedelta = timedelta(minutes=10)
+    first_retry: timedelta = timedelta(seconds=0.5)
+    longest_retry: timedelta = timedelta(minutes=5)
+
+
+DEFAULT_PACE = Pace()
+
+
+@dataclass(frozen=True, slots=True)
+class _Standard:
+    """What every secret shall be, and the bundle that shall be in it."""
+
+    state: AuthorityState
+    desired: Desired
+    root: bytes
+
+    @classmethod
+    def of(cls, state: AuthorityState) -> _Standard:
+        return cls(state, Desired.of(state), state.bundle().to_pem())
+
+
+class SecretController:
+    """Looks after the secrets, while it runs. Lives on one event loop.
+
+    Args:
+        snapshots: what there is.
+        sink: writes secrets.
+        authority: what they shall be.
+        pairs: makes keys and certificates.
+        reports: tells people.
+        settings: what the operator decides.
+        clock: tells the time.
+        leading: whether this process leads at this instant.
+        tally: counts.
+        pace: how fast it goes.
+    """
+
+    def __init__(
+        self,
+        snapshots: Snapshots,
+        sink: SecretSink,
+        authority: Authority,
+        *,
+        pairs: PairMaker,
+        reports: Reports,
+        settings: Settings,
+        clock: Clock,
+        leading: Callable[[], bool],
+        tally: Tally,
+        pace: Pace = DEFAULT_PACE,
+    ) -> None:
+        self._snapshots = snapshots
+        self._sink = sink
+        self._authority = authority
+        self._pairs = pairs
+        self._reports = reports
+        self._settings = settings
+        self._clock = clock
+        self._leading = leading
+        self._tally = tally
+        self._pace = pace
+        self._standard = _Standard.of(authority.state)
+        self._begin()
+
+    def present(self) -> Present:
+        """What stands now, for metrics. Nothing does where it does not run."""
+        return Present(lambda: list(self._standing.values()), lambda: len(self._queue))
+
+    def degraded(self) -> str | None:
+        """Why somebody should look; None if all is well."""
+        fighting = sum(each.concern is Concern.CONTENDED for each in self._standing.values())
+        return f"{fighting} secrets are left alone, for somebody keeps changing them back" if fighting else None
+
+    async def run(self) -> NoReturn:
+        """Look after the secrets until cancelled."""
+        await self._snapshots.until_synced()
+        self._begin()
+        ends = (
+            self._snapshots.subscribe(self._changed),
+            self._authority.subscribe(_on_loop(self._look_at_everything)),
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(self._pace.workers):
+                    tasks.create_task(self._work())
+                tasks.create_task(self._resync())
+                await self._watch_the_time()
+        finally:
+            for end in ends:
+                end()
+            self._begin()
+
+    def _begin(self) -> None:
+        """Forget everything: it may be of another term, and others were at work meanwhile."""
+        self._queue = WorkQueue[AccountKey]()
+        self._agenda = Agenda[AccountKey]()
+        self._view = View(self._snapshots)
+        self._contention = Contention[AccountKey]()
+        self._standing: dict[AccountKey, Standing] = {}
+        self._attempts: dict[AccountKey, int] = {}
+        self._wrote: dict[
+            AccountKey, tuple[str, str]
+        ] = {}  # the account's UID, and the version of what we wrote for it
+
+    def _changed(self, key: AccountKey) -> None:
+        self._view.secret(key)  # takes note that another version is shown
+        self._queue.add(key)
+
+    def _look_at_everything(self) -> None:
+        self._contention.left_alone(self._clock.now())
+        for key in {*self._snapshots.keys(), *self._standing}:
+            self._queue.add(key, urgent=False)
+
+    async def _resync(self) -> NoReturn:
+        while True:
+            self._view.doubt()
+            self._look_at_everything()
+            await asyncio.sleep(self._pace.resync.total_seconds())
+
+    async def _watch_the_time(self) -> NoReturn:
+        while True:
+            for key in self._agenda.take(self._clock.now()):
+                self._queue.add(key, urgent=False)
+            await asyncio.sleep(_LOOK_EVERY)
+
+    async def _work(self) -> NoReturn:
+        while True:
+            key = await self._queue.take()
+            try:
+                await self._look_after(key)
+            finally:
+                self._queue.done(key)
+            await asyncio.sleep(0)  # most have nothing to wait for, and others want their turn
+
+    async def _look_after(self, key: AccountKey) -> None:
+        """Do what one service account needs, and see to it that it is looked at again when it needs more."""
+        action: Action | None = None
+        try:
+            if self._view.doubts(key):
+                await self._look(key)
+            for _ in range(_STEPS):
+                action = self._decide(key).action
+                if action is None or self._gives_way(key, action):
+                    self._settled(key, self._decide(key))
+                    return
+                await self._act(key, action)
+            raise NotReady("it does not become what it shall be")
+        except _NotLeading:
+            self._again(key, _NotLeading("another one leads by now"))
+        except IstioAuthError as error:
+            self._failed(key, action, error)
+        except Exception as error:  # noqa: BLE001  # one that trips over a fault of ours must not fail the others
+            _log.exception("a secret could not be looked after", namespace=key[0], service_account=key[1])
+            self._failed(key, action, IstioAuthError(f"a fault of this CA's own ({type(error).__name__})"))
+
+    def _decide(self, key: AccountKey) -> Decision:
+        now = self._clock.now()
+        return plan_one(
+            self._snapshots.account(key),
+            self._view.secret(key),
+            scope=self._scope(key),
+            desired=self._current().desired,
+            now=now,
+            settings=self._settings,
+            left_alone_until=self._contention.until(key, now),
+        )
+
+    def _scope(self, key: AccountKey) -> Scope:
+        return self._settings.namespaces.scope(key[0], self._snapshots.namespace(key[0]))
+
+    def _current(self) -> _Standard:
+        if self._standard.state is not (state := self._authority.state):
+            self._standard = _Standard.of(state)
+        return self._standard
+
+    def _gives_way(self, key: AccountKey, action: Action) -> bool:
+        """Whether somebody has changed the secret back so often that it is left alone from now on."""
+        uid, version = self._wrote.get(key, ("", ""))
+        if not uid or action.kind is Kind.RENEW:
+            return False
+        found = "" if action.precondition is None else action.precondition.resource_version
+        if action.subject.account_uid != uid:
+            self._forget(key)
+            return False
+        if found == version:
+            return False  # it is as we left it, and we want it otherwise now
+        self._wrote[key] = uid, found  # each change counts once
+        return self._contention.note(key, self._clock.now()) is not None
+
+    async def _act(self, key: AccountKey, action: Action) -> None:
+        """Do one thing; where the secret turns out to be another than it seemed, look at it instead."""
+        content = None
+        if action.kind is not Kind.DELETE:
+            root = self._current().root
+            content = Content(root, await self._pairs.make(action, root) if action.kind.issues else None)
+        shown = self._view.shown(key)
+        if not self._leading():
+            raise _NotLeading("another one leads by now")
+        try:
+            secret = await self._sink.apply(action, content)
+        except ConflictError:
+            await self._look(key)
+            return
+        self._view.learn(key, secret, shown=shown)
+        self._done(key, action, "" if secret is None else secret.resource_version)
+
+    async def _look(self, key: AccountKey) -> None:
+        shown = self._view.shown(key)
+        self._view.learn(key, await self._sink.look(key), shown=shown)
+
+    def _done(self, key: AccountKey, action: Action, version: str) -> None:
+        self._tally.written[action.kind, action.reason] += 1
+        standing = self._standing.get(key)
+        if action.kind is Kind.CREATE and standing is not None and standing.ends is not None:
+            self._tally.remade += 1
+        self._wrote[key] = action.subject.account_uid, version
+        _log.debug("secret written", kind=action.kind.value, secret="/".join(key), reason=action.detail)
+
+    def _settled(self, key: AccountKey, decision: Decision) -> None:
+        self._attempts.pop(key, None)
+        if decision.finding is None:
+            self._reports.well(key)
+        else:
+            self._reports.finding(key, decision.finding)
+        if decision.due is None:
+            self._agenda.drop(key)
+        else:
+            self._agenda.put(key, decision.due)
+        concern = None if decision.finding is None else decision.finding.concern
+        self._stand(key, Standing(decision.ends, decision.due, concern))
+
+    def _failed(self, key: AccountKey, action: Action | None, error: IstioAuthError) -> None:
+        kind = None if action is None else action.kind
+        self._tally.failed[kind, error.code] += 1
+        self._again(key, error)
+        account = self._snapshots.account(key)
+        subject = Subject(*key, "" if account is None else account.uid, secret_name(key[1]))
+        self._reports.failure(key, subject, kind, error)
+        standing = self._standing.get(key, Standing(None, None, None))
+        self._stand(key, replace(standing, failing=True))
+
+    def _again(self, key: AccountKey, error: IstioAuthError) -> None:
+        """Have a service account looked at again after a wait that is twice as long each time."""
+        attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
+        draw = random.random()  # noqa: S311  # jitter
+        delay = retry_delay(attempt, draw=draw, first=self._pace.first_retry, longest=self._pace.longest_retry)
+        self._agenda.put(key, self._clock.now() + max(delay, error.retry_after or timedelta()))
+
+    def _stand(self, key: AccountKey, standing: Standing) -> None:
+        account = self._snapshots.account(key)
+        if account is None:
+            self._forget(key)
+        if account is not None and self._scope(key) is Scope.MANAGED:
+            self._standing[key] = standing
+        else:
+            self._standing.pop(key, None)
+
+    def _forget(self, key: AccountKey) -> None:
+        """Hold nothing against another service account of that name."""
+        self._wrote.pop(key, None)
+        self._contention.forget(key)
+
+
+def _on_loop(call: Callable[[], None]) -> Callable[[], None]:
+    """What may be called on any thread, to have something called on this event loop."""
+    loop = asyncio.get_running_loop()
+
+    def called() -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(call)
+
+    return called
+
+
+class _NotLeading(NotReady):
+    """Another one leads by now, and this one is about to be stopped: nobody needs to hear of it."""
