@@ -81,7 +81,7 @@ class PluggedAuthority(Authority):
 
     @property
     def waiting(self) -> str | None:
-        """Why the issuer that is plugged in does not sign yet; None if it does, or there is none."""
+        """What stands between the files and the issuer that signs; None if it is the one in the files, or none is."""
         return None if self._waiting is None else self._waiting.reason
 
     def warnings(self, now: datetime, *, longest_ttl: timedelta | None = None) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ class PluggedAuthority(Authority):
         found = super().warnings(now, longest_ttl=longest_ttl)
         if self.waiting is None:
             return found
-        return (*found, f"the plugged-in CA in {self._source.where} waits {self.waiting}")
+        return (*found, f"the plugged-in CA in {self._source.where}: {self.waiting}")
 
     def follow(self, now: datetime) -> bool:
         """Read the files again, and take the steps towards what they say that can be taken now. Blocks.
@@ -153,7 +153,7 @@ class PluggedAuthority(Authority):
                 self._load()  # another replica was first: what comes next is decided on what it did
             else:
                 self._report(state, step)
-        self._waiting = Wait("until all replicas are offered the same issuer")
+        self._waiting = Wait("the replicas of this CA do not see the same files")
 
     def _report(self, before: AuthorityState, after: AuthorityState) -> None:
         if after.active != before.active:

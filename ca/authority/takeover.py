@@ -7,6 +7,9 @@
     prepared, and no longer offered                  -> dropped: nothing was signed with it
     retired, and the last leaf below its root ended  -> out of the bundle (`pruned`)
 
+What was prepared or made active stays so for a while, whatever is offered: a replica that sees a change of the files
+later than the others must not undo what they made of it.
+
 A step is a whole new state, stored by compare-and-swap before anything acts on it: of several replicas one makes it
 and the others load it, and after a crash it is decided again. The bundle therefore always holds the root of every
 issuer whose leaves may be alive, and nothing is signed below a root before the union of old and new was published.
@@ -25,6 +28,7 @@ from ca.authority.state import AuthorityState, IssuerState, KeyReference
 from istio_auth.pem import write_der
 
 SIGNS = "prepared signs"
+STAYS = "choice stays"
 _DROP = "drop root "
 # A replica that has not heard of the switch yet signs with the old issuer until it has.
 _LATE_REPLICAS = timedelta(hours=1)
@@ -35,7 +39,7 @@ class Pace:
     """How long the steps take.
 
     Args:
-        settling: from the publication of a bundle until everybody who reads it has it.
+        settling: from the publication of a bundle until everybody who reads it has it; zero if nothing has to wait.
         longest_ttl: the longest lifetime of a leaf.
     """
 
@@ -48,7 +52,7 @@ class Wait:
     """Why there is no step now, though one will follow.
 
     Args:
-        reason: for people.
+        reason: what is so, for people.
     """
 
     reason: str
@@ -66,16 +70,21 @@ def next_step(
         published: whether the bundle of this state is wherever it is read from.
         pace: how long the steps take.
     """
-    active, prepared = state.active, state.prepared
     if (granting := state.granting(pace.longest_ttl)) is not state:
         return granting
-    if offered is None or (offered == active and _where(offered) == _where(active)):
-        return None if prepared is None else _withdrawn(state)
-    if offered.root == active.root:
+    signing = offered is None or (offered == state.active and _where(offered) == _where(state.active))
+    if signing and state.prepared is None:
+        gone = offered is None and _where(state.active) is not None
+        return Wait("its files are gone: after a restart nothing can be signed") if gone else None
+    if offered is not None and offered == state.prepared:
+        return _prepared(state, offered, now, published=published, pace=pace)
+    if now < (stays := state.deadlines.get(STAYS, now)):
+        return Wait(f"it was changed a moment ago, and will be looked at again from {stays:%F %T} UTC on")
+    if signing or offered is None:
+        return _preparing(state, None, now, pace)
+    if offered.root == state.active.root:
         return _activated(state, offered, now, pace)
-    if offered != prepared:
-        return state.followed_by(replace(state, prepared=offered, deadlines=_without(state.deadlines, SIGNS)))
-    return _prepared(state, offered, now, published=published, pace=pace)
+    return _preparing(state, offered, now, pace)
 
 
 def pruned(state: AuthorityState, now: datetime) -> AuthorityState:
@@ -87,22 +96,28 @@ def pruned(state: AuthorityState, now: datetime) -> AuthorityState:
     return state.followed_by(replace(state, retired=kept, deadlines=_without(state.deadlines, *gone)))
 
 
+def _preparing(state: AuthorityState, issuer: IssuerState | None, now: datetime, pace: Pace) -> AuthorityState:
+    """The step to `prepared`, or with nothing prepared back from it."""
+    deadlines = _without(state.deadlines, SIGNS) | {STAYS: now + pace.settling}
+    return state.followed_by(replace(state, prepared=issuer, deadlines=deadlines))
+
+
 def _prepared(
     state: AuthorityState, issuer: IssuerState, now: datetime, *, published: bool, pace: Pace
 ) -> AuthorityState | Wait:
     """The step after `prepared`. Published is asked again at the end: the bundle may have changed meanwhile."""
     signs = state.deadlines.get(SIGNS)
     if not published:
-        return Wait(f"until the bundle with sequence {state.sequence}, which holds its root, is published everywhere")
+        return Wait(f"it signs when the bundle with sequence {state.sequence}, which holds its root, is published")
     if signs is None:
         return replace(state, deadlines={**state.deadlines, SIGNS: now + pace.settling})
     if now < signs:
-        return Wait(f"until {signs:%F %T} UTC, when everybody has read the bundle that holds its root")
+        return Wait(f"it signs from {signs:%F %T} UTC on, when everybody has read the bundle that holds its root")
     return _activated(state, issuer, now, pace)
 
 
 def _activated(state: AuthorityState, issuer: IssuerState, now: datetime, pace: Pace) -> AuthorityState:
-    old, deadlines = state.active, _without(state.deadlines, SIGNS)
+    old, deadlines = state.active, _without(state.deadlines, SIGNS) | {STAYS: now + pace.settling}
     if issuer.root == old.root:
         return state.followed_by(replace(state, active=issuer, prepared=None, deadlines=deadlines))
     retired = (replace(old, other_roots=()), *(other for other in state.retired if other.root != issuer.root))
@@ -118,10 +133,6 @@ def _activated(state: AuthorityState, issuer: IssuerState, now: datetime, pace: 
         longest_ttl=timedelta(),
     )
     return state.followed_by(new.granting(pace.longest_ttl))
-
-
-def _withdrawn(state: AuthorityState) -> AuthorityState:
-    return state.followed_by(replace(state, prepared=None, deadlines=_without(state.deadlines, SIGNS)))
 
 
 def _last_use(state: AuthorityState, root: x509.Certificate) -> datetime:
