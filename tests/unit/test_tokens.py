@@ -249,7 +249,8 @@ class TestTime:
     def test_may_be_limited(self) -> None:
         token = ISSUER.token(NOW)
         verify(token, longest_life=HOUR)
-        assert fault(token, longest_life=HOUR - SECOND) is TokenFault.LONG_LIVED
+        for now in (NOW, NOW + HOUR / 2):
+            assert fault(token, now=now, longest_life=HOUR - SECOND) is TokenFault.LONG_LIVED
         undated = ISSUER.token(NOW, iat=None, nbf=None)
         assert fault(undated, longest_life=HOUR - SECOND) is TokenFault.LONG_LIVED
         verify(undated, now=NOW + SECOND, longest_life=HOUR - SECOND)

@@ -115,9 +115,8 @@ class ReviewCache:
 
     def _keep(self, name: bytes, answer: _Answer) -> None:
         now = self._monotonic()
-        self._answers.pop(name, None)
-        if now < answer.good_until:
-            self._answers[name] = answer
+        self._answers.pop(name, None)  # so that the new one stands last
+        self._answers[name] = answer
         while self._answers:
             oldest = next(iter(self._answers))
             if len(self._answers) <= self._most and now < self._answers[oldest].good_until:
