@@ -41,7 +41,6 @@ from istio_auth.errors import ConflictError, IstioAuthError, NotReady
 from istio_auth.rotation import retry_delay
 
 _STEPS = 5  # decisions about one service account in a row; two are usual
-_LOOK_EVERY = 0.25  # seconds between two looks at what is due: no clock that jumps is slept through
 _log = structlog.get_logger()
 
 
@@ -54,12 +53,14 @@ class Pace:
         resync: how often everything is looked at, whether or not something was heard of it.
         first_retry: how long a failure costs the first time; each time twice as much.
         longest_retry: how long it costs at most.
+        look: how often to look at what is due: no clock that jumps is slept through.
     """
 
     workers: int = 8
     resync: timedelta = timedelta(minutes=10)
     first_retry: timedelta = timedelta(seconds=0.5)
     longest_retry: timedelta = timedelta(minutes=5)
+    look: timedelta = timedelta(seconds=0.25)
 
 
 DEFAULT_PACE = Pace()
@@ -121,6 +122,11 @@ class SecretController:
         self._standard = _Standard.of(authority.state)
         self._begin()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do for now."""
+        return self._queue.idle
+
     def present(self) -> Present:
         """What stands now, for metrics. Nothing does where it does not run."""
         return Present(lambda: list(self._standing.values()), lambda: len(self._queue))
@@ -180,7 +186,7 @@ class SecretController:
         while True:
             for key in self._agenda.take(self._clock.now()):
                 self._queue.add(key, urgent=False)
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(self._pace.look.total_seconds())
 
     async def _work(self) -> NoReturn:
         while True:
