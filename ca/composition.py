@@ -19,7 +19,6 @@ from ca.authority.authority import ours
 from ca.authority.plugged import read_plugged
 from ca.authority.store import FileAuthorityStore
 from ca.authority.watch import AuthorityWatch
-from ca.certificate_authority import CertificateAuthority
 from ca.config import Config
 from ca.config import Platform as PlatformName
 from ca.issuer import ReservedNames
@@ -66,6 +65,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
         serving = ServingCertificate(ca.issuer, ca.authority, config.serving_names, clock=clock)
         await serving.renew()
         CAMetrics(registry, ca.counts, (*ca.gauges(), *platform.gauges(), _serving_gauge(serving)))
+        platform.register(registry)
         door = await stack.enter_async_context(Door(limits=_door_limits(config)))
         server = RpcServer(door, ca.services(), limits=_limits(config), on_call=_call_metric(registry))
         await server.start()
@@ -76,7 +76,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
         host, port = await door.listen_tls(config.listen.host, config.listen.port, context)
         daemon.readiness.add("issuer", ca.not_ready)
         daemon.readiness.add("server", serving.not_ready)
-        _look_after(daemon, alarm, ca, serving, clock)
+        _look_after(daemon, alarm, platform, serving, clock)
         platform.look_after(daemon, alarm)
         _log.info(
             "serving", trust_domain=str(config.trust_domain), grpc=str(HostPort(host, port)), health=str(health.address)
@@ -115,11 +115,10 @@ def _platform(config: Config, clock: Clock) -> AbstractAsyncContextManager[Platf
     return open_kubernetes(config, clock)
 
 
-def _look_after(
-    daemon: Daemon, alarm: Alarm, ca: CertificateAuthority, serving: ServingCertificate, clock: Clock
-) -> None:
+def _look_after(daemon: Daemon, alarm: Alarm, platform: Platform, serving: ServingCertificate, clock: Clock) -> None:
     """Everything that has to happen from time to time, or at SIGHUP."""
-    watch = AuthorityWatch(ca.authority, clock)
+    ca = platform.ca
+    watch = AuthorityWatch(ca.authority, clock, shared=platform.shares_authority)
 
     async def warn() -> None:
         for words in ca.warnings():

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 from ca.agents.recovery import DEFAULT_WINDOW
 from ca.authority.authority import TEN_YEARS
+from ca.authority.plugged import SETTLING
 from ca.profile import IssuanceProfile
 from istio_auth.clock import in_words
 from istio_auth.daemon.command import LogSettings
@@ -197,9 +198,7 @@ class KubernetesSettings:
     namespace: Annotated[str, Setting("the namespace of the CA itself; empty for the pod's own")] = ""
     signer: Annotated[str, Setting("the signer name for certificate requests and trust bundles")] = _SIGNER
     sign_requests: Annotated[bool, Setting("sign CertificateSigningRequests and PodCertificateRequests")] = True
-    settle: Annotated[timedelta, Setting("how long a new root must be published before it signs")] = timedelta(
-        minutes=2
-    )
+    settle: Annotated[timedelta, Setting("how long a new root must be published before it signs")] = SETTLING
     lease: Annotated[timedelta, Setting("how long a leader that falls silent stays the leader")] = timedelta(seconds=15)
     tokens: TokenSettings = TokenSettings()
     controller: ControllerSettings = ControllerSettings()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from prometheus_client.registry import CollectorRegistry
+
 from ca.certificate_authority import CertificateAuthority, Settings
 from ca.config import Config
 from ca.metrics import Gauge
@@ -19,8 +21,17 @@ class Platform(Protocol):
         """The CA on it."""
         ...
 
+    @property
+    def shares_authority(self) -> bool:
+        """Whether other processes change the state of the authority as well."""
+        ...
+
     def gauges(self) -> tuple[Gauge, ...]:
         """What can be looked up at any moment, beside what the CA itself tells."""
+        ...
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """Show numbers of the platform's own."""
         ...
 
     def look_after(self, daemon: Daemon, alarm: Alarm) -> None:

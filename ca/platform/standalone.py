@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+from prometheus_client.registry import CollectorRegistry
 
 from ca.authority.authority import TEN_YEARS, open_authority
 from ca.authority.plugged import open_plugged_authority
@@ -68,9 +69,13 @@ class Standalone(CertificateAuthority):
 @dataclass(frozen=True, slots=True)
 class _StandalonePlatform:
     ca: CertificateAuthority
+    shares_authority: bool = False
 
     def gauges(self) -> tuple[Gauge, ...]:
         return ()
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """There are no other numbers here than everywhere."""
 
     def look_after(self, daemon: Daemon, alarm: Alarm) -> None:
         """Nothing runs here that does not run everywhere."""

@@ -70,11 +70,16 @@ class Daemon:
         self._group = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def supervise(self, name: str, work: Coroutine[object, object, None]) -> None:
-        """Run this beside the main coroutine until that one returns; its own end is the daemon's failure."""
+    def supervise(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Run this beside the main coroutine until that one returns; its own end is the daemon's failure.
+
+        Returns:
+            its task, for who has to end it before the main coroutine returns.
+        """
         task = self._group.create_task(self._supervised(name, work), name=name)
         task.add_done_callback(lambda _: work.close())  # it may end before its work began
         self._tasks.append(task)
+        return task
 
     def on_reload(self, name: str, reload: Callable[[], Awaitable[None]]) -> None:
         """Call this at each SIGHUP. It raises if the new content is refused, and has then kept the old."""

@@ -1,18 +1,225 @@
-"""The Kubernetes platform, put together: what is watched, who is asked, and what runs on the leader."""
+"""The Kubernetes platform, put together: the authority in its secret, who calls, and what runs on the leader.
+
+Every replica watches pods, service accounts, namespaces and the authority, and signs. One of them leads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
 
+import structlog
+from prometheus_client.registry import CollectorRegistry
+
+from ca.authority.authority import Authority
+from ca.authority.issuer_source import IssuerFolder, IssuerSource
+from ca.authority.plugged import Rollout, open_shared_authority
+from ca.authority.watch import AuthorityWatch
+from ca.certificate_authority import CertificateAuthority
 from ca.config import Config
-from ca.platform.platform import Platform
+from ca.metrics import Gauge
+from ca.platform.kubernetes.api import KubernetesAPI, Selection
+from ca.platform.kubernetes.authority_store import NAME as AUTHORITY_SECRET
+from ca.platform.kubernetes.authority_store import SecretAuthorityStore
+from ca.platform.kubernetes.cacerts import PluggedSecret
+from ca.platform.kubernetes.callers import Callers
+from ca.platform.kubernetes.candidate import LeaseTiming
+from ca.platform.kubernetes.cluster_watch import ClusterWatch, Tasks
+from ca.platform.kubernetes.connection import connected
+from ca.platform.kubernetes.events import EventRecorder
+from ca.platform.kubernetes.leader_work import leader_work
+from ca.platform.kubernetes.leadership import Leadership
+from ca.platform.kubernetes.lease import LeaderElection
+from ca.platform.kubernetes.reflector import Reflector
+from ca.platform.kubernetes.resources import SECRETS
+from ca.platform.platform import ca_settings
 from istio_auth.clock import Clock
-from istio_auth.errors import ConfigurationError
+from istio_auth.daemon.alarm import Alarm
+from istio_auth.daemon.lifecycle import Daemon
+from istio_auth.errors import IstioAuthError
+
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_USUAL_NAMESPACE = "istio-system"
+LEASE = "istio-ca-leader"
+_log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def open_kubernetes(config: Config, clock: Clock) -> AsyncIterator[Platform]:
-    """The platform as a configuration describes it."""
-    raise ConfigurationError("not put together yet")
-    yield
+async def open_kubernetes(config: Config, clock: Clock) -> AsyncIterator[KubernetesPlatform]:
+    """The platform as a configuration describes it, with its authority opened.
+
+    Raises:
+        ConfigurationError: a setting, the stored authority or a plugged-in one can not be used.
+        NotReady: the API server can not be reached, or a permission is missing.
+    """
+    async with connected(config.kubernetes.kubeconfig) as api:
+        place = _Place.of(config)
+
+        platform = await KubernetesPlatform.opened(api, config, place, clock)
+        try:
+            yield platform
+        finally:
+            await platform.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Which process of which CA this is."""
+
+    namespace: str
+    replica: str
+
+    @classmethod
+    def of(cls, config: Config) -> _Place:
+        namespace = config.kubernetes.namespace
+        if not namespace:
+            with suppress(OSError):
+                namespace = _POD_NAMESPACE.read_text().strip()
+        # A pod that is restarted in its place has the same name, and is another process.
+        replica = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{secrets.token_hex(4)}"
+        return cls(namespace or _USUAL_NAMESPACE, replica)
+
+
+class KubernetesPlatform:
+    """What runs on Kubernetes (see `Platform`). Lives on one event loop.
+
+    Attributes:
+        ca: the CA.
+        leadership: what the leader does.
+    """
+
+    def __init__(
+        self,
+        ca: CertificateAuthority,
+        leadership: Leadership,
+        authority: _Authority,
+        watch: ClusterWatch,
+        callers: Callers,
+    ) -> None:
+        self.ca = ca
+        self.leadership = leadership
+        self._authority = authority
+        self._watch = watch
+        self._callers = callers
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def opened(cls, api: KubernetesAPI, config: Config, place: _Place, clock: Clock) -> KubernetesPlatform:
+        """The platform, with its authority read or made (see `open_kubernetes`)."""
+        watch = ClusterWatch(api, stale_after=config.kubernetes.tokens.stale_after)
+        callers = Callers(api, watch, trust_domain=config.trust_domain, settings=config.kubernetes.tokens, clock=clock)
+        shared = _Authority(api, config, place.namespace, clock)
+        authority = await shared.opened()
+        opening = partial(CertificateAuthority, bearers=[callers.proof], registry=callers.registry)
+        ca = await asyncio.to_thread(opening, ca_settings(config), authority, clock)
+        events = EventRecorder(api, instance=place.replica, clock=clock)
+        election = LeaderElection(
+            api, place.namespace, LEASE, identity=place.replica, clock=clock, timing=_timing(config.kubernetes.lease)
+        )
+        work = leader_work(
+            api,
+            config,
+            ca,
+            watch=watch,
+            namespace=place.namespace,
+            leading=election.still_leading,
+            events=events,
+            clock=clock,
+        )
+        leadership = Leadership(api, election, events=events, work=work, clock=clock)
+        shared.published = leadership.published
+        return cls(ca, leadership, authority=shared, watch=watch, callers=callers)
+
+    @property
+    def shares_authority(self) -> bool:
+        """All replicas change it."""
+        return True
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """What can be looked up at any moment, beside what the CA itself tells."""
+        return (*self._callers.gauges(), *self.leadership.gauges())
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """Show the numbers of the controller."""
+        self.leadership.register(registry)
+
+    def look_after(self, daemon: Daemon, alarm: Alarm) -> None:  # noqa: ARG002  # everything here is watched
+        """Watch, follow the authority, and stand for election."""
+        for part in (self._watch, self._callers, self._authority, self.leadership):
+            self._tasks += [daemon.supervise(name, work) for name, work in part.tasks().items()]
+
+    async def close(self) -> None:
+        """Finish what was begun, and take no more: what the leader does first, so that another one can lead at once."""
+        for task in reversed(self._tasks):
+            task.cancel()
+            await asyncio.wait({task})
+        await self.ca.close()
+        await self._callers.close()
+
+
+class _Authority:
+    """The authority that all replicas share, and what tells that it changed."""
+
+    def __init__(self, api: KubernetesAPI, config: Config, namespace: str, clock: Clock) -> None:
+        self.published: Callable[[int], bool] = lambda _: False
+        self._config = config
+        self._clock = clock
+        self._store = SecretAuthorityStore(api, namespace, config.trust_domain)
+        self._changed = asyncio.Event()
+        self._secret = Reflector(
+            api, SECRETS, lambda _: True, selection=Selection(namespace, f"metadata.name={AUTHORITY_SECRET}")
+        )
+        self._secret.on_change(lambda _: self._changed.set())
+        self._plugged = PluggedSecret(api, namespace)
+        self._plugged.reflector.on_change(lambda _: self._changed.set())
+
+    async def opened(self) -> Authority:
+        """The authority as it is stored, made if it is certain that there is none yet (see `open_shared_authority`)."""
+        folder = self._config.authority.folder
+        source: IssuerSource = self._plugged if folder is None else IssuerFolder(folder)
+        if folder is None:
+            await self._plugged.read()
+        opening = partial(
+            open_shared_authority,
+            rollout=Rollout(self._is_published, self._config.kubernetes.settle),
+            longest_ttl=self._config.signing.max_ttl,
+            lifetime=self._config.authority.root_lifetime,
+        )
+        self._authority = await asyncio.to_thread(opening, source, self._store, self._config.trust_domain, self._clock)
+        return self._authority
+
+    def tasks(self) -> Tasks:
+        """What follows every change, by whomever."""
+        tasks: dict[str, Coroutine[object, object, None]] = {
+            "authority secret": self._secret.run(),
+            "authority changes": self._follow(AuthorityWatch(self._authority, self._clock, shared=True)),
+        }
+        if self._config.authority.folder is None:
+            tasks["plugged-in authority"] = self._plugged.reflector.run()
+        return tasks
+
+    def _is_published(self, sequence: int) -> bool:
+        return self.published(sequence)
+
+    async def _follow(self, watch: AuthorityWatch) -> NoReturn:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await watch.look()
+            except IstioAuthError as error:
+                _log.error("the authority stays as it is", reason=str(error))
+
+
+def _timing(lease: timedelta) -> LeaseTiming:
+    """A leader gives up after two thirds of its lease, and tries fifteen times until it is over."""
+    return LeaseTiming(lease, lease * 2 / 3, lease * 2 / 15)

@@ -108,6 +108,7 @@ class Reflector(Generic[_Fact]):
 
     async def run(self) -> NoReturn:
         """List and watch, for ever; a fault is reported once and tried again."""
+        self._synced.clear()  # what is known may be of an earlier run
         attempt, version = 0, ""
         while True:
             opened, asked_for = self._clock(), timedelta()

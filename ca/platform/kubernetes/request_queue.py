@@ -74,6 +74,11 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self.reflector.facts)
 
+    @property
+    def resource(self) -> Resource:
+        """The kind of requests."""
+        return self._resource
+
     async def run(self) -> NoReturn:
         """Watch and answer, for ever."""
         async with asyncio.TaskGroup() as group:

@@ -78,6 +78,10 @@ class ClusterSnapshots:
             tasks.create_task(self._namespaces.run())
             await self._secrets.run()
 
+    async def run_secrets(self) -> NoReturn:
+        """Watch the secrets alone, for ever, where others watch the rest."""
+        await self._secrets.run()
+
     def account(self, key: AccountKey) -> ServiceAccount | None:
         """The service account (see `Snapshots`)."""
         return self._accounts.get(key[1], namespace=key[0])
