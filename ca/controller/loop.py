@@ -124,8 +124,8 @@ class SecretController:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is left to do for now."""
-        return self._queue.idle
+        """Whether everything was looked at, and nothing is left to do for now."""
+        return self._looked and self._queue.idle
 
     def present(self) -> Present:
         """What stands now, for metrics. Nothing does where it does not run."""
@@ -157,6 +157,7 @@ class SecretController:
 
     def _begin(self) -> None:
         """Forget everything: it may be of another term, and others were at work meanwhile."""
+        self._looked = False
         self._queue = WorkQueue[AccountKey]()
         self._agenda = Agenda[AccountKey]()
         self._view = View(self._snapshots)
@@ -175,6 +176,7 @@ class SecretController:
         self._contention.left_alone(self._clock.now())
         for key in {*self._snapshots.keys(), *self._standing}:
             self._queue.add(key, urgent=False)
+        self._looked = True
 
     async def _resync(self) -> NoReturn:
         while True:

@@ -116,8 +116,6 @@ class Bench:
 
 async def quiet(controller: SecretController) -> None:
     """Return when there is nothing left to do."""
-    for _ in range(3):
-        await asyncio.sleep(0)
     await until(lambda: controller.idle)
 
 
