@@ -188,6 +188,6 @@ def _ttl(seconds: JSON, profile: IssuanceProfile) -> timedelta | None:
     """
     if seconds is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int) or not 600 <= seconds < 1 << 31:
+    if not isinstance(seconds, int) or not 600 <= seconds < 1 << 31:
         raise Refused("InvalidExpiration", "expirationSeconds must be missing, or at least 600")
     return min(timedelta(seconds=seconds), profile.max_ttl)

@@ -197,7 +197,7 @@ def _asked(request: Object) -> timedelta:
         MalformedRequest: there is none, or one that the API server does not take.
     """
     seconds = member(request, "spec", "maxExpirationSeconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, int) or not 3600 <= seconds <= _LONGEST.total_seconds():
+    if not isinstance(seconds, int) or not 3600 <= seconds <= _LONGEST.total_seconds():
         raise MalformedRequest("spec.maxExpirationSeconds is missing, or not from an hour to 91 days")
     return timedelta(seconds=seconds)
 

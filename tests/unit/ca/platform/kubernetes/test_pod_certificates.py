@@ -159,7 +159,7 @@ def test_a_clock_that_is_wrong_by_more_is_named_and_nothing_is_signed_in_vain() 
     assert isinstance(decision(now=NOW + 5 * MINUTE, server_now=NOW), Sign)
 
 
-@pytest.mark.parametrize("odd", ["", "yesterday", 5, None, "2030-01-01T12:00:00", "0001-01-01T00:00:00+23:00"])
+@pytest.mark.parametrize("odd", ["", "yesterday", 5, None, "2030-01-01T12:04:00", "0001-01-01T00:00:00+23:00"])
 def test_a_request_without_a_time_tells_nothing_of_clocks(odd: JSON) -> None:
     request = changed(GOOD, "metadata.creationTimestamp", odd)
     assert validity(request) == validity()
@@ -268,6 +268,7 @@ def test_a_request_in_the_older_form_waits_for_a_newer_kubelet() -> None:
         ("spec.maxExpirationSeconds", 10**40),
         ("spec.stubPKCS10Request", "%%%"),
         ("spec.stubPKCS10Request", "é"),
+        ("spec.stubPKCS10Request", "!" + stub(csr())),
         ("spec.stubPKCS10Request", 5),
         ("spec.unverifiedUserAnnotations", []),
     ],
