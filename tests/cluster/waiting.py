@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from tests.cluster.client import JSON, Client
+
 Seen = TypeVar("Seen")
+_WITHIN = 20.0  # seconds
 
 
-async def eventually(look: Callable[[], Awaitable[Seen | None]], *, within: float = 20) -> Seen:
+async def eventually(look: Callable[[], Awaitable[Seen | None]], *, within: float = _WITHIN) -> Seen:
     """Look again and again until something is seen that counts as true; that.
 
     Raises:
@@ -23,3 +26,37 @@ async def eventually(look: Callable[[], Awaitable[Seen | None]], *, within: floa
     except TimeoutError:
         raise TimeoutError(f"not within {within} s; seen last: {seen!r}") from None
     return seen
+
+
+async def appears(client: Client, path: str) -> JSON:
+    """The object at a path, once it is there.
+
+    Raises:
+        TimeoutError: it does not come.
+    """
+    return await eventually(lambda: client.find(path))
+
+
+async def vanishes(client: Client, path: str) -> None:
+    """Return once there is no object at a path.
+
+    Raises:
+        TimeoutError: it stays.
+    """
+    await answers(client, 404, "GET", path)
+
+
+async def answers(client: Client, status: int, method: str, path: str, body: object = None) -> JSON:
+    """The answer to a request, once it has this status: an authorizer hears of changes a little later.
+
+    Raises:
+        TimeoutError: it does not get it; the message holds the last answer.
+    """
+    last: tuple[int, JSON] = 0, {}
+    try:
+        async with asyncio.timeout(_WITHIN):
+            while last[0] != status:  # as fast as the server answers: it is never long
+                last = await client.request(method, path, body)
+    except TimeoutError:
+        raise TimeoutError(f"{method} {path} is not answered with {status} but: {last}") from None
+    return last[1]
