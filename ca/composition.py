@@ -110,8 +110,10 @@ def check_files(config: Config) -> None:
 def _platform(config: Config, clock: Clock) -> AbstractAsyncContextManager[Platform]:
     if config.platform is PlatformName.STANDALONE:
         return open_standalone(config, clock)
-    from ca.platform.kubernetes.platform import open_kubernetes  # the client of Kubernetes is not for everybody
-
+    try:
+        from ca.platform.kubernetes.platform import open_kubernetes
+    except ModuleNotFoundError as error:  # its client is large, and not for everybody
+        raise ConfigurationError(f"{error.name} is not installed: pip install 'istio-auth[kubernetes]'") from error
     return open_kubernetes(config, clock)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ from ca.cli.facts import (
     findings_facts,
     findings_json,
 )
-from ca.cli.material import STDIN, certificates_in, layout_of, pem_blocks, read_input
+from ca.cli.material import LAYOUTS, STDIN, Layout, certificates_in, layout_of, pem_blocks, read_input
 from ca.cli.output import Fact, Section
 from ca.cli.unusual import Finding, bundle_findings, chain_findings
 from istio_auth.bundle import JSON, BundleSet, TrustBundle
@@ -143,36 +143,69 @@ def _key(block: bytes, name: str) -> Document:
     return Document(json, [Section(f"private key in {name}", [Fact.of("key", f"{words} (not shown)")])])
 
 
+def inspected_object(source: str, data: Mapping[str, bytes], now: datetime) -> Iterator[Document]:
+    """What a secret or ConfigMap of Kubernetes holds: an SVID or an authority in the layout of some program, or roots.
+
+    Args:
+        source: its name, for people.
+        data: its data, by key.
+        now: the present instant.
+
+    Raises:
+        ConfigurationError: it holds nothing of the kind.
+    """
+    layout = next((layout for layout in LAYOUTS if layout.chain in data), None)
+    try:
+        if layout is not None:
+            yield from _svid(layout, data, source, now)
+            return
+        found = [name for name, content in data.items() if b"-----BEGIN CERTIFICATE-----" in content]
+        for name in found:
+            yield _certificates(certificates_in(data[name], name), f"{source}, {name}", now)
+    except MalformedError as error:
+        raise ConfigurationError(f"{source}: {error}") from error
+    if not found:
+        raise ConfigurationError(f"{source} holds no certificate")
+
+
 def _folder(folder: Path, now: datetime) -> Iterator[Document]:
     layout = layout_of(folder)
-    chain_file, key_file, root_file = (folder / part for part in (layout.chain, layout.key, layout.root))
-    chain = certificates_in(read_input(str(chain_file)), str(chain_file))
-    yield _certificates(chain, str(chain_file), now)
-    if root_file.exists():
-        roots = certificates_in(read_input(str(root_file)), str(root_file))
-        yield _bundle(TrustBundle(_ANONYMOUS, tuple(roots)), str(root_file), now, with_sequence=False)
-    if key_file.exists():
-        yield _key_file(key_file, chain[0])
+    there = [folder / name for name in (layout.chain, layout.key, layout.root) if (folder / name).exists()]
+    key = folder / layout.key
+    exposed = key.exists() and bool(key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    yield from _svid(layout, {path.name: read_input(str(path)) for path in there}, str(folder), now, exposed=exposed)
 
 
-def _key_file(path: Path, leaf: x509.Certificate) -> Document:
+def _svid(
+    layout: Layout, files: Mapping[str, bytes], where: str, now: datetime, *, exposed: bool = False
+) -> Iterator[Document]:
+    chain = certificates_in(files[layout.chain], f"{where}/{layout.chain}")
+    yield _certificates(chain, f"{where}/{layout.chain}", now)
+    if layout.root in files:
+        roots = certificates_in(files[layout.root], f"{where}/{layout.root}")
+        yield _bundle(TrustBundle(_ANONYMOUS, tuple(roots)), f"{where}/{layout.root}", now, with_sequence=False)
+    if layout.key in files:
+        yield _key_beside(chain[0], files[layout.key], f"{where}/{layout.key}", exposed=exposed)
+
+
+def _key_beside(leaf: x509.Certificate, content: bytes, name: str, *, exposed: bool) -> Document:
     """The key beside a chain: whether it fits, and whether others can read it."""
     findings: list[Finding] = []
     words = "unknown"
     try:
-        key = read_private_key(read_input(str(path)))
+        key = read_private_key(content)
         words = key_type(key.public_key())
         if not same_key(public_key_of(leaf), key.public_key()):
             findings.append(Finding("wrong-key", "it is not the key of the certificate beside it"))
     except IstioAuthError as error:
         findings.append(Finding("unreadable-key", str(error)))
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        findings.append(Finding("exposed-key", f"others can read it: run `chmod 600 {path}`"))
+    if exposed:
+        findings.append(Finding("exposed-key", f"others can read it: run `chmod 600 {name}`"))
     json: dict[str, JSON] = {
         "kind": "private-key",
-        "source": str(path),
+        "source": name,
         "key": words,
         "unusual": findings_json(findings),
     }
     facts = [Fact.of("key", f"{words} (not shown)"), *findings_facts(findings)]
-    return Document(json, [Section(f"private key in {path}", facts)])
+    return Document(json, [Section(f"private key in {name}", facts)])
