@@ -134,7 +134,10 @@ def _order(request: Object, signer: Signer) -> Order:
     try:
         caller = caller_of_user(spec)
     except NotAuthenticated as error:
-        raise Refused("NotAServiceAccount", f"{error}: make the request as the service account itself") from error
+        raise Refused(
+            "NotAServiceAccount",
+            f"this signer signs for service accounts alone ({error}): make the request as the service account itself",
+        ) from error
     who = attested(caller, signer, request, METHOD)
     key = _vetted_key(request, who.spiffe_id)
     _check_usages(spec.get("usages"))
