@@ -1,0 +1,160 @@
+"""The manifests of deploy/kubernetes as an operator uses them: rendered by kustomize, and applied by kubectl."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]  # published without types
+
+from tests.cluster.client import JSON, Client
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.waiting import eventually
+
+KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
+ACCOUNT = "istio-ca"  # the name of the CA's service account
+_ROLES = ("Role", "ClusterRole")
+_OF_THE_CLUSTER = ("ClusterRole", "ClusterRoleBinding")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that somebody may do.
+
+    Args:
+        verb: the verb.
+        resource: in the words of `KubernetesAPI.calls`: `signers.certificates.k8s.io`, `pods/status`.
+        name: the only object that it holds for; empty for all.
+    """
+
+    verb: str
+    resource: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """One way to install the CA.
+
+    Args:
+        base: the folder in `deploy/kubernetes` that it stands on.
+        components: the names of components that it has.
+        namespace: where the CA is; in another one than its own, what belongs to the cluster has other names.
+    """
+
+    base: str = "base"
+    components: tuple[str, ...] = ()
+    namespace: str = "istio-system"
+
+    def kustomization(self, place: str) -> JSON:
+        """How an operator writes it down, for whom `deploy/kubernetes` is at this place."""
+        return {
+            "resources": [f"{place}/{self.base}"],
+            "components": [f"{place}/components/{name}" for name in self.components],
+            "namespace": self.namespace,
+            "transformers": [json.dumps(_suffix(self.namespace))] if self.namespace != BASE.namespace else [],
+        }
+
+
+BASE = Installation()
+
+
+async def rendered(plane: ControlPlane, installation: Installation = BASE) -> list[JSON]:
+    """The objects of an installation, as the kubectl of this control plane renders them."""
+    with tempfile.TemporaryDirectory() as folder:
+        _write_kustomization(Path(folder), installation)
+        return list(yaml.safe_load_all(await kubectl(plane, "kustomize", folder)))
+
+
+async def apply(plane: ControlPlane, objects: Iterable[JSON], *flags: str) -> None:
+    """Have them at the API server, which takes no field that it does not know."""
+    content = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+    await kubectl(plane, "apply", "--server-side", "--validate=strict", *flags, "-f", "-", content=content)
+
+
+async def ca_account(plane: ControlPlane, path: Path, installation: Installation = BASE) -> Path:
+    """Install the CA, whose Deployment nobody starts here, and become its service account.
+
+    Args:
+        plane: where.
+        path: for a kubeconfig that shows a token of the account, good for an hour.
+        installation: how; its namespace is made if it is not there.
+
+    Returns:
+        The path, once the account has its rights.
+    """
+    objects, namespace = await rendered(plane, installation), installation.namespace
+    async with plane.admin() as admin:
+        if await admin.find(f"/api/v1/namespaces/{namespace}") is None:
+            await admin.create_namespace(namespace)
+        await apply(plane, objects)
+        token = await admin.service_account_token(namespace, ACCOUNT)
+    async with plane.client(token) as account:
+
+        async def has_its_rights() -> bool:
+            return granted(objects) <= await rights(account, namespace)
+
+        await eventually(has_its_rights)  # an authorizer hears of roles a little later
+    return plane.kubeconfig_for(token, path)
+
+
+def granted(objects: Iterable[JSON], kinds: Sequence[str] = _ROLES) -> set[Rule]:
+    """What the roles among these objects allow."""
+    return {rule for each in objects if each["kind"] in kinds for rule in _rules(each["rules"])}
+
+
+async def rights(client: Client, namespace: str) -> set[Rule]:
+    """What a client may do in a namespace, as the API server sees it."""
+    review = {"spec": {"namespace": namespace}}
+    answer = await client.create("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review)
+    assert not answer["status"]["incomplete"], answer
+    return set(_rules(answer["status"]["resourceRules"]))
+
+
+async def kubectl(plane: ControlPlane, *words: str, content: str = "") -> str:
+    """What kubectl prints for the administrator."""
+    process = await asyncio.create_subprocess_exec(
+        plane.binaries / "kubectl",
+        f"--kubeconfig={plane.kubeconfig}",
+        *words,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate(content.encode())
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+def _write_kustomization(folder: Path, installation: Installation) -> None:
+    place = os.path.relpath(KUBERNETES, folder.resolve())
+    (folder / "kustomization.yaml").write_text(json.dumps(installation.kustomization(place)))
+
+
+def _rules(rules: Iterable[JSON]) -> Iterator[Rule]:
+    for rule in rules:
+        for group in rule.get("apiGroups", ()):
+            for resource in rule.get("resources", ()):
+                for name in rule.get("resourceNames") or ("",):
+                    yield from (Rule(verb, _in_group(resource, group), name) for verb in rule["verbs"])
+
+
+def _in_group(resource: str, group: str) -> str:
+    plural, slash, subresource = resource.partition("/")
+    return f"{plural}.{group}{slash}{subresource}" if group else resource
+
+
+def _suffix(namespace: str) -> JSON:
+    """A transformer that gives what belongs to no namespace a name of its own."""
+    return {
+        "apiVersion": "builtin",
+        "kind": "SuffixTransformer",
+        "metadata": {"name": "names-of-the-cluster"},
+        "suffix": f"-{namespace}",
+        "fieldSpecs": [{"kind": kind, "path": "metadata/name"} for kind in _OF_THE_CLUSTER],
+    }
