@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ca.attest import Attested
 from ca.authority.authority import Authority, open_authority
+from ca.authority.plugged import Rollout, open_shared_authority
 from ca.authority.state import AuthorityState, IssuerState, KeyReference
 from ca.certificate.build import LeafTemplate
 from ca.certificate.check import WrongCertificate
@@ -31,6 +32,7 @@ from tests.fakes.authority_store import MemoryAuthorityStore
 from tests.fakes.clock import FakeClock
 from tests.fakes.external_key import ExternalKey
 from tests.fakes.issuance_log import MemoryIssuanceLog
+from tests.fakes.issuer_source import MemoryIssuerSource
 
 LOCAL = TrustDomain("cluster.local")
 WEB = SpiffeID.for_service_account(LOCAL, "default", "web")
@@ -312,6 +314,26 @@ async def test_a_key_outside_the_process_signs_as_well(log: MemoryIssuanceLog, c
         issued = await issuer.issue(WEB_ORDER)
     assert verify_chain(issued.certificates(), authority.bundle, clock.now()) == WEB
     assert key.signatures == before + 1
+
+
+async def test_without_the_key_of_its_issuer_nothing_is_signed_until_it_is_known(
+    log: MemoryIssuanceLog, clock: FakeClock
+) -> None:
+    plugged, source = FakeAuthority(now=clock.now()), MemoryIssuerSource()
+    issuer_state = IssuerState(plugged.certificate, plugged.certificate, key=KeyReference("a plugged-in CA in memory"))
+    store = MemoryAuthorityStore(AuthorityState(LOCAL, issuer_state))
+    rollout = Rollout(lambda _: True)
+    authority = open_shared_authority(source, store, LOCAL, clock, rollout=rollout, longest_ttl=timedelta(days=1))
+    async with issuer_of(authority, log, clock) as issuer:
+        assert "key" in (issuer.ready() or "")
+        with pytest.raises(NotReady):
+            await issuer.issue(WEB_ORDER)
+        assert log.records == []
+        source.show(plugged)
+        authority.follow(clock.now())
+        assert issuer.ready() is None
+        issued = await issuer.issue(WEB_ORDER)
+    assert verify_chain(issued.certificates(), authority.bundle, clock.now()) == WEB
 
 
 @pytest.mark.parametrize(

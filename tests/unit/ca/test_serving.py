@@ -13,15 +13,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca.authority.authority import Authority, open_authority
+from ca.authority.plugged import Rollout, open_shared_authority
 from ca.issuer import Issuer, ReservedNames
 from ca.profile import IssuanceProfile
 from ca.serving import ServingCertificate
+from istio_auth.bundle import TrustBundle
 from istio_auth.errors import ConfigurationError, NotReady
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.verify import verify_chain
+from tests.fakes.authority import FakeAuthority
 from tests.fakes.authority_store import MemoryAuthorityStore
 from tests.fakes.clock import FakeClock
 from tests.fakes.issuance_log import MemoryIssuanceLog
+from tests.fakes.issuer_source import MemoryIssuerSource
 from tests.fakes.waiting import until
 
 DOMAIN = TrustDomain("cluster.local")
@@ -33,11 +37,16 @@ class Bench:
     """A serving certificate and what it stands on."""
 
     def __init__(
-        self, clock: FakeClock, *, names: tuple[str, ...] = NAMES, root_lifetime: timedelta = 1000 * HOUR
+        self,
+        clock: FakeClock,
+        *,
+        names: tuple[str, ...] = NAMES,
+        root_lifetime: timedelta = 1000 * HOUR,
+        authority: Authority | None = None,
     ) -> None:
         self.clock = clock
         self.log = MemoryIssuanceLog()
-        self.authority: Authority = open_authority(MemoryAuthorityStore(), DOMAIN, clock, lifetime=root_lifetime)
+        self.authority = authority or open_authority(MemoryAuthorityStore(), DOMAIN, clock, lifetime=root_lifetime)
         profile = IssuanceProfile(default_ttl=24 * HOUR)
         self.issuer = Issuer(self.authority, profile, self.log, clock, ReservedNames.of(DOMAIN, names))
         self.serving = ServingCertificate(self.issuer, self.authority, names, clock=clock, draw=lambda: 0.5)
@@ -70,6 +79,29 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at the clock often, and try again soon."""
     for name in ("_LOOK", "_FIRST_RETRY"):
         monkeypatch.setattr(f"ca.serving.{name}", timedelta(milliseconds=10))
+
+
+@pytest.mark.usefixtures("quick")
+async def test_it_outlives_a_time_without_the_key_of_the_issuer(clock: FakeClock) -> None:
+    first, second = (FakeAuthority(now=clock.now(), lifetime=1000 * HOUR) for _ in range(2))
+    store, early, late = MemoryAuthorityStore(), MemoryIssuerSource(first), MemoryIssuerSource(first)
+    rollout = Rollout(lambda _: True, settling=timedelta())
+    other, authority = (
+        open_shared_authority(source, store, DOMAIN, clock, rollout=rollout, longest_ttl=HOUR)
+        for source in (early, late)
+    )
+    bench = Bench(clock, authority=authority)
+    async with bench.kept() as keeping:
+        await happened(bench.renewed)
+        early.show(second)
+        other.follow(clock.now())
+        authority.reload()  # the issuer is another, and its key not seen yet
+        assert bench.issuer.ready() is not None
+        late.show(second)
+        authority.follow(clock.now())
+        await happened(bench.renewed)
+        assert not keeping.done()
+    assert verify_chain([bench.leaf], TrustBundle(DOMAIN, (second.certificate,)), clock.now()).path == "/ca"
 
 
 async def test_it_has_the_cas_own_identity_and_every_name(clock: FakeClock) -> None:

@@ -305,6 +305,21 @@ def test_following_the_files_takes_a_new_root_in_two_steps_only(tmp_path: Path) 
     assert authority.bundle.sequence == 2
 
 
+def test_the_root_before_stays_in_the_bundle_until_what_was_issued_below_it_has_ended(tmp_path: Path) -> None:
+    authority = opened(cacerts(tmp_path))
+    new = FakeAuthority(now=NOW, lifetime=3650 * DAY)
+    cacerts(tmp_path, roots=[ROOT.certificate, new.certificate])
+    authority.follow(NOW)
+    cacerts(tmp_path, new, chain=[])
+    authority.follow(NOW)
+    assert authority.active.certificate == new.certificate
+    assert set(authority.bundle.x509_authorities) == {ROOT.certificate, new.certificate}
+    assert not authority.renew_if_due(NOW + DAY)
+    assert authority.renew_if_due(NOW + DAY + timedelta(hours=1))
+    assert authority.bundle.x509_authorities == (new.certificate,)
+    assert opened(tmp_path).bundle.x509_authorities == (new.certificate,)
+
+
 def test_following_damaged_files_keeps_the_old_issuer(tmp_path: Path) -> None:
     authority = opened(cacerts(tmp_path))
     (tmp_path / "ca-cert.pem").write_bytes(b"half a")

@@ -226,8 +226,15 @@ def test_the_way_back_to_a_retired_root_is_as_careful_and_keeps_both() -> None:
     back = step(step(prepared, OLD, now=later), OLD, now=signs)
     assert back.active == issuer(OLD)
     assert [old.certificate for old in back.retired] == [NEW.certificate]
+    assert len([name for name in back.deadlines if name.startswith("drop")]) == 1
     assert roots(pruned(back, signs + PACE.longest_ttl)) == {OLD.certificate, NEW.certificate}
     assert roots(pruned(back, signs + PACE.longest_ttl + HOUR)) == {OLD.certificate}
+
+
+def test_a_root_that_retired_once_before_and_came_back_is_kept_as_long_as_any_other() -> None:
+    stale = {name: NOW for name in TAKEN_OVER.deadlines if name.startswith("drop")}
+    state = step(step(step(replace(PLUGGED, deadlines=stale), NEW), NEW), NEW, now=SIGNING_FROM)
+    assert pruned(state, SIGNING_FROM + PACE.longest_ttl) is state
 
 
 def test_files_that_vanish_from_under_a_plugged_in_issuer_are_told() -> None:
