@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 
-from ca.audit import Audit
 from ca.certificate_authority import CertificateAuthority
 from ca.config import Config
 from ca.controller.label_selector import LabelSelector
@@ -106,15 +105,21 @@ def leader_work(
             pace=Pace(settings.workers, settings.resync),
         )
         watches["secrets"] = secrets.run
-    queues = _queues(api, config, ca, ca.admission.audit, clock) if config.kubernetes.sign_requests else ()
+    queues = _queues(api, config, ca, watch, clock) if config.kubernetes.sign_requests else ()
     return LeaderWork(publisher, controller, queues, watches, tally)
 
 
 def _queues(
-    api: KubernetesAPI, config: Config, ca: CertificateAuthority, audit: Audit, clock: Clock
+    api: KubernetesAPI, config: Config, ca: CertificateAuthority, watch: ClusterWatch, clock: Clock
 ) -> tuple[RequestQueue, ...]:
-    signer = Signer(config.kubernetes.signer, config.trust_domain, config.signing.profile())
+    signer, audit = Signer(config.kubernetes.signer, config.trust_domain, config.signing.profile()), ca.admission.audit
     pods = PodCertificateSigner(
-        api, signer, issuer=ca.issuer, within=lambda: ca.authority.active.validity, audit=audit, clock=clock
+        api,
+        signer,
+        issuer=ca.issuer,
+        within=lambda: ca.authority.active.validity,
+        pods=watch.pod_index,
+        audit=audit,
+        clock=clock,
     )
     return pods.queue, CSRSigner(api, signer, issuer=ca.issuer, audit=audit, clock=clock).queue

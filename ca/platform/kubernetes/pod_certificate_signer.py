@@ -1,6 +1,8 @@
 """The signer of PodCertificateRequests: the kubelet asks for a pod, and the pod's volume gets a certificate.
 
-What may be signed is decided in `ca.platform.kubernetes.pod_certificates`; here it is done.
+What may be signed is decided in `ca.platform.kubernetes.pod_certificates`; here it is done. The API server holds a
+kubelet to the pods of its node. Nobody holds others to anything who may create such requests, so each is compared with
+the pods that are watched, too.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from ca.issuer import Issuer
 from ca.platform.kubernetes.api import KubernetesAPI
 from ca.platform.kubernetes.objects import Object, text
 from ca.platform.kubernetes.pod_certificates import decide, denied_status, issued_status, refused_by_server
+from ca.platform.kubernetes.pods import PodView
 from ca.platform.kubernetes.refusals import ObjectRefused
 from ca.platform.kubernetes.request_queue import RequestQueue
 from ca.platform.kubernetes.resources import POD_CERTIFICATE_REQUESTS
+from ca.platform.kubernetes.service_account import ServiceAccountCaller
 from ca.platform.kubernetes.signer import Deny, Ignore, Sign, Signer, Wait
 from ca.profile import Validity
 from istio_auth.clock import Clock
@@ -30,6 +34,7 @@ class PodCertificateSigner:
         signer: who we are.
         issuer: signs.
         within: the validity of the chain that signs now.
+        pods: the pods of now.
         audit: writes the lines.
         clock: tells the time.
 
@@ -44,6 +49,7 @@ class PodCertificateSigner:
         *,
         issuer: Issuer,
         within: Callable[[], Validity],
+        pods: PodView,
         audit: Audit,
         clock: Clock,
     ) -> None:
@@ -51,6 +57,7 @@ class PodCertificateSigner:
         self._signer = signer
         self._issuer = issuer
         self._within = within
+        self._pods = pods
         self._audit = audit
         self._clock = clock
         self.queue = RequestQueue(
@@ -67,6 +74,7 @@ class PodCertificateSigner:
         if isinstance(decision, Wait):
             raise NotReady(decision.reason)
         if isinstance(decision, Sign):
+            self._check_pod(decision)
             await self._sign(request, decision)
         elif isinstance(decision, Deny):
             await self._api.replace(
@@ -75,6 +83,21 @@ class PodCertificateSigner:
             error = NotAuthorized(f"{decision.reason}: {decision.message}")
             pod = f"{text(request, 'metadata', 'namespace')}/{text(request, 'spec', 'podName')}"
             self._audit.refused(error, text(request, "metadata", "uid"), caller=f"pod {pod}")
+
+    def _check_pod(self, decision: Sign) -> None:
+        """Make sure that the pod is there as the request says.
+
+        Raises:
+            NotReady: it is not, as far as is known: a kubelet may have heard of it before us.
+        """
+        caller = decision.order.attested.caller
+        assert isinstance(caller, ServiceAccountCaller), "whom the request speaks for"
+        if not self._pods.live:
+            raise NotReady("the pods of now are not known")
+        pod = self._pods.pod(caller.pod_uid)
+        said = (caller.namespace, caller.pod_name, caller.service_account, caller.node_name)
+        if pod is None or (pod.namespace, pod.name, pod.service_account, pod.node) != said:
+            raise NotReady(f"the pod {caller.namespace}/{caller.pod_name} is not there as the request says")
 
     async def _sign(self, request: Object, decision: Sign) -> None:
         order = decision.order
