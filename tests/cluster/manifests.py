@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # published without types
 
+from ca.platform.kubernetes.signer import DEFAULT_SIGNER_NAME
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.waiting import eventually
@@ -45,11 +46,13 @@ class Installation:
         base: the folder in `deploy/kubernetes` that it stands on.
         components: the names of components that it has.
         namespace: where the CA is; in another one than its own, what belongs to the cluster has other names.
+        signer: the signer name that it signs under.
     """
 
     base: str = "base"
     components: tuple[str, ...] = ()
     namespace: str = "istio-system"
+    signer: str = DEFAULT_SIGNER_NAME
 
     def kustomization(self, place: str) -> JSON:
         """How an operator writes it down, for whom `deploy/kubernetes` is at this place."""
@@ -68,7 +71,10 @@ async def rendered(plane: ControlPlane, installation: Installation = BASE) -> li
     """The objects of an installation, as the kubectl of this control plane renders them."""
     with tempfile.TemporaryDirectory() as folder:
         _write_kustomization(Path(folder), installation)
-        return list(yaml.safe_load_all(await kubectl(plane, "kustomize", folder)))
+        text = await kubectl(plane, "kustomize", folder)
+    for slash in ("/", ":"):  # the latter in names of ClusterTrustBundles
+        text = text.replace(DEFAULT_SIGNER_NAME.replace("/", slash), installation.signer.replace("/", slash))
+    return list(yaml.safe_load_all(text))
 
 
 async def apply(plane: ControlPlane, objects: Iterable[JSON], *flags: str) -> None:

@@ -1,0 +1,121 @@
+"""What the service account of the manifests may do: all that the CA needs, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ca.platform.kubernetes.api import KubernetesAPI, Selection
+from ca.platform.kubernetes.connection import connected
+from ca.platform.kubernetes.objects import Key
+from ca.platform.kubernetes.refusals import AccessRefused
+from ca.platform.kubernetes.resources import CONFIG_MAPS, SECRETS
+from tests.cluster.client import JSON, Client
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.manifests import ACCOUNT, Installation, ca_account, granted, rendered, rights
+
+REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+FORBIDDEN: list[dict[str, str]] = [
+    {"verb": "create", "resource": "pods"},
+    {"verb": "create", "resource": "pods", "subresource": "exec"},
+    {"verb": "create", "resource": "serviceaccounts", "subresource": "token"},
+    {"verb": "impersonate", "resource": "serviceaccounts"},
+    {"verb": "update", "resource": "secrets"},
+    {"verb": "update", "resource": "configmaps", "name": "another"},
+    {"verb": "get", "resource": "configmaps", "name": "another"},
+    {"verb": "list", "resource": "configmaps"},
+    {"verb": "update", "group": "coordination.k8s.io", "resource": "leases", "name": "another"},
+    {"verb": "create", "group": "certificates.k8s.io", "resource": "certificatesigningrequests"},
+    {"verb": "sign", "group": "certificates.k8s.io", "resource": "signers", "name": "example.com/another"},
+    {"verb": "bind", "group": "rbac.authorization.k8s.io", "resource": "clusterroles"},
+    {"verb": "escalate", "group": "rbac.authorization.k8s.io", "resource": "clusterroles"},
+    {"verb": "create", "group": "rbac.authorization.k8s.io", "resource": "clusterrolebindings"},
+    {"verb": "get", "resource": "nodes", "subresource": "proxy"},
+]
+
+
+async def allowed(admin: Client, ca_namespace: str, /, **attributes: str) -> bool:
+    """Whether the account of the CA in this namespace may do something."""
+    user = f"system:serviceaccount:{ca_namespace}:{ACCOUNT}"
+    groups = ["system:serviceaccounts", f"system:serviceaccounts:{ca_namespace}", "system:authenticated"]
+    spec: JSON = {"user": user, "groups": groups, "resourceAttributes": attributes}
+    answer = await admin.create(REVIEWS, {"spec": spec})
+    found: bool = answer["status"]["allowed"]
+    return found
+
+
+@asynccontextmanager
+async def account(plane: ControlPlane, path: Path, namespace: str, *components: str) -> AsyncIterator[KubernetesAPI]:
+    """The API server for the CA that is installed like this."""
+    installation = Installation(namespace=namespace, components=components)
+    async with connected(await ca_account(plane, path / "kubeconfig", installation)) as api:
+        yield api
+
+
+async def test_it_has_the_rights_of_its_roles_and_those_that_everybody_has(
+    control_plane: ControlPlane, admin: Client, namespace: str, tmp_path: Path
+) -> None:
+    installation = Installation(namespace=namespace)
+    await ca_account(control_plane, tmp_path / "kubeconfig", installation)
+    await admin.create_service_account(namespace, "stranger")
+    of_stranger = await admin.service_account_token(namespace, "stranger")
+    of_account = await admin.service_account_token(namespace, ACCOUNT)
+    objects = await rendered(control_plane, installation)
+    async with control_plane.client(of_stranger) as stranger, control_plane.client(of_account) as account:
+        here, elsewhere = [
+            await rights(account, place) - await rights(stranger, place) for place in (namespace, "default")
+        ]
+    assert here == granted(objects)
+    assert elsewhere == granted(objects, ["ClusterRole"])
+
+
+async def test_it_can_not_make_itself_stronger_or_meddle_with_what_is_others(
+    control_plane: ControlPlane, admin: Client, namespace: str, tmp_path: Path
+) -> None:
+    async with account(control_plane, tmp_path, namespace):
+        assert await allowed(admin, namespace, verb="create", group="authentication.k8s.io", resource="tokenreviews")
+        assert [each for each in FORBIDDEN if await allowed(admin, namespace, **each, namespace=namespace)] == []
+
+
+async def test_its_lease_is_in_its_own_namespace_alone(
+    control_plane: ControlPlane, admin: Client, namespace: str, tmp_path: Path
+) -> None:
+    async with account(control_plane, tmp_path, namespace):
+        lease = {"group": "coordination.k8s.io", "resource": "leases"}
+        for verb in ("get", "create", "update"):
+            wanted = {"verb": verb, "name": "" if verb == "create" else "istio-ca-leader", **lease}
+            assert await allowed(admin, namespace, namespace=namespace, **wanted)
+            assert not await allowed(admin, namespace, namespace="default", **wanted)
+
+
+async def test_without_the_secrets_of_others_it_reads_its_own_and_no_other(
+    control_plane: ControlPlane, admin: Client, namespace: str, tmp_path: Path
+) -> None:
+    secrets = f"/api/v1/namespaces/{namespace}/secrets"
+    for name in ("cacerts", "istio-ca-secret", "others"):
+        await admin.create(secrets, {"metadata": {"name": name}})
+    async with account(control_plane, tmp_path, namespace, "without-secrets") as api:
+        for name in ("cacerts", "istio-ca-secret"):
+            selection = Selection(namespace, f"metadata.name={name}")
+            (page,) = [page async for page in api.pages(SECRETS, selection)]
+            assert [Key.of(item).name for item in page.items] == [name]
+            await api.get(SECRETS, name, namespace=namespace)
+        with pytest.raises(AccessRefused):
+            await api.get(SECRETS, "others", namespace=namespace)
+        for everything in (Selection(), Selection(namespace)):
+            with pytest.raises(AccessRefused):
+                [page async for page in api.pages(SECRETS, everything)]
+
+
+async def test_of_config_maps_it_sees_those_of_its_own_name_in_every_namespace(
+    control_plane: ControlPlane, admin: Client, namespace: str, tmp_path: Path
+) -> None:
+    await admin.create(f"/api/v1/namespaces/{namespace}/configmaps", {"metadata": {"name": "istio-ca-root-cert"}})
+    async with account(control_plane, tmp_path, namespace) as api:
+        async for page in api.pages(CONFIG_MAPS, Selection(fields="metadata.name=istio-ca-root-cert")):
+            assert namespace in {Key.of(item).namespace for item in page.items}
+        with pytest.raises(AccessRefused):
+            [page async for page in api.pages(CONFIG_MAPS)]
