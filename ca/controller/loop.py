@@ -40,6 +40,7 @@ from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, IstioAuthError, NotReady
 from istio_auth.rotation import retry_delay
 
+_READY = 4  # service accounts that are worked on for each that is being written
 _STEPS = 5  # decisions about one service account in a row; two are usual
 _log = structlog.get_logger()
 
@@ -49,7 +50,8 @@ class Pace:
     """How fast the controller goes.
 
     Args:
-        workers: how many service accounts are worked on at once.
+        workers: how many secrets are written at once. As many again, a few times over, are made ready meanwhile: a
+            signature waits for its record on the disk, and the API server should not wait for either.
         resync: how often everything is looked at, whether or not something was heard of it.
         first_retry: how long a failure costs the first time; each time twice as much.
         longest_retry: how long it costs at most.
@@ -146,7 +148,7 @@ class SecretController:
         )
         try:
             async with asyncio.TaskGroup() as tasks:
-                for _ in range(self._pace.workers):
+                for _ in range(self._pace.workers * _READY):
                     tasks.create_task(self._work())
                 tasks.create_task(self._resync())
                 await self._watch_the_time()
@@ -158,6 +160,7 @@ class SecretController:
     def _begin(self) -> None:
         """Forget everything: it may be of another term, and others were at work meanwhile."""
         self._looked = False
+        self._writing = asyncio.Semaphore(self._pace.workers)
         self._queue = WorkQueue[AccountKey]()
         self._agenda = Agenda[AccountKey]()
         self._view = View(self._snapshots)
@@ -169,8 +172,8 @@ class SecretController:
         ] = {}  # the account's UID, and the version of what we wrote for it
 
     def _changed(self, key: AccountKey) -> None:
-        self._view.secret(key)  # takes note that another version is shown
-        self._queue.add(key)
+        if self._view.notice(key):
+            self._queue.add(key)
 
     def _look_at_everything(self) -> None:
         self._contention.left_alone(self._clock.now())
@@ -206,9 +209,9 @@ class SecretController:
             if self._view.doubts(key):
                 await self._look(key)
             for _ in range(_STEPS):
-                action = self._decide(key).action
-                if action is None or self._gives_way(key, action):
-                    self._settled(key, self._decide(key))
+                decision = self._decide(key)
+                if (action := decision.action) is None or self._gives_way(key, action):
+                    self._settled(key, decision if action is None else self._decide(key))
                     return
                 await self._act(key, action)
             raise NotReady("it does not become what it shall be")
@@ -260,14 +263,15 @@ class SecretController:
         if action.kind is not Kind.DELETE:
             root = self._current().root
             content = Content(root, await self._pairs.make(action, root) if action.kind.issues else None)
-        shown = self._view.shown(key)
-        if not self._leading():
-            raise _NotLeading("another one leads by now")
-        try:
-            secret = await self._sink.apply(action, content)
-        except ConflictError:
-            await self._look(key)
-            return
+        async with self._writing:
+            if not self._leading():
+                raise _NotLeading("another one leads by now")
+            shown = self._view.shown(key)
+            try:
+                secret = await self._sink.apply(action, content)
+            except ConflictError:
+                await self._look(key)
+                return
         self._view.learn(key, secret, shown=shown)
         self._done(key, action, "" if secret is None else secret.resource_version)
 
@@ -281,7 +285,8 @@ class SecretController:
         if action.kind is Kind.CREATE and standing is not None and standing.ends is not None:
             self._tally.remade += 1
         self._wrote[key] = action.subject.account_uid, version
-        _log.debug("secret written", kind=action.kind.value, secret="/".join(key), reason=action.detail)
+        if not action.kind.issues:  # others are in the log by their certificates
+            _log.info("secret written", kind=action.kind.value, secret="/".join(key), reason=action.detail)
 
     def _settled(self, key: AccountKey, decision: Decision) -> None:
         self._attempts.pop(key, None)

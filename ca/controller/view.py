@@ -74,6 +74,17 @@ class View:
         self._forget(key)
         return shown
 
+    def notice(self, key: AccountKey) -> bool:
+        """Take note that something about a service account changed; whether that is news.
+
+        It is none where the snapshot now shows what was answered before.
+        """
+        newer, shown = self._newer.get(key), _version(self._snapshots.secret(key))
+        if newer is None or newer.shown == shown:
+            return True
+        self._forget(key)
+        return shown != _version(newer.secret)
+
     def shown(self, key: AccountKey) -> str:
         """The version of the secret that the snapshot shows now; to be asked before something is done to it."""
         return _version(self._snapshots.secret(key))

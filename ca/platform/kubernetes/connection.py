@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
@@ -32,6 +34,7 @@ async def connected(kubeconfig: Path | None = None, *, deadline: timedelta = DEA
         else:
             loading = load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)  # type: ignore[no-untyped-call]  # as above
             await loading
+        _settle_proxy(configuration)
         client = ApiClient(configuration)
     except Exception as error:
         if kubeconfig is None:
@@ -41,3 +44,13 @@ async def connected(kubeconfig: Path | None = None, *, deadline: timedelta = DEA
         yield KubernetesAPI(client, deadline=deadline)
     finally:
         await client.close()  # type: ignore[no-untyped-call]  # as above
+
+
+def _settle_proxy(configuration: Configuration) -> None:
+    """Look once for a proxy in the environment. Left to aiohttp, that and a look into `.netrc` would be two trips to a
+    thread for every request.
+    """
+    configuration.client_session_kwargs = {"trust_env": False}
+    address = urlsplit(configuration.host)
+    if configuration.proxy is None and not proxy_bypass(address.netloc):
+        configuration.proxy = getproxies().get(address.scheme)
