@@ -58,5 +58,6 @@ class AuthorityWatch:
     def _look(self) -> bool:
         now = self._clock.now()
         reloaded = self._shared and self._authority.reload()
+        renewed = self._authority.renew_if_due(now)  # first: files that can not be used must not stop it
         followed = isinstance(self._authority, PluggedAuthority) and self._authority.follow(now)
-        return self._authority.renew_if_due(now) or followed or reloaded
+        return reloaded or renewed or followed

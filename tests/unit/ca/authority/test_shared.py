@@ -142,6 +142,21 @@ def test_a_replica_that_does_not_see_the_new_key_yet_is_not_ready_and_never_sign
     assert heard == [NEW.certificate]
 
 
+def test_the_key_of_a_retired_issuer_is_forgotten(cluster: Cluster) -> None:
+    source = MemoryIssuerSource(OLD)
+    authority = cluster.replica(source)
+    before, cluster.published = cluster.store.content, 2
+    source.show(NEW)
+    cluster.look(authority)
+    cluster.clock.advance(SETTLING)
+    cluster.look(authority, authority)
+    assert signs(authority) == NEW.certificate
+    cluster.store.content = before
+    authority.reload()
+    with pytest.raises(NotReady):
+        _ = authority.active
+
+
 def test_a_start_between_the_steps_goes_on_where_they_were(cluster: Cluster) -> None:
     source = MemoryIssuerSource(OLD)
     cluster.replica(source)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ca.authority.authority import open_authority
-from ca.authority.plugged import open_plugged_authority
+from ca.authority.plugged import Rollout, open_plugged_authority, open_shared_authority
 from ca.authority.watch import AuthorityWatch
 from istio_auth.errors import ConfigurationError
 from istio_auth.pem import write_certificates, write_private_key
@@ -16,6 +16,7 @@ from istio_auth.spiffe_id import TrustDomain
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.authority_store import MemoryAuthorityStore
 from tests.fakes.clock import FakeClock
+from tests.fakes.issuer_source import MemoryIssuerSource
 
 DOMAIN = TrustDomain("cluster.local")
 DAY = timedelta(days=1)
@@ -39,6 +40,19 @@ async def test_a_root_of_ours_is_renewed_in_its_last_fifth_and_not_before(clock:
 def test_even_a_short_life_is_looked_at_often_enough(clock: FakeClock, lifetime: timedelta, longest: timedelta) -> None:
     authority = open_authority(MemoryAuthorityStore(), DOMAIN, clock, lifetime=lifetime)
     assert timedelta(seconds=1) <= AuthorityWatch(authority, clock).interval <= longest
+
+
+async def test_files_that_can_not_be_used_do_not_keep_our_own_root_from_being_renewed(clock: FakeClock) -> None:
+    source = MemoryIssuerSource()
+    authority = open_shared_authority(
+        source, MemoryAuthorityStore(), DOMAIN, clock, rollout=Rollout(lambda _: True), longest_ttl=DAY
+    )
+    first = authority.active
+    source.content = {"ca-cert.pem": b"garbage"}
+    clock.time = authority.not_after - DAY
+    with pytest.raises(ConfigurationError, match="incomplete"):
+        await AuthorityWatch(authority, clock, shared=True).look()
+    assert authority.active is not first
 
 
 def plug_in(folder: Path, issuer: FakeAuthority) -> None:
