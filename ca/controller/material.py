@@ -25,6 +25,7 @@ from istio_auth.errors import Fault, InvalidPEM, KeyRejected, VerificationError
 from istio_auth.keys import PrivateKey, PublicKey, check_signature, public_key_of, same_key, sign
 from istio_auth.pem import read_certificates, read_private_key
 from istio_auth.spiffe_id import SpiffeID
+from istio_auth.svid import UNREADABLE_EXTENSIONS
 from istio_auth.verify import check_leaf, verify_chain
 
 CHAIN, KEY, ROOT = "cert-chain.pem", "key.pem", "root-cert.pem"
@@ -113,7 +114,10 @@ def read_material(data: Mapping[str, bytes], ours: TrustBundle) -> Material | Da
         return Damaged(Reason.UNPARSABLE if error.fault is Fault.UNPARSABLE else reason, str(error), root_digest)
     if not _proves(key, public_key_of(chain[0])):
         return Damaged(Reason.WRONG_KEY, f"{KEY} is not the key of the leaf", root_digest)
-    return _facts(chain, spiffe_id, (*_roots(root_pem), *ours.x509_authorities), root_digest)
+    try:
+        return _facts(chain, spiffe_id, (*_roots(root_pem), *ours.x509_authorities), root_digest)
+    except (*UNREADABLE_EXTENSIONS, UnsupportedAlgorithm) as error:  # names and keys are parsed when they are looked at
+        return Damaged(Reason.UNPARSABLE, f"a certificate does not parse ({type(error).__name__})", root_digest)
 
 
 def _proves(key: PrivateKey, public_key: PublicKey) -> bool:

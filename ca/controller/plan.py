@@ -218,6 +218,9 @@ class _Case:
         judged = self._judged(secret)
         if isinstance(judged, tuple):
             return self._issue(Kind.REPAIR, *judged, otherwise=self._kept(secret))
+        if judged.not_before > self.now + self.settings.skew:
+            detail = f"valid from {judged.not_before:%F %T} UTC: are the clocks right?"
+            return self._issue(Kind.REPAIR, Reason.NOT_YET_VALID, detail, otherwise=self._kept(secret))
         ends = end_of(judged, self.desired)
         due = renewal_of(secret, judged, ends, self.settings)
         kept = replace(self._kept(secret), due=due, ends=ends)
@@ -231,7 +234,7 @@ class _Case:
         return self._issue(Kind.RENEW, Reason.DUE, f"it ends {ends:%F %T} UTC", otherwise=kept)
 
     def _judged(self, secret: WorkloadSecret) -> Material | tuple[Reason, str]:
-        return judge(secret, self.account, desired=self.desired, now=self.now, settings=self.settings)
+        return judge(secret, self.account, desired=self.desired, settings=self.settings)
 
     def _issue(self, kind: Kind, reason: Reason, detail: str, *, otherwise: Decision) -> Decision:
         """A new certificate, or where none can be made a finding beside what can be done without."""

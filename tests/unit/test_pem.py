@@ -131,6 +131,17 @@ def test_keys_are_read_in_their_usual_forms(form: PrivateFormat) -> None:
         assert pem.read_private_key(text).public_key() == key.public_key()
 
 
+def test_a_strange_rsa_key_can_be_read_without_the_time_it_takes_to_validate() -> None:
+    numbers = rsa.generate_private_key(65537, 2048).private_numbers()
+    strange = rsa.RSAPrivateNumbers(
+        numbers.p, numbers.q, numbers.d + 2, numbers.dmp1, numbers.dmq1, numbers.iqmp, numbers.public_numbers
+    ).private_key(unsafe_skip_rsa_key_validation=True)
+    text = pem.write_private_key(strange)
+    with pytest.raises(InvalidPEM):
+        pem.read_private_key(text)
+    assert pem.read_private_key(text, validate=False).public_key() == strange.public_key()
+
+
 def test_a_key_as_openssl_ecparam_writes_it_is_read() -> None:
     made = subprocess.run(
         ["openssl", "ecparam", "-name", "prime256v1", "-genkey"], capture_output=True, check=True, timeout=30
