@@ -120,7 +120,8 @@ class CertificateAuthority:
         self.admission = Admission(
             attestor=AllProofs(
                 PeerCertificate(domain, self.agents, clock),
-                [JoinTokenProof(domain, self._tokens, self.agents, clock), *bearers],
+                # Join tokens last: whatever nobody else knows must be one.
+                [*bearers, JoinTokenProof(domain, self._tokens, self.agents, clock)],
             ),
             registry=registry(entitled),
             issuer=self.issuer,
