@@ -17,19 +17,16 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from bench.process import party
 
 BATCH = 50
 RUNS = (
@@ -43,7 +40,6 @@ RUNS = (
     ("sign", 8),
 )
 AIMS = {"create": 0.1, "sign": 0.4}
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -61,45 +57,6 @@ class Figures:
     share_of_limit: float
     cpu_share_of_limit: float
     share_of_empty: float
-
-
-class Party:
-    """A process of ours that reads and writes lines of JSON."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    @property
-    def cpu_seconds(self) -> float:
-        """The processor time it has taken so far, in all its threads."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
-
-    def tell(self, order: dict[str, object]) -> None:
-        """Send a line."""
-        print(json.dumps(order), file=cast("IO[str]", self._process.stdin), flush=True)
-
-    def answer(self) -> dict[str, float]:
-        """Wait for a line."""
-        if not (line := cast("IO[str]", self._process.stdout).readline()):
-            raise SystemExit(f"a process of the benchmark ended: {self._process.args!r}")
-        answer: dict[str, float] = json.loads(line)
-        return answer
-
-
-@contextmanager
-def party(module: str, *arguments: str, log: Path) -> Iterator[Party]:
-    """Run a module of ours until the block ends."""
-    command = [sys.executable, "-m", module, *arguments]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        try:
-            yield Party(process)
-        finally:
-            cast("IO[str]", process.stdin).close()
-            process.wait(30)
 
 
 def limit_per_second() -> float:

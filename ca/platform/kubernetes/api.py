@@ -32,6 +32,7 @@ _PAGE = 500
 _PATIENCE = 4  # how often a request is repeated that was answered with 429
 _LONGEST_WAIT = 30.0
 _MERGE_PATCH = "application/merge-patch+json"
+_ACCEPTED = "application/json, application/jwk-set+json"  # the published keys come as the latter, or not at all
 _TRANSPORT = (aiohttp.ClientError, OSError, TimeoutError, ApiException)
 
 
@@ -73,7 +74,8 @@ class KubernetesAPI:
         deadline: how long a request may take, watches excepted.
 
     Attributes:
-        calls: how often each verb was used on each resource, in the words of roles: `("create", "secrets")`.
+        calls: how often each verb was used on each resource, in the words of roles: `("create", "secrets")`; each try
+            counts.
         ahead: by how much its clock is ahead of ours, to about a second; None before it answered.
     """
 
@@ -229,13 +231,15 @@ class KubernetesAPI:
         body: Object | None = None,
         subresource: str = "",
     ) -> Object:
-        self.calls[verb, f"{resource}/{subresource}" if subresource else str(resource)] += 1
-        return await self._send(verb, f"{path}?{urlencode(query)}" if query else path, body)
+        asked = f"{resource}/{subresource}" if subresource else str(resource)
+        return await self._send(verb, f"{path}?{urlencode(query)}" if query else path, body, asked=asked)
 
-    async def _send(self, verb: str, path: str, body: Object | None = None) -> Object:
+    async def _send(self, verb: str, path: str, body: Object | None = None, *, asked: str = "") -> Object:
         """Send a request, again if the server says when; all of it within one deadline for each try."""
         attempt = 0
         while True:
+            if asked:
+                self.calls[verb, asked] += 1
             try:
                 return await self._send_once(verb, path, body)
             except Exhausted as error:
@@ -264,7 +268,7 @@ class KubernetesAPI:
     async def _request(
         self, method: str, path: str, body: Object | None, kind: str, limit: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": "application/json"} | ({"Content-Type": kind} if kind else {})
+        headers = {"Accept": _ACCEPTED} | ({"Content-Type": kind} if kind else {})
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         answer = await self._client.call_api(
             method, self._client.configuration.host + path, headers, body, _request_timeout=limit

@@ -28,6 +28,7 @@ from ca.certificate_authority import CertificateAuthority
 from ca.config import Config
 from ca.metrics import Gauge
 from ca.platform.kubernetes.api import KubernetesAPI, Selection
+from ca.platform.kubernetes.api_metrics import APICalls
 from ca.platform.kubernetes.authority_store import NAME as AUTHORITY_SECRET
 from ca.platform.kubernetes.authority_store import SecretAuthorityStore
 from ca.platform.kubernetes.cacerts import PluggedSecret
@@ -36,7 +37,7 @@ from ca.platform.kubernetes.candidate import LeaseTiming
 from ca.platform.kubernetes.cluster_watch import ClusterWatch, Tasks
 from ca.platform.kubernetes.connection import connected
 from ca.platform.kubernetes.events import EventRecorder
-from ca.platform.kubernetes.leader_work import leader_work
+from ca.platform.kubernetes.leader_work import Circumstances, leader_work
 from ca.platform.kubernetes.leadership import Leadership
 from ca.platform.kubernetes.lease import LeaderElection
 from ca.platform.kubernetes.reflector import Reflector
@@ -101,12 +102,14 @@ class KubernetesPlatform:
         self,
         ca: CertificateAuthority,
         leadership: Leadership,
+        api: KubernetesAPI,
         authority: _Authority,
         watch: ClusterWatch,
         callers: Callers,
     ) -> None:
         self.ca = ca
         self.leadership = leadership
+        self._api = api
         self._authority = authority
         self._watch = watch
         self._callers = callers
@@ -125,19 +128,11 @@ class KubernetesPlatform:
         election = LeaderElection(
             api, place.namespace, LEASE, identity=place.replica, clock=clock, timing=_timing(config.kubernetes.lease)
         )
-        work = leader_work(
-            api,
-            config,
-            ca,
-            watch=watch,
-            namespace=place.namespace,
-            leading=election.still_leading,
-            events=events,
-            clock=clock,
-        )
+        at = Circumstances(api, config, ca, watch, place.namespace, election.still_leading, events, clock)
+        work = leader_work(at)
         leadership = Leadership(api, election, events=events, work=work, clock=clock)
         shared.published = leadership.published
-        return cls(ca, leadership, authority=shared, watch=watch, callers=callers)
+        return cls(ca, leadership, api=api, authority=shared, watch=watch, callers=callers)
 
     @property
     def shares_authority(self) -> bool:
@@ -149,8 +144,9 @@ class KubernetesPlatform:
         return (*self._callers.gauges(), *self.leadership.gauges())
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Show the numbers of the controller."""
+        """Show the numbers of the controller, and what the API server is asked."""
         self.leadership.register(registry)
+        APICalls(registry, self._api.calls)
 
     def look_after(self, daemon: Daemon, alarm: Alarm) -> None:  # noqa: ARG002  # everything here is watched
         """Watch, follow the authority, and stand for election."""

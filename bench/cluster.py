@@ -1,0 +1,314 @@
+"""Secrets of service accounts at a real API server: how fast, how dear, and what a bare client would do instead.
+
+    python -m bench.cluster [--json] [--accounts N] [--changes K]
+
+The API server, etcd and controller manager are those of `tests.cluster`; the CA is its daemon, with its logs and its
+synced issuance log. Service accounts stand in five namespaces that nobody manages. `created`: one namespace after the
+other becomes managed, and is filled; in turns with it the bare client (`bench/cluster_client.py`, in a process of its
+own) creates as many secrets of the same form and size, by as many workers, so that the machine's noise falls on both.
+`one change`: a secret is deleted, and comes back, one at a time. `new root`: a CA is plugged in, until every secret
+holds the new trust bundle. `restart`: the CA ends and starts anew, until it has looked at everything.
+
+`CPU` is the processor time of the CA alone, `calls` are its calls by its own metric, `writes` those to secrets by the
+API server's: all for one secret, save in the line of the restart, where the writes are all there were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from bench.cluster_ca import NAMESPACE, Cost, MeasuredCA, at_once, measured_ca, soon
+from bench.process import Party, party, peak_megabytes
+from ca.certificate.build import self_signed_root
+from ca.config import ControllerSettings
+from ca.controller.namespaces import OVERRIDE_LABEL
+from ca.controller.snapshot import SECRET_TYPE
+from ca.profile import Validity
+from istio_auth.keys import new_private_key
+from istio_auth.pem import read_certificates, write_certificates, write_private_key
+from istio_auth.spiffe_id import TrustDomain
+from tests.cluster.build import built
+from tests.cluster.client import JSON, Client
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.waiting import appears
+
+NAMESPACES = 5
+WORKERS = ControllerSettings().workers
+AIM_RATE, AIM_MEGABYTES, AIM_CHANGE_MS = 0.9, 250, 50
+SETTLE = "1s"
+_CORE = "/api/v1/namespaces"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What was done to so many secrets, and what it cost for one of them."""
+
+    what: str
+    secrets: int
+    seconds: float
+    cpu_ms: float
+    calls: float
+    writes: float
+    peak_megabytes: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same namespace filled by both; seconds."""
+
+    secrets: int
+    ours: float
+    bare: float
+    bare_cpu: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """All of it.
+
+    Args:
+        accounts: how many service accounts there were.
+        phases: in their order.
+        bare_per_second: the secrets that the bare client created.
+        ours_per_second: those that the CA created.
+        ratio: of the two, the median over the namespaces.
+        bare_cpu_ms: the processor time of the bare client for one secret.
+        writes_of_restart: the writes to secrets in the time of the restart.
+    """
+
+    accounts: int
+    phases: list[Phase]
+    bare_per_second: float
+    ours_per_second: float
+    ratio: float
+    bare_cpu_ms: float
+    writes_of_restart: int
+
+
+class Cluster:
+    """The service accounts, and the CA that looks after them.
+
+    Args:
+        admin: asks the API server.
+        ca: the CA.
+        accounts: the service accounts, by namespace.
+    """
+
+    def __init__(self, admin: Client, ca: MeasuredCA, accounts: Mapping[str, Sequence[JSON]]) -> None:
+        self._admin, self._ca, self._accounts = admin, ca, accounts
+        self._total = sum(map(len, accounts.values()))
+
+    async def create(self, client: Party) -> tuple[Phase, list[Pair]]:
+        """Fill all namespaces but the first, in turns with the bare client."""
+        warm, *others = self._accounts
+        await self._manage(warm)
+        sample = (await self._admin.list(f"{_CORE}/{warm}/secrets"))[0]["data"]
+        spent, pairs = Cost(), list[Pair]()
+        for number, namespace in enumerate(others):
+            bare = await self._bare(client, namespace, sample) if number % 2 else None
+            before = await self._ca.cost()
+            seconds = await self._manage(namespace)
+            await self._ca.looks_after()
+            spent += await self._ca.cost() - before
+            bare = bare or await self._bare(client, namespace, sample)
+            pairs.append(Pair(len(self._accounts[namespace]), seconds, bare["seconds"], bare["cpu"]))
+        return self._phase(
+            "created", sum(each.secrets for each in pairs), sum(each.ours for each in pairs), spent
+        ), pairs
+
+    async def change(self, times: int) -> Phase:
+        """Delete secrets, one after the other, and wait until each has come back."""
+        paths = [
+            f"{_CORE}/{namespace}/secrets/istio.{account['metadata']['name']}"
+            for namespace, accounts in self._accounts.items()
+            for account in accounts
+        ][-times:]
+        before, seconds = await self._ca.cost(), 0.0
+        for path in paths:
+            begin = time.perf_counter()
+            await self._admin.delete(path)
+            await soon(partial(self._is_there, path), every=0.002)
+            seconds += time.perf_counter() - begin
+        await self._ca.looks_after()
+        return self._phase("one change", len(paths), seconds, await self._ca.cost() - before)
+
+    async def new_root(self) -> Phase:
+        """Plug a CA in, and wait until every secret holds the new trust bundle."""
+        before, begin = await self._ca.cost(), time.perf_counter()
+        plugged = {"metadata": {"name": "cacerts"}, "stringData": _new_authority()}
+        cacerts = await self._admin.create(f"{_CORE}/{NAMESPACE}/secrets", plugged)
+
+        async def done() -> bool:
+            return await self._ca.writes() - before.writes > self._total  # cacerts is one more
+
+        await soon(done, every=0.1)
+        seconds = time.perf_counter() - begin
+        await self._ca.looks_after()
+        phase = self._phase("new root", self._total, seconds, await self._ca.cost() - before)
+        await soon(partial(self._signs, cacerts["data"]["ca-cert.pem"]))
+        return phase
+
+    async def restart(self) -> tuple[Phase, int]:
+        """End the CA and start it anew; the writes to secrets in that time."""
+        before = await self._ca.writes()
+        await self._ca.end()
+        begin = time.perf_counter()
+        await self._ca.start()
+        await self._ca.looks_after(self._total)
+        seconds, cost = time.perf_counter() - begin, await self._ca.cost()
+        writes = cost.writes - before
+        return self._phase("restart", self._total, seconds, replace(cost, writes=writes)), writes
+
+    async def _manage(self, namespace: str) -> float:
+        """Have a namespace managed; the seconds until it is filled."""
+        before, wanted = await self._count(namespace), len(self._accounts[namespace])
+        begin = time.perf_counter()
+        await self._admin.patch(f"{_CORE}/{namespace}", {"metadata": {"labels": {OVERRIDE_LABEL: "true"}}})
+        while (found := await self._count(namespace) - before) < wanted:
+            # Looked at rarely while much is missing, and often towards the end.
+            left = (time.perf_counter() - begin) * (wanted - found) / (found or wanted)
+            await asyncio.sleep(min(max(left / 2, 0.005), 2))
+        return time.perf_counter() - begin
+
+    async def _count(self, namespace: str) -> int:
+        """The secrets of a namespace: the API server counts them without reading them."""
+        _, page = await self._admin.request("GET", f"{_CORE}/{namespace}/secrets", params={"limit": "1"})
+        return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
+
+    async def _signs(self, certificate: str) -> bool:
+        """Whether the authority has taken an issuer over."""
+        stored = await self._admin.get(f"{_CORE}/{NAMESPACE}/secrets/istio-ca-secret")
+        return bool(stored["data"]["ca-cert.pem"] == certificate)
+
+    async def _is_there(self, path: str) -> bool:
+        return await self._admin.find(path) is not None
+
+    async def _bare(self, client: Party, namespace: str, sample: JSON) -> dict[str, float]:
+        accounts = [{name: each["metadata"][name] for name in ("name", "uid")} for each in self._accounts[namespace]]
+        client.tell({"namespace": namespace, "accounts": accounts, "data": sample, "workers": WORKERS})
+        return await asyncio.to_thread(client.answer)
+
+    def _phase(self, what: str, secrets: int, seconds: float, cost: Cost) -> Phase:
+        return Phase(
+            what,
+            secrets,
+            round(seconds, 2),
+            round(cost.cpu / secrets * 1000, 2),
+            round(cost.calls / secrets, 2),
+            round(cost.writes / secrets, 2),
+            round(peak_megabytes(self._ca.pid), 1),
+        )
+
+
+async def measure(plane: ControlPlane, folder: Path, *, accounts: int, changes: int) -> Result:
+    """The figures of one run."""
+    async with plane.admin() as admin:
+        await admin.create_namespace(NAMESPACE)
+        made = {"warm": await _accounts(admin, "warm", 10)}
+        for number in range(NAMESPACES):
+            name = f"shop-{number}"
+            made[name] = await _accounts(admin, name, accounts // NAMESPACES)
+        with party("bench.cluster_client", str(plane.kubeconfig), log=folder / "client.log") as client:
+            async with measured_ca(plane, folder / "ca", settings={"settle": SETTLE}) as ca:
+                cluster = Cluster(admin, ca, made)
+                created, pairs = await cluster.create(client)
+                phases = [created, await cluster.change(min(changes, accounts)), await cluster.new_root()]
+                restart, writes = await cluster.restart()
+                await _check(admin, made)
+    return Result(
+        sum(map(len, made.values())),
+        [*phases, restart],
+        bare_per_second=round(created.secrets / sum(each.bare for each in pairs), 1),
+        ours_per_second=round(created.secrets / created.seconds, 1),
+        ratio=round(statistics.median(each.bare / each.ours for each in pairs), 3),
+        bare_cpu_ms=round(sum(each.bare_cpu for each in pairs) / created.secrets * 1000, 2),
+        writes_of_restart=writes,
+    )
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--accounts", type=int, default=1000, help="service accounts (default 1000)")
+    parser.add_argument("--changes", type=int, default=100, help="secrets deleted one by one (default 100)")
+    arguments = parser.parse_args()
+    if built() is None:
+        parser.error("the servers are not built: make test-cluster")
+    with tempfile.TemporaryDirectory(prefix="bench-cluster-") as base, ControlPlane() as plane:
+        work = measure(plane, Path(base), accounts=arguments.accounts, changes=arguments.changes)
+        result = asyncio.run(work)
+    print(json.dumps(asdict(result), indent=2) if arguments.json else _table(result))
+
+
+async def _accounts(admin: Client, namespace: str, count: int) -> Sequence[JSON]:
+    """The service accounts of a new namespace; one that a controller makes is among them."""
+    await admin.create_namespace(namespace)
+    await at_once([admin.create_service_account(namespace, f"web-{number}") for number in range(count)])
+    path = f"{_CORE}/{namespace}/serviceaccounts"
+    if any(each["metadata"]["name"] == "default" for each in await admin.list(f"{_CORE}/default/serviceaccounts")):
+        await appears(admin, f"{path}/default")
+    return await admin.list(path)
+
+
+async def _check(admin: Client, accounts: Mapping[str, Sequence[JSON]]) -> None:
+    """Make sure that what was measured is work done: a secret for each, all with the same two roots."""
+    roots = set()
+    for namespace, some in accounts.items():
+        secrets = await admin.list(f"{_CORE}/{namespace}/secrets", fieldSelector=f"type={SECRET_TYPE}")
+        assert {each["metadata"]["name"] for each in secrets} == {f"istio.{each['metadata']['name']}" for each in some}
+        roots |= {each["data"]["root-cert.pem"] for each in secrets}
+    (pem,) = roots
+    assert len(read_certificates(base64.b64decode(pem))) == 2
+
+
+def _new_authority() -> dict[str, str]:
+    """What is in a `cacerts` of a root by itself."""
+    key, now = new_private_key(), datetime.now(UTC).replace(microsecond=0)
+    root = self_signed_root(TrustDomain("cluster.local"), key, Validity(now, now + timedelta(days=365)))
+    certificate = write_certificates([root]).decode()
+    return {
+        "ca-cert.pem": certificate,
+        "ca-key.pem": write_private_key(key).decode(),
+        "cert-chain.pem": certificate,
+        "root-cert.pem": certificate,
+    }
+
+
+def _table(result: Result) -> str:
+    head = f"{'':<12}{'secrets':>8}{'seconds':>9}{'CPU ms':>8}{'calls':>7}{'writes':>8}{'peak MB':>9}"
+    lines = [
+        f"{one.what:<12}{one.secrets:>8}{one.seconds:>9.2f}{one.cpu_ms:>8.2f}{one.calls:>7.2f}{one.writes:>8.2f}"
+        f"{one.peak_megabytes:>9.1f}"
+        for one in result.phases
+    ]
+    change = result.phases[1].cpu_ms
+    told = (
+        f"{result.accounts} service accounts in {NAMESPACES + 1} namespaces, {WORKERS} workers, {os.cpu_count()} "
+        "processors. CPU, calls and writes are for one secret."
+    )
+    compared = (
+        f"created: {result.ours_per_second:.0f} secrets a second, {result.ratio:.2f} of the bare client's "
+        f"{result.bare_per_second:.0f} (aim {AIM_RATE}), which take it {result.bare_cpu_ms:.2f} ms of CPU each"
+    )
+    rest = (
+        f"one change: {change:.1f} ms of work (aim {AIM_CHANGE_MS}); the restart wrote {result.writes_of_restart} "
+        f"secrets (aim 0); memory: aim {AIM_MEGABYTES} MB at 10000"
+    )
+    return "\n".join([told, head, *lines, compared, rest])
+
+
+if __name__ == "__main__":
+    main()
