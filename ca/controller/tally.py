@@ -131,16 +131,16 @@ class ControllerMetrics(Collector):
         standing, now = self._present.standing(), self._clock.now()
         due = sum(each.due is not None and each.due <= now for each in standing)
         for name, words, value in (
-            ("secrets_managed", "Service accounts whose secrets are looked after.", len(standing)),
-            ("secrets_due", "Secrets whose renewal is due and was not made yet.", due),
+            ("istio_auth_ca_secrets_managed", "Service accounts whose secrets are looked after.", len(standing)),
+            ("istio_auth_ca_secrets_due", "Secrets whose renewal is due and was not made yet.", due),
             (
-                "secrets_failing",
+                "istio_auth_ca_secrets_failing",
                 "Secrets for which what should be done can not be done.",
                 sum(each.failing for each in standing),
             ),
-            ("secrets_waiting", "Service accounts that wait to be looked at.", self._present.waiting()),
+            ("istio_auth_ca_secrets_waiting", "Service accounts that wait to be looked at.", self._present.waiting()),
         ):
-            yield GaugeMetricFamily(f"istio_auth_ca_{name}", words, value=value)
+            yield GaugeMetricFamily(name, words, value=value)
         remaining = GaugeMetricFamily(
             "istio_auth_ca_secret_shortest_remaining_seconds",
             "The life that is left to the certificate that ends first.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 
 from ca.certificate_authority import CertificateAuthority
 from ca.config import Config
@@ -14,12 +15,14 @@ from ca.controller.pairs import PairMaker
 from ca.controller.renewal import RenewalRule
 from ca.controller.report import Reports
 from ca.controller.settings import Settings
+from ca.controller.snapshot import WorkloadSecret
 from ca.controller.tally import Tally
 from ca.platform.kubernetes.account_events import AccountEvents
 from ca.platform.kubernetes.api import KubernetesAPI
 from ca.platform.kubernetes.cluster_watch import ClusterWatch
 from ca.platform.kubernetes.csr_signer import CSRSigner
 from ca.platform.kubernetes.events import EventRecorder
+from ca.platform.kubernetes.facts import ConfigMapFact
 from ca.platform.kubernetes.leadership import LeaderWork
 from ca.platform.kubernetes.pod_certificate_signer import PodCertificateSigner
 from ca.platform.kubernetes.reflector import Reflector
@@ -33,93 +36,110 @@ from ca.platform.kubernetes.snapshots import ClusterSnapshots
 from istio_auth.clock import Clock
 
 
-def leader_work(
-    api: KubernetesAPI,
-    config: Config,
-    ca: CertificateAuthority,
-    *,
-    watch: ClusterWatch,
-    namespace: str,
-    leading: Callable[[], bool],
-    events: EventRecorder,
-    clock: Clock,
-) -> LeaderWork:
-    """What there is to do for the leader.
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What the leader's work is done with.
 
     Args:
         api: the API server.
-        config: says what.
+        config: says what is to be done.
         ca: signs.
         watch: what every replica watches.
         namespace: that of the CA; also the mark on all it made.
         leading: whether this process leads at this instant.
         events: tells people.
         clock: tells the time.
+    """
+
+    api: KubernetesAPI
+    config: Config
+    ca: CertificateAuthority
+    watch: ClusterWatch
+    namespace: str
+    leading: Callable[[], bool]
+    events: EventRecorder
+    clock: Clock
+
+    def rules(self) -> NamespaceRules:
+        """Which namespaces are managed."""
+        settings = self.config.kubernetes.controller
+        selector = LabelSelector.parse(settings.namespace_selector) if settings.namespace_selector else None
+        return NamespaceRules(self.namespace, settings.enable_by_default, selector, frozenset(settings.namespaces))
+
+
+def leader_work(at: Circumstances) -> LeaderWork:
+    """What there is to do for the leader. On the event loop that it will run on.
 
     Raises:
         ConfigurationError: a setting makes no sense.
     """
-    settings = config.kubernetes.controller
-    rules = NamespaceRules(
-        namespace,
-        settings.enable_by_default,
-        LabelSelector.parse(settings.namespace_selector) if settings.namespace_selector else None,
-        frozenset(settings.namespaces),
-    )
-    config_maps = Reflector(api, CONFIG_MAPS, read_config_map, selection=OUR_NAME)
+    publisher, config_maps = _publisher(at)
+    tally, controller = Tally(), None
+    watches: dict[str, Callable[[], Coroutine[None, None, None]]] = {"config maps": config_maps.run}
+    if at.config.kubernetes.controller.enabled:
+        sink = WorkloadSecrets(at.api, at.namespace, lambda: at.ca.authority.bundle)
+        secrets = Reflector(at.api, SECRETS, sink.decode, selection=OUR_TYPE)
+        controller = _controller(at, sink, secrets, tally)
+        watches["secrets"] = secrets.run
+    queues = _queues(at) if at.config.kubernetes.sign_requests else ()
+    return LeaderWork(publisher, controller, queues, watches, tally)
+
+
+def _publisher(at: Circumstances) -> tuple[RootPublisher, Reflector[ConfigMapFact]]:
+    def roots() -> PublishedRoots:
+        bundle = at.ca.authority.bundle
+        return PublishedRoots(bundle.sequence or 0, bundle.to_pem().decode())
+
+    config_maps = Reflector(at.api, CONFIG_MAPS, read_config_map, selection=OUR_NAME)
     publisher = RootPublisher(
-        api,
-        watch.namespaces,
+        at.api,
+        at.watch.namespaces,
         config_maps,
-        roots=lambda: PublishedRoots(ca.authority.state.sequence, ca.authority.root_pem().decode()),
-        scope=rules.scope,
-        mark=namespace,
-        clock=clock,
-        events=events,
-        leading=leading,
-        resync=settings.resync,
+        roots=roots,
+        scope=at.rules().scope,
+        mark=at.namespace,
+        clock=at.clock,
+        events=at.events,
+        leading=at.leading,
+        resync=at.config.kubernetes.controller.resync,
     )
     loop = asyncio.get_running_loop()
 
     def changed() -> None:
         loop.call_soon_threadsafe(publisher.changed)
 
-    ca.authority.subscribe(changed)
-    tally, controller = Tally(), None
-    watches: dict[str, Callable[[], Coroutine[None, None, None]]] = {"config maps": config_maps.run}
-    if settings.enabled:
-        sink = WorkloadSecrets(api, namespace, lambda: ca.authority.bundle)
-        secrets = Reflector(api, SECRETS, sink.decode, selection=OUR_TYPE)
-        controller = SecretController(
-            ClusterSnapshots(watch.accounts, watch.namespaces, secrets),
-            sink,
-            ca.authority,
-            pairs=PairMaker(ca.issuer, ca.authority, ca.admission.audit, tally, ttl=config.signing.default_ttl),
-            reports=Reports(AccountEvents(events)),
-            settings=Settings(
-                namespace, rules, config.signing.default_ttl, RenewalRule(settings.grace_ratio, settings.min_grace)
-            ),
-            clock=clock,
-            leading=leading,
-            tally=tally,
-            pace=Pace(settings.workers, settings.resync),
-        )
-        watches["secrets"] = secrets.run
-    queues = _queues(api, config, ca, watch, clock) if config.kubernetes.sign_requests else ()
-    return LeaderWork(publisher, controller, queues, watches, tally)
+    at.ca.authority.subscribe(changed)
+    return publisher, config_maps
 
 
-def _queues(
-    api: KubernetesAPI, config: Config, ca: CertificateAuthority, watch: ClusterWatch, clock: Clock
-) -> tuple[RequestQueue, ...]:
-    signer, audit = Signer(config.kubernetes.signer, config.trust_domain, config.signing.profile()), ca.admission.audit
-    pods = PodCertificateSigner(
-        api,
-        signer,
-        issuer=ca.issuer,
-        within=lambda: ca.authority.active.validity,
-        pods=watch.pod_index,
-        audit=audit,
-        clock=clock,
+def _controller(
+    at: Circumstances, sink: WorkloadSecrets, secrets: Reflector[WorkloadSecret], tally: Tally
+) -> SecretController:
+    settings, ttl = at.config.kubernetes.controller, at.config.signing.default_ttl
+    return SecretController(
+        ClusterSnapshots(at.watch.accounts, at.watch.namespaces, secrets),
+        sink,
+        at.ca.authority,
+        pairs=PairMaker(at.ca.issuer, at.ca.authority, at.ca.admission.audit, tally, ttl=ttl),
+        reports=Reports(AccountEvents(at.events)),
+        settings=Settings(at.namespace, at.rules(), ttl, RenewalRule(settings.grace_ratio, settings.min_grace)),
+        clock=at.clock,
+        leading=at.leading,
+        tally=tally,
+        pace=Pace(settings.workers, settings.resync),
     )
-    return pods.queue, CSRSigner(api, signer, issuer=ca.issuer, audit=audit, clock=clock).queue
+
+
+def _queues(at: Circumstances) -> tuple[RequestQueue, ...]:
+    audit, authority = at.ca.admission.audit, at.ca.authority
+    signer = Signer(at.config.kubernetes.signer, at.config.trust_domain, at.config.signing.profile())
+    pods = PodCertificateSigner(
+        at.api,
+        signer,
+        issuer=at.ca.issuer,
+        within=lambda: authority.active.validity,
+        pods=at.watch.pod_index,
+        audit=audit,
+        clock=at.clock,
+    )
+    return pods.queue, CSRSigner(at.api, signer, issuer=at.ca.issuer, audit=audit, clock=at.clock).queue

@@ -102,6 +102,7 @@ class KubernetesPlatform:
         self,
         ca: CertificateAuthority,
         leadership: Leadership,
+        *,
         api: KubernetesAPI,
         authority: _Authority,
         watch: ClusterWatch,
