@@ -223,7 +223,7 @@ class _Case:
             return self._issue(Kind.REPAIR, Reason.NOT_YET_VALID, detail, otherwise=self._kept(secret))
         ends = end_of(judged, self.desired)
         due = renewal_of(secret, judged, ends, self.settings)
-        kept = replace(self._kept(secret), due=due, ends=ends)
+        kept = Decision(self._kept(secret).action, due=due, ends=ends)
         if self.now < due:
             return kept
         since = worthwhile_from(ends, desired=self.desired, now=self.now, settings=self.settings)

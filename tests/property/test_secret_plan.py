@@ -40,6 +40,7 @@ NAMESPACES: Mapping[str, Namespace] = {
 }
 PLACES = (*NAMESPACES, "unseen")
 A_MOMENT = timedelta(microseconds=1)
+SOME = hypothesis_settings(max_examples=40)  # clusters are dear to make
 LATER = st.timedeltas(timedelta(), 60 * DAY)
 
 
@@ -111,6 +112,7 @@ def clusters(draw: st.DrawFn, *, size: int = 4) -> FakeCluster:
     return cluster
 
 
+@SOME
 @given(clusters())
 def test_a_plan_carried_out_leaves_nothing_to_do(cluster: FakeCluster) -> None:
     for _ in range(2):  # what is immutable is deleted first and made anew then
@@ -118,6 +120,7 @@ def test_a_plan_carried_out_leaves_nothing_to_do(cluster: FakeCluster) -> None:
     assert cluster.plan().actions == ()
 
 
+@SOME
 @given(clusters(), LATER)
 def test_it_converges_at_every_time_and_each_secret_is_written_at_most_twice(
     cluster: FakeCluster, later: timedelta
@@ -128,6 +131,7 @@ def test_it_converges_at_every_time_and_each_secret_is_written_at_most_twice(
     assert cluster.plan(NOW + later).actions == ()
 
 
+@SOME
 @given(clusters())
 def test_the_same_facts_give_the_same_plan_and_each_object_is_decided_for_itself(cluster: FakeCluster) -> None:
     plan = cluster.plan()
@@ -137,6 +141,7 @@ def test_the_same_facts_give_the_same_plan_and_each_object_is_decided_for_itself
     assert set(plan.actions) == {each.action for each in plan.decisions.values() if each.action}
 
 
+@SOME
 @given(clusters(), st.data())
 def test_a_bad_object_changes_nothing_for_the_others(cluster: FakeCluster, data: st.DataObject) -> None:
     before = cluster.plan().decisions
@@ -149,6 +154,7 @@ def test_a_bad_object_changes_nothing_for_the_others(cluster: FakeCluster, data:
     assert {key: after[key] for key in before} == before
 
 
+@SOME
 @given(clusters(), LATER)
 def test_what_is_not_ours_is_never_touched(cluster: FakeCluster, later: timedelta) -> None:
     for action in cluster.plan(NOW + later).actions:
@@ -161,6 +167,7 @@ def test_what_is_not_ours_is_never_touched(cluster: FakeCluster, later: timedelt
             assert not secret.terminating
 
 
+@SOME
 @given(clusters(), LATER)
 def test_namespaces_that_are_not_managed_only_ever_lose_secrets_of_ours(cluster: FakeCluster, later: timedelta) -> None:
     for action in cluster.plan(NOW + later).actions:
@@ -172,6 +179,7 @@ def test_namespaces_that_are_not_managed_only_ever_lose_secrets_of_ours(cluster:
             assert cluster.secrets[namespace, action.subject.service_account].mark == MARK
 
 
+@SOME
 @given(clusters(size=2), LATER)
 def test_nothing_new_is_to_be_done_before_the_due_time_and_something_is_new_then(
     cluster: FakeCluster, later: timedelta
@@ -189,6 +197,7 @@ def test_nothing_new_is_to_be_done_before_the_due_time_and_something_is_new_then
         assert (then.action, _concern(then.finding)) != (decision.action, _concern(decision.finding))
 
 
+@SOME
 @given(clusters(), st.lists(st.floats(0, 0.999), min_size=2, max_size=2).map(sorted))
 def test_what_is_to_be_done_stays_to_be_done_while_the_issuer_can_sign(
     cluster: FakeCluster, shares: list[float]
@@ -201,6 +210,7 @@ def test_what_is_to_be_done_stays_to_be_done_while_the_issuer_can_sign(
             assert after[key].action is not None
 
 
+@SOME
 @given(clusters())
 def test_as_long_as_the_issuer_lives_no_certificate_ends_without_a_renewal(cluster: FakeCluster) -> None:
     cluster.carry_out(cluster.plan().actions)
@@ -215,6 +225,7 @@ def test_as_long_as_the_issuer_lives_no_certificate_ends_without_a_renewal(clust
         assert action.reason is Reason.DUE
 
 
+@SOME
 @given(clusters(), st.lists(st.integers(0, 9), min_size=1, max_size=5))
 def test_near_the_end_of_the_issuer_a_certificate_is_not_made_again_and_again(
     cluster: FakeCluster, steps: list[int]

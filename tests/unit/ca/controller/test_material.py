@@ -169,9 +169,13 @@ def test_a_forged_leaf_in_the_name_of_our_root_has_no_anchor() -> None:
 
 def test_of_several_issuers_of_one_name_the_one_that_signed_is_known() -> None:
     twin = FakeAuthority(parent=OLD, name=INTERMEDIATE.name)
-    data = data_of(INTERMEDIATE)
-    data["cert-chain.pem"] += write_certificates([twin.certificate])
-    assert good(data).issuer == authority_id(INTERMEDIATE.certificate)
+    for signer, other in ((INTERMEDIATE, twin), (twin, INTERMEDIATE)):
+        data = data_of(signer)
+        data["cert-chain.pem"] += write_certificates([other.certificate])
+        assert good(data).issuer == authority_id(signer.certificate)
+        leaf = x509.load_pem_x509_certificate(data["cert-chain.pem"])
+        data["cert-chain.pem"] = write_certificates([leaf, other.certificate, signer.certificate])
+        assert good(data).issuer == authority_id(signer.certificate)
 
 
 def test_a_root_renewed_with_its_key_vouches_for_what_the_old_one_signed() -> None:
@@ -183,7 +187,7 @@ def test_a_root_renewed_with_its_key_vouches_for_what_the_old_one_signed() -> No
 
 
 def test_what_is_desired_follows_from_the_state_of_the_authority() -> None:
-    renewed = FakeAuthority(key=OLD.key, name=OLD.name, now=OLD.now + 20 * HOUR)
+    renewed = FakeAuthority(key=OLD.key, name=OLD.name, now=OLD.now + 20 * HOUR, lifetime=10 * HOUR)
     issuer = IssuerState(INTERMEDIATE.certificate, OLD.certificate, other_roots=(renewed.certificate,))
     state = AuthorityState(OLD.trust_domain, issuer, prepared=IssuerState(NEW.certificate, NEW.certificate), sequence=3)
     desired = Desired.of(state)
@@ -191,7 +195,7 @@ def test_what_is_desired_follows_from_the_state_of_the_authority() -> None:
         OLD.trust_domain,
         digest(state.bundle().to_pem()),
         {
-            authority_id(OLD.certificate): renewed.certificate.not_valid_after_utc,
+            authority_id(OLD.certificate): OLD.certificate.not_valid_after_utc,
             authority_id(NEW.certificate): NEW.certificate.not_valid_after_utc,
         },
         frozenset({authority_id(INTERMEDIATE.certificate), authority_id(NEW.certificate)}),

@@ -212,6 +212,7 @@ def test_a_renewal_that_moves_the_end_by_a_tenth_of_its_life_is_made_and_a_small
 def test_a_life_that_was_made_shorter_does_not_keep_an_old_certificate_from_renewal() -> None:
     cluster = FakeCluster.of(WEB, secrets=[with_material(not_after=NOW + 90 * DAY)])
     cluster.settings = replace(SETTINGS, ttl=HOUR)
+    cluster.desired = replace(DESIRED, validity=Validity(NOW - DAY, NOW + 91 * DAY))
     assert acting(cluster.decide(now=NOW + 50 * DAY)).kind is Kind.RENEW
 
 
