@@ -26,3 +26,24 @@ class PodFact:
     node: str = ""
     phase: str = "Pending"
     deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigMapFact:
+    """What is kept of a ConfigMap with a trust bundle.
+
+    Args:
+        uid: of this very ConfigMap.
+        version: its resource version.
+        pem: the trust bundle in it; the same text in ten thousand of them is held once. None if there is none.
+        labelled: whether it has the label by which Istio's components know their configuration.
+        mark: which CA made it; empty if none of ours did.
+        terminating: whether it is being deleted and only waits for its finalizers.
+    """
+
+    uid: str
+    version: str
+    pem: str | None = None
+    labelled: bool = False
+    mark: str = ""
+    terminating: bool = False

@@ -5,6 +5,7 @@ What went wrong is told by type, and "not there" is never confused with "could n
     404         MissingError         409         ConflictError (AlreadyExists is one as well)
     410         WatchExpired         429         Exhausted, with the time to wait
     401, 403    AccessRefused        400, 422    ObjectRefused
+    403 to make something in a namespace that is being deleted: MissingError, for it is as good as gone
     everything else, silence and broken connections      NotReady
 """
 
@@ -16,6 +17,7 @@ from http import HTTPStatus
 from istio_auth.errors import ConflictError, Exhausted, IstioAuthError, MalformedError, MissingError, NotReady
 
 _STATUSES = frozenset(HTTPStatus)
+_NAMESPACE_ENDS = "because it is being terminated"  # the words of the admission plugin NamespaceLifecycle
 
 
 class AccessRefused(NotReady):
@@ -42,6 +44,8 @@ def refusal(verb: str, path: str, status: int, message: str, retry_after: str = 
     """
     said = message or (HTTPStatus(status).phrase if status in _STATUSES else f"status {status}")
     words = f"{verb} {path.partition('?')[0]}: {said[:500]}"
+    if status == HTTPStatus.FORBIDDEN and _NAMESPACE_ENDS in said:
+        return MissingError(words)
     match status:
         case HTTPStatus.NOT_FOUND:
             return MissingError(words)
