@@ -116,7 +116,10 @@ class SecretAuthorityStore(AuthorityStore):
             data = {key: base64.b64decode(str(value)) for key, value in object_of(member(secret, "data")).items()}
         except binascii.Error:
             raise ConfigurationError(f"{self.where} is damaged: it is no base64") from None
-        return read_state(data, self._trust_domain)
+        try:
+            return read_state(data, self._trust_domain)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{self.where}: {error}") from error
 
     def _on_loop(self, work: Coroutine[None, None, _T]) -> _T:
         """Have something done on the event loop, and wait for it."""
