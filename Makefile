@@ -35,7 +35,7 @@ test-cluster: $(READY)  ## the tests with a real Kubernetes API server, which is
 	@$(BIN)/python -m tests.cluster.build
 	@$(BIN)/python -m tests --group cluster
 
-cluster: $(READY)  ## a Kubernetes control plane, left running, to try with kubectl
+cluster: $(READY)  ## a Kubernetes control plane with the CA on it, left running, with instructions to play
 	@$(BIN)/python -m tests.cluster
 
 protos: $(READY)  ## generate istio_auth/proto/*_pb2.py again

@@ -16,6 +16,7 @@ import ssl
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +60,7 @@ class ControlPlane:
             guard = Guard()
             stack.callback(guard.end)
             self._prepare()
+            self._guard = guard
             self._servers = self._all_servers(guard)
             for server in self._servers:
                 stack.callback(server.kill)
@@ -80,6 +82,23 @@ class ControlPlane:
     def api_server(self) -> Server:
         """The API server."""
         return self._servers[1]
+
+    def add(self, command: Sequence[object], *, log: str, is_ready: Callable[[], bool]) -> Server:
+        """Have something else run on it that ends with it. Blocks until it is ready.
+
+        Args:
+            command: its program and arguments.
+            log: the name of the file, in the folder, for all that it prints.
+            is_ready: whether it serves.
+
+        Raises:
+            ServerFailed: it ended, or took too long.
+        """
+        server = Server(command, log=self.folder / log, is_ready=is_ready, guard=self._guard)
+        self._end.callback(server.kill)
+        server.start()
+        self._servers.append(server)
+        return server
 
     def require_alive(self) -> None:
         """Make sure that all servers run.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]  # published without types
 
+from ca.platform.kubernetes.permissions import Permission
 from ca.platform.kubernetes.signer import DEFAULT_SIGNER_NAME
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
@@ -36,6 +37,12 @@ class Rule:
     verb: str
     resource: str
     name: str = ""
+
+    @classmethod
+    def of(cls, permission: Permission) -> Rule:
+        """The rule that grants a permission, in whichever namespace."""
+        part = f"/{permission.subresource}" if permission.subresource else ""
+        return cls(permission.verb, f"{permission.resource}{part}", permission.name)
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,16 @@ async def apply(plane: ControlPlane, objects: Iterable[JSON], *flags: str) -> No
     await kubectl(plane, "apply", "--server-side", "--validate=strict", *flags, "-f", "-", content=content)
 
 
-async def ca_account(plane: ControlPlane, path: Path, installation: Installation = BASE) -> Path:
+async def ca_account(
+    plane: ControlPlane, path: Path, installation: Installation = BASE, *, seconds: int = 3600
+) -> Path:
     """Install the CA, whose Deployment nobody starts here, and become its service account.
 
     Args:
         plane: where.
-        path: for a kubeconfig that shows a token of the account, good for an hour.
+        path: for a kubeconfig that shows a token of the account.
         installation: how; its namespace is made if it is not there.
+        seconds: how long the token is good.
 
     Returns:
         The path, once the account has its rights.
@@ -99,7 +109,7 @@ async def ca_account(plane: ControlPlane, path: Path, installation: Installation
         if await admin.find(f"/api/v1/namespaces/{namespace}") is None:
             await admin.create_namespace(namespace)
         await apply(plane, objects)
-        token = await admin.service_account_token(namespace, ACCOUNT)
+        token = await admin.service_account_token(namespace, ACCOUNT, expiration_seconds=seconds)
     async with plane.client(token) as account:
 
         async def has_its_rights() -> bool:
