@@ -84,6 +84,10 @@ class TrustBundlePublisher:
         """Since when it holds the bundle of this sequence or a later one; None if it does not, or does not run."""
         return self._publication.since(sequence)
 
+    def lags(self, sequence: int) -> bool:
+        """Whether pods may read from it, and it does not hold the bundle of this sequence."""
+        return self._is_there and self._publication.since(sequence) is None
+
     def changed(self) -> None:
         """There may be another bundle: look at once."""
         self._wake.set()
@@ -105,6 +109,7 @@ class TrustBundlePublisher:
 
     def _begin(self) -> None:
         self._publication = Publication()
+        self._is_there = False
         self._contention = Contention[str]()
         self._written = ("", "")  # the PEM and the resource version of our last write
         self._wake = asyncio.Event()
@@ -129,6 +134,7 @@ class TrustBundlePublisher:
         for _ in range(_ATTEMPTS):
             try:
                 found = await self._find()
+                self._is_there = found is not None
                 if found is not None and self._is_right(found, roots.pem):
                     self._publication.holds(self.name, now)
                     return None
@@ -170,6 +176,7 @@ class TrustBundlePublisher:
             made = await self._api.create(self._resource, body)
         else:
             made = await self._api.replace(self._resource, body)
+        self._is_there = True
         self._written = roots.pem, text(made, "metadata", "resourceVersion")
         _log.info("the ClusterTrustBundle was published", name=self.name, bundle_sequence=roots.sequence)
 

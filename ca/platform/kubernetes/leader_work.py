@@ -19,6 +19,7 @@ from ca.controller.snapshot import WorkloadSecret
 from ca.controller.tally import Tally
 from ca.platform.kubernetes.account_events import AccountEvents
 from ca.platform.kubernetes.api import KubernetesAPI
+from ca.platform.kubernetes.cluster_trust_bundle import TrustBundlePublisher
 from ca.platform.kubernetes.cluster_watch import ClusterWatch
 from ca.platform.kubernetes.csr_signer import CSRSigner
 from ca.platform.kubernetes.events import EventRecorder
@@ -66,6 +67,11 @@ class Circumstances:
         selector = LabelSelector.parse(settings.namespace_selector) if settings.namespace_selector else None
         return NamespaceRules(self.namespace, settings.enable_by_default, selector, frozenset(settings.namespaces))
 
+    def roots(self) -> PublishedRoots:
+        """What is to be published now."""
+        bundle = self.ca.authority.bundle
+        return PublishedRoots(bundle.sequence or 0, bundle.to_pem().decode())
+
 
 def leader_work(at: Circumstances) -> LeaderWork:
     """What there is to do for the leader. On the event loop that it will run on.
@@ -73,7 +79,15 @@ def leader_work(at: Circumstances) -> LeaderWork:
     Raises:
         ConfigurationError: a setting makes no sense.
     """
-    publisher, config_maps = _publisher(at)
+    config_maps = Reflector(at.api, CONFIG_MAPS, read_config_map, selection=OUR_NAME)
+    publisher, trust_bundle = _publisher(at, config_maps), _trust_bundle(at)
+    loop = asyncio.get_running_loop()
+
+    def changed() -> None:
+        for each in (publisher, trust_bundle):
+            loop.call_soon_threadsafe(each.changed)
+
+    at.ca.authority.subscribe(changed)
     tally, controller = Tally(), None
     watches: dict[str, Callable[[], Coroutine[None, None, None]]] = {"config maps": config_maps.run}
     if at.config.kubernetes.controller.enabled:
@@ -82,20 +96,15 @@ def leader_work(at: Circumstances) -> LeaderWork:
         controller = _controller(at, sink, secrets, tally)
         watches["secrets"] = secrets.run
     queues = _queues(at) if at.config.kubernetes.sign_requests else ()
-    return LeaderWork(publisher, controller, queues, watches, tally)
+    return LeaderWork(publisher, trust_bundle, controller, queues, watches, tally)
 
 
-def _publisher(at: Circumstances) -> tuple[RootPublisher, Reflector[ConfigMapFact]]:
-    def roots() -> PublishedRoots:
-        bundle = at.ca.authority.bundle
-        return PublishedRoots(bundle.sequence or 0, bundle.to_pem().decode())
-
-    config_maps = Reflector(at.api, CONFIG_MAPS, read_config_map, selection=OUR_NAME)
-    publisher = RootPublisher(
+def _publisher(at: Circumstances, config_maps: Reflector[ConfigMapFact]) -> RootPublisher:
+    return RootPublisher(
         at.api,
         at.watch.namespaces,
         config_maps,
-        roots=roots,
+        roots=at.roots,
         scope=at.rules().scope,
         mark=at.namespace,
         clock=at.clock,
@@ -103,13 +112,18 @@ def _publisher(at: Circumstances) -> tuple[RootPublisher, Reflector[ConfigMapFac
         leading=at.leading,
         resync=at.config.kubernetes.controller.resync,
     )
-    loop = asyncio.get_running_loop()
 
-    def changed() -> None:
-        loop.call_soon_threadsafe(publisher.changed)
 
-    at.ca.authority.subscribe(changed)
-    return publisher, config_maps
+def _trust_bundle(at: Circumstances) -> TrustBundlePublisher:
+    return TrustBundlePublisher(
+        at.api,
+        at.config.kubernetes.signer,
+        roots=at.roots,
+        mark=at.namespace,
+        clock=at.clock,
+        events=at.events,
+        leading=at.leading,
+    )
 
 
 def _controller(

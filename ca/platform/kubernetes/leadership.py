@@ -17,6 +17,7 @@ from ca.controller.loop import SecretController
 from ca.controller.tally import ControllerMetrics, Tally
 from ca.metrics import Gauge
 from ca.platform.kubernetes.api import KubernetesAPI
+from ca.platform.kubernetes.cluster_trust_bundle import TrustBundlePublisher
 from ca.platform.kubernetes.cluster_watch import Tasks
 from ca.platform.kubernetes.events import EventRecorder
 from ca.platform.kubernetes.lease import LeaderElection
@@ -34,7 +35,8 @@ class LeaderWork:
     """What there is to do.
 
     Args:
-        publisher: publishes the root.
+        publisher: publishes the root in every managed namespace.
+        trust_bundle: publishes it for volumes.
         controller: looks after secrets; None to leave them alone.
         queues: certificate requests to be answered.
         watches: what is watched for it, by name.
@@ -42,6 +44,7 @@ class LeaderWork:
     """
 
     publisher: RootPublisher
+    trust_bundle: TrustBundlePublisher
     controller: SecretController | None
     queues: Sequence[RequestQueue]
     watches: Mapping[str, Callable[[], Coroutine[None, None, None]]]
@@ -74,8 +77,9 @@ class Leadership:
         return self._election.still_leading()
 
     def published(self, sequence: int) -> bool:
-        """Whether every managed namespace holds the bundle of this sequence; only the leader knows."""
-        return self.leading and self._work.publisher.published(sequence) is not None
+        """Whether the bundle of this sequence is everywhere where it is read from; only the leader knows."""
+        held = self._work.publisher.published(sequence) is not None and not self._work.trust_bundle.lags(sequence)
+        return held and self.leading
 
     def tasks(self) -> Tasks:
         """What stands for election, and does the leader's work whenever elected."""
@@ -114,6 +118,7 @@ class Leadership:
             for watch in self._work.watches.values():
                 tasks.create_task(watch())
             tasks.create_task(self._work.publisher.run())
+            tasks.create_task(self._work.trust_bundle.run())
             if self._work.controller is not None:
                 tasks.create_task(self._work.controller.run())
             for queue in self._work.queues:

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
+from typing import Final
 
 import structlog
 
@@ -25,6 +26,7 @@ from ca.platform.kubernetes.resources import LEASES
 from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, IstioAuthError, MissingError, NotReady
 
+LEASE: Final = "istio-ca-leader"
 _TRIES = 3  # so many renewals that nobody answers fit into the renew deadline
 _log = structlog.get_logger()
 

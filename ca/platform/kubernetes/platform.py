@@ -25,7 +25,7 @@ from ca.authority.issuer_source import IssuerFolder, IssuerSource
 from ca.authority.plugged import Rollout, open_shared_authority
 from ca.authority.watch import AuthorityWatch
 from ca.certificate_authority import CertificateAuthority
-from ca.config import Config
+from ca.config import Config, TokenVerification
 from ca.metrics import Gauge
 from ca.platform.kubernetes.api import KubernetesAPI, Selection
 from ca.platform.kubernetes.api_metrics import APICalls
@@ -39,7 +39,8 @@ from ca.platform.kubernetes.connection import connected
 from ca.platform.kubernetes.events import EventRecorder
 from ca.platform.kubernetes.leader_work import Circumstances, leader_work
 from ca.platform.kubernetes.leadership import Leadership
-from ca.platform.kubernetes.lease import LeaderElection
+from ca.platform.kubernetes.lease import LEASE, LeaderElection
+from ca.platform.kubernetes.permissions import Features, require
 from ca.platform.kubernetes.reflector import Reflector
 from ca.platform.kubernetes.resources import SECRETS
 from ca.platform.platform import ca_settings
@@ -50,7 +51,6 @@ from istio_auth.errors import IstioAuthError
 
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _USUAL_NAMESPACE = "istio-system"
-LEASE = "istio-ca-leader"
 _log = structlog.get_logger()
 
 
@@ -64,7 +64,7 @@ async def open_kubernetes(config: Config, clock: Clock) -> AsyncIterator[Kuberne
     """
     async with connected(config.kubernetes.kubeconfig) as api:
         place = _Place.of(config)
-
+        await require(api, _features(config, place.namespace))
         platform = await KubernetesPlatform.opened(api, config, place, clock)
         try:
             yield platform
@@ -215,6 +215,18 @@ class _Authority:
                 await watch.look()
             except IstioAuthError as error:
                 _log.error("the authority stays as it is", reason=str(error))
+
+
+def _features(config: Config, namespace: str) -> Features:
+    settings = config.kubernetes
+    return Features(
+        namespace,
+        settings.signer,
+        plugged=config.authority.folder is None,
+        offline=settings.tokens.verification is TokenVerification.OFFLINE,
+        secrets=settings.controller.enabled,
+        requests=settings.sign_requests,
+    )
 
 
 def _timing(lease: timedelta) -> LeaseTiming:
