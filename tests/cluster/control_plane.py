@@ -41,6 +41,7 @@ class ControlPlane:
 
     Args:
         binaries: the folder with the servers; built first if not given.
+        api_server_flags: more words for the API server.
 
     Attributes:
         folder: a temporary folder with data, logs and credentials; removed afterwards.
@@ -50,7 +51,8 @@ class ControlPlane:
         has_controllers: whether a controller manager runs; a folder of `KUBEBUILDER_ASSETS` may have none.
     """
 
-    def __init__(self, binaries: Path | None = None) -> None:
+    def __init__(self, binaries: Path | None = None, *, api_server_flags: Sequence[str] = ()) -> None:
+        self._more = api_server_flags
         self.binaries = binaries or servers()
         self.has_controllers = (self.binaries / "kube-controller-manager").exists()
 
@@ -112,6 +114,11 @@ class ControlPlane:
     def admin(self) -> Client:
         """A client that may do everything, to be entered where it is used."""
         return self._client(self._admin)
+
+    @property
+    def admin_tls(self) -> ssl.SSLContext:
+        """What makes a TLS client the administrator."""
+        return self._tls
 
     def kubelet(self, node: str) -> Client:
         """A client that is the kubelet of a node."""
@@ -182,7 +189,11 @@ class ControlPlane:
 
         found = [
             server("etcd", flags.etcd(self.folder, etcd), f"{etcd}/health"),
-            server("kube-apiserver", flags.api_server(self.folder, etcd, self._port), f"{self.url}/readyz"),
+            server(
+                "kube-apiserver",
+                [*flags.api_server(self.folder, etcd, self._port), *self._more],
+                f"{self.url}/readyz",
+            ),
         ]
         if self.has_controllers:
             # It is at work when what it makes for every namespace is there.

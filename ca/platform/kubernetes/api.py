@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from urllib.parse import urlencode
@@ -25,6 +25,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from ca.platform.kubernetes.objects import Object, object_of, text
 from ca.platform.kubernetes.refusals import refusal, unreachable
 from ca.platform.kubernetes.resources import Resource
+from istio_auth.clock import Clock
 from istio_auth.errors import Exhausted, MissingError
 
 DEADLINE = timedelta(seconds=15)
@@ -71,6 +72,7 @@ class KubernetesAPI:
 
     Args:
         client: the connection; whoever made it closes it.
+        clock: tells our own time.
         deadline: how long a request may take, watches excepted.
 
     Attributes:
@@ -79,11 +81,12 @@ class KubernetesAPI:
         ahead: by how much its clock is ahead of ours, to about a second; None before it answered.
     """
 
-    def __init__(self, client: ApiClient, *, deadline: timedelta = DEADLINE) -> None:
+    def __init__(self, client: ApiClient, *, clock: Clock, deadline: timedelta = DEADLINE) -> None:
         self.calls: Counter[tuple[str, str]] = Counter()
         self.ahead: timedelta | None = None
         self._client = client
         self._deadline = deadline.total_seconds()
+        self._clock = clock
 
     async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Object:
         """One object.
@@ -280,7 +283,7 @@ class KubernetesAPI:
 
     def _note_date(self, date: str) -> None:
         with suppress(ValueError, TypeError):
-            self.ahead = parsedate_to_datetime(date) - datetime.now(UTC)
+            self.ahead = parsedate_to_datetime(date) - self._clock.now()
 
 
 _METHODS = {

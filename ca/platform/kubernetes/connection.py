@@ -13,16 +13,23 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from ca.platform.kubernetes.api import DEADLINE, KubernetesAPI
+from istio_auth.clock import Clock
 from istio_auth.errors import ConfigurationError
+from istio_auth.system_clock import SystemClock
+
+_MACHINES = SystemClock()
 
 
 @asynccontextmanager
-async def connected(kubeconfig: Path | None = None, *, deadline: timedelta = DEADLINE) -> AsyncIterator[KubernetesAPI]:
+async def connected(
+    kubeconfig: Path | None = None, *, deadline: timedelta = DEADLINE, clock: Clock = _MACHINES
+) -> AsyncIterator[KubernetesAPI]:
     """The API server that a kubeconfig names; without one, the one whose pod we are.
 
     Args:
         kubeconfig: the file; its current context counts.
         deadline: how long a request may take, watches excepted.
+        clock: tells our own time; the machine's own if not given.
 
     Raises:
         ConfigurationError: the file can not be used, or there is none and we are in no pod.
@@ -41,7 +48,7 @@ async def connected(kubeconfig: Path | None = None, *, deadline: timedelta = DEA
             raise ConfigurationError(f"this is no pod of Kubernetes ({error}): name a kubeconfig") from error
         raise ConfigurationError(f"the kubeconfig {kubeconfig} can not be used: {error}") from error
     try:
-        yield KubernetesAPI(client, deadline=deadline)
+        yield KubernetesAPI(client, clock=clock, deadline=deadline)
     finally:
         await client.close()  # type: ignore[no-untyped-call]  # as above
 

@@ -62,7 +62,7 @@ async def open_kubernetes(config: Config, clock: Clock) -> AsyncIterator[Kuberne
         ConfigurationError: a setting, the stored authority or a plugged-in one can not be used.
         NotReady: the API server can not be reached, or a permission is missing.
     """
-    async with connected(config.kubernetes.kubeconfig) as api:
+    async with connected(config.kubernetes.kubeconfig, clock=clock) as api:
         place = _Place.of(config)
         await require(api, _features(config, place.namespace))
         platform = await KubernetesPlatform.opened(api, config, place, clock)
