@@ -115,12 +115,14 @@ class APIServerProxy:
         url: where it is.
         calls: what was asked so far.
         answered: the status that the client got for each call that was answered.
+        expired: how many watches the API server ended because their version was too old.
         shut: while it is, nobody is let in.
     """
 
     def __init__(self, url: str, tls: ssl.SSLContext) -> None:
         self.calls: list[Call] = []
         self.answered: list[tuple[Call, int]] = []
+        self.expired = 0
         self.shut = False
         self.url = ""
         self._upstream, self._tls = url, tls
@@ -230,6 +232,7 @@ class APIServerProxy:
             call.method, call.path, data=body or None, headers=headers, timeout=timeout
         ) as answered:
             self.answered.append((call, answered.status))
+            self.expired += answered.status == 410
             back = {name: answered.headers[name] for name in _PASSED_BACK if name in answered.headers}
             if call.watches and answered.status == 200:
                 return await self._stream(request, answered, back)
@@ -245,5 +248,6 @@ class APIServerProxy:
         await response.prepare(request)
         with suppress(ConnectionError, aiohttp.ClientError):
             async for chunk in answered.content.iter_any():
+                self.expired += chunk.count(b'"code":410')
                 await response.write(chunk)
         return response
