@@ -119,6 +119,18 @@ async def ca_account(
     return plane.kubeconfig_for(token, path)
 
 
+def of_kind(objects: Iterable[JSON], kind: str) -> JSON:
+    """The only one of its kind."""
+    (found,) = [each for each in objects if each["kind"] == kind]
+    return found
+
+
+def environment(objects: Iterable[JSON]) -> dict[str, str]:
+    """The environment of the CA in its pod."""
+    (container,) = of_kind(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
 def granted(objects: Iterable[JSON], kinds: Sequence[str] = _ROLES) -> set[Rule]:
     """What the roles among these objects allow."""
     return {rule for each in objects if each["kind"] in kinds for rule in _rules(each["rules"])}

@@ -20,7 +20,7 @@ from istio_auth.daemon.lifecycle import STOP_WITHIN
 from istio_auth.daemon.values import HostPort
 from tests.cluster.client import JSON, Client, Refused
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.manifests import BASE, KUBERNETES, Installation, apply, kubectl, rendered
+from tests.cluster.manifests import BASE, KUBERNETES, Installation, apply, environment, kubectl, of_kind, rendered
 from tests.cluster.waiting import vanishes
 from tests.fakes.processes import program
 
@@ -36,11 +36,6 @@ INSTALLATIONS = {
 every_installation = pytest.mark.parametrize("installation", INSTALLATIONS.values(), ids=INSTALLATIONS)
 
 
-def of_kind(objects: Sequence[JSON], kind: str) -> JSON:
-    (found,) = [each for each in objects if each["kind"] == kind]
-    return found
-
-
 def pod_spec(objects: Sequence[JSON]) -> JSON:
     spec: JSON = of_kind(objects, "Deployment")["spec"]["template"]["spec"]
     return spec
@@ -50,10 +45,6 @@ def container(objects: Sequence[JSON]) -> JSON:
     (only,) = pod_spec(objects)["containers"]
     found: JSON = only
     return found
-
-
-def environment(objects: Sequence[JSON]) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in container(objects)["env"]}
 
 
 async def effective(objects: Sequence[JSON], folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ import pytest
 from ca.platform.kubernetes.api import KubernetesAPI, Selection
 from ca.platform.kubernetes.connection import connected
 from ca.platform.kubernetes.objects import Key
+from ca.platform.kubernetes.permissions import Features, missing, needed, require
 from ca.platform.kubernetes.refusals import AccessRefused
 from ca.platform.kubernetes.resources import CONFIG_MAPS, SECRETS
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.manifests import ACCOUNT, Installation, ca_account, granted, rendered, rights
+from tests.cluster.manifests import ACCOUNT, BASE, Installation, Rule, ca_account, granted, rendered, rights
+from tests.cluster.waiting import eventually
 
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 FORBIDDEN: list[dict[str, str]] = [
     {"verb": "create", "resource": "pods"},
@@ -36,6 +40,21 @@ FORBIDDEN: list[dict[str, str]] = [
     {"verb": "get", "resource": "nodes", "subresource": "proxy"},
 ]
 
+OFFLINE = Installation(components=("offline-tokens",))
+each_choice = pytest.mark.parametrize(
+    "components", [(), OFFLINE.components, ("without-secrets",)], ids=["base", "offline", "without-secrets"]
+)
+
+
+def features(installation: Installation) -> Features:
+    """What a CA does that is installed like this."""
+    return Features(
+        installation.namespace,
+        installation.signer,
+        offline="offline-tokens" in installation.components,
+        secrets="without-secrets" not in installation.components,
+    )
+
 
 async def allowed(admin: Client, ca_namespace: str, /, **attributes: str) -> bool:
     """Whether the account of the CA in this namespace may do something."""
@@ -53,6 +72,45 @@ async def account(plane: ControlPlane, path: Path, namespace: str, *components: 
     installation = Installation(namespace=namespace, components=components)
     async with connected(await ca_account(plane, path / "kubeconfig", installation)) as api:
         yield api
+
+
+@each_choice
+async def test_its_roles_allow_what_the_program_needs_and_nothing_else(
+    control_plane: ControlPlane, namespace: str, components: tuple[str, ...]
+) -> None:
+    installation = Installation(namespace=namespace, components=components)
+    objects = await rendered(control_plane, installation)
+    of_resources = [each for each in needed(features(installation)) if not isinstance(each.resource, str)]
+    assert granted(objects, ["ClusterRole"]) == {Rule.of(each) for each in of_resources if not each.namespace}
+    assert granted(objects, ["Role"]) == {Rule.of(each) for each in of_resources if each.namespace}
+
+
+@each_choice
+async def test_the_api_server_allows_the_account_what_the_program_asks_for_at_its_start(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path, components: tuple[str, ...]
+) -> None:
+    installation = Installation(namespace=namespace, components=components)
+    async with account(control_plane, tmp_path, namespace, *components) as api:
+        await require(api, features(installation))
+        assert await missing(api, needed(features(installation))) == ()
+
+
+async def test_the_published_keys_are_read_where_nobody_else_may(
+    own_control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    paths = [each for each in needed(features(OFFLINE)) if isinstance(each.resource, str)]
+    async with own_control_plane.admin() as admin:
+        # What clusters have that are closed tighter.
+        await admin.delete(f"{RBAC}/clusterrolebindings/system:service-account-issuer-discovery")
+        async with account(own_control_plane, tmp_path, BASE.namespace) as api:
+            await eventually(partial(missing, api, tuple(paths)))
+        async with account(own_control_plane, tmp_path, BASE.namespace, *OFFLINE.components) as api:
+
+            async def nothing_is_missing() -> bool:
+                return not await missing(api, tuple(paths))
+
+            await eventually(nothing_is_missing)
+            assert "keys" in await api.read("/openid/v1/jwks")
 
 
 async def test_it_has_the_rights_of_its_roles_and_those_that_everybody_has(
