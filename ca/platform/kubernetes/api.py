@@ -84,6 +84,7 @@ class KubernetesAPI:
     def __init__(self, client: ApiClient, *, clock: Clock, deadline: timedelta = DEADLINE) -> None:
         self.calls: Counter[tuple[str, str]] = Counter()
         self.ahead: timedelta | None = None
+        self._date = ""
         self._client = client
         self._deadline = deadline.total_seconds()
         self._clock = clock
@@ -219,7 +220,8 @@ class KubernetesAPI:
             raise unreachable(error) from error
         try:
             if response.status != HTTPStatus.OK:
-                raise refusal("watch", path, response.status, text(await _content(response), "message"))
+                said = text(await _content(response), "message")
+                raise refusal("watch", path, response.status, said, response.headers.get("Retry-After", ""))
             yield _events(response, path)
         finally:
             response.close()
@@ -282,6 +284,10 @@ class KubernetesAPI:
         return response
 
     def _note_date(self, date: str) -> None:
+        """Note how far the clocks differ, once for each second that is told."""
+        if date == self._date:
+            return
+        self._date = date
         with suppress(ValueError, TypeError):
             self.ahead = parsedate_to_datetime(date) - self._clock.now()
 
