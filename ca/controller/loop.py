@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import structlog
 
@@ -79,6 +79,18 @@ class _Standard:
     @classmethod
     def of(cls, state: AuthorityState) -> _Standard:
         return cls(state, Desired.of(state), state.bundle().to_pem())
+
+
+class _Wrote(NamedTuple):
+    """What we did last about a secret.
+
+    Args:
+        uid: of the service account it was for.
+        version: the resource version it had then; empty where we deleted it.
+    """
+
+    uid: str
+    version: str
 
 
 class SecretController:
@@ -164,12 +176,10 @@ class SecretController:
         self._queue = WorkQueue[AccountKey]()
         self._agenda = Agenda[AccountKey]()
         self._view = View(self._snapshots)
-        self._contention = Contention[AccountKey]()
+        self._contention = Contention[tuple[AccountKey, str]]()
         self._standing: dict[AccountKey, Standing] = {}
         self._attempts: dict[AccountKey, int] = {}
-        self._wrote: dict[
-            AccountKey, tuple[str, str]
-        ] = {}  # the account's UID, and the version of what we wrote for it
+        self._wrote: dict[AccountKey, _Wrote] = {}
 
     def _changed(self, key: AccountKey) -> None:
         if self._view.notice(key):
@@ -224,15 +234,15 @@ class SecretController:
             self._failed(key, action, IstioAuthError(f"a fault of this CA's own ({type(error).__name__})"))
 
     def _decide(self, key: AccountKey) -> Decision:
-        now = self._clock.now()
+        now, account = self._clock.now(), self._snapshots.account(key)
         return plan_one(
-            self._snapshots.account(key),
+            account,
             self._view.secret(key),
             scope=self._scope(key),
             desired=self._current().desired,
             now=now,
             settings=self._settings,
-            left_alone_until=self._contention.until(key, now),
+            left_alone_until=None if account is None else self._contention.until((key, account.uid), now),
         )
 
     def _scope(self, key: AccountKey) -> Scope:
@@ -245,17 +255,12 @@ class SecretController:
 
     def _gives_way(self, key: AccountKey, action: Action) -> bool:
         """Whether somebody has changed the secret back so often that it is left alone from now on."""
-        uid, version = self._wrote.get(key, ("", ""))
-        if not uid or action.kind is Kind.RENEW:
-            return False
-        found = "" if action.precondition is None else action.precondition.resource_version
-        if action.subject.account_uid != uid:
-            self._forget(key)
-            return False
-        if found == version:
-            return False  # it is as we left it, and we want it otherwise now
-        self._wrote[key] = uid, found  # each change counts once
-        return self._contention.note(key, self._clock.now()) is not None
+        uid, found = action.subject.account_uid, action.precondition.resource_version if action.precondition else ""
+        wrote = self._wrote.get(key)
+        if wrote is None or wrote.uid != uid or wrote.version == found:
+            return False  # it is another account's by now, or as we left it and we want it otherwise
+        self._wrote[key] = _Wrote(uid, found)  # each change counts once
+        return self._contention.note((key, uid), self._clock.now()) is not None
 
     async def _act(self, key: AccountKey, action: Action) -> None:
         """Do one thing; where the secret turns out to be another than it seemed, look at it instead."""
@@ -284,7 +289,7 @@ class SecretController:
         standing = self._standing.get(key)
         if action.kind is Kind.CREATE and standing is not None and standing.ends is not None:
             self._tally.remade += 1
-        self._wrote[key] = action.subject.account_uid, version
+        self._wrote[key] = _Wrote(action.subject.account_uid, version)
         if not action.kind.issues:  # others are in the log by their certificates
             _log.info("secret written", kind=action.kind.value, secret="/".join(key), reason=action.detail)
 
@@ -321,16 +326,11 @@ class SecretController:
     def _stand(self, key: AccountKey, standing: Standing) -> None:
         account = self._snapshots.account(key)
         if account is None:
-            self._forget(key)
+            self._wrote.pop(key, None)
         if account is not None and self._scope(key) is Scope.MANAGED:
             self._standing[key] = standing
         else:
             self._standing.pop(key, None)
-
-    def _forget(self, key: AccountKey) -> None:
-        """Hold nothing against another service account of that name."""
-        self._wrote.pop(key, None)
-        self._contention.forget(key)
 
 
 def _on_loop(call: Callable[[], None]) -> Callable[[], None]:

@@ -458,6 +458,38 @@ async def test_one_that_leads_no_more_writes_nothing_and_tells_nobody(bench: Ben
         bench.svid(key)
 
 
+async def test_one_change_of_somebodys_is_one_however_often_it_takes_to_undo_it(bench: Bench) -> None:
+    key = bench.cluster.add_account()
+    async with bench.running() as controller:
+        with bench.others(key):
+            bench.cluster.put(key, {})
+            for attempts in range(1, 6):
+                await until(lambda: bench.tally.failed.total() >= attempts)  # noqa: B023  # waited for at once
+                bench.clock.advance(timedelta(seconds=10))
+        bench.clock.advance(MINUTE)
+        await until(lambda: bench.cluster.data[key])
+        await quiet(controller)
+        bench.svid(key)
+        assert bench.events.reasons(key) == ["SecretFailed"]
+        with bench.others(key):  # and what fails again after all was well is told again
+            bench.cluster.put(key, {})
+            await quiet(controller)
+        assert bench.events.reasons(key) == ["SecretFailed"] * 2
+
+
+async def test_a_fight_over_a_secret_is_not_held_against_the_next_account_of_that_name(bench: Bench) -> None:
+    key = bench.cluster.add_account()
+    async with bench.running() as controller:
+        for _ in range(3):
+            bench.cluster.put(key, {})
+            await quiet(controller)
+        assert controller.degraded() is not None
+        bench.cluster.add_account()  # deleted and made anew before anybody could look
+        await quiet(controller)
+        bench.svid(key)
+        assert controller.degraded() is None
+
+
 async def test_changes_of_our_own_and_those_that_are_far_apart_are_no_fight(bench: Bench) -> None:
     key = bench.cluster.add_account()
     async with bench.running() as controller:
@@ -571,23 +603,31 @@ async def test_the_metrics_tell_what_stands_and_what_was_done_by_our_names_and_c
             bench.cluster.remove(web)
             bench.cluster.remove_account(api)
             await quiet(controller)
+            bench.clock.advance(MINUTE)
+            bench.cluster.add_account("younger")
+            await quiet(controller)
+            bench.clock.advance(-MINUTE)
             registry = CollectorRegistry()
             ControllerMetrics(registry, bench.tally, controller.present(), bench.clock)
 
             def value(name: str, **labels: str) -> float | None:
                 return registry.get_sample_value(name, labels)
 
-            assert value("istio_auth_ca_secrets_managed") == 3
+            assert value("istio_auth_ca_secrets_managed") == 4
             assert value("istio_auth_ca_secrets_failing") == 1
             assert value("istio_auth_ca_secrets_due") == 0
             assert value("istio_auth_ca_secrets_waiting") == 0
             assert value("istio_auth_ca_secret_concerns", concern="foreign") == 1
-            assert value("istio_auth_ca_secrets_written_total", kind="create", reason="absent") == 3
-            assert value("istio_auth_ca_secret_failures_total", kind="create", reason="not_ready") == 1
+            assert value("istio_auth_ca_secrets_written_total", kind="create", reason="absent") == 4
+            assert (
+                value("istio_auth_ca_secret_failures_total", kind="create", reason="not_ready")
+                == bench.tally.failed.total()
+                > 0
+            )
             assert value("istio_auth_ca_secret_shortest_remaining_seconds") == DAY.total_seconds()
             bench.clock.advance(HOUR)
             assert value("istio_auth_ca_secret_shortest_remaining_seconds") == (DAY - HOUR).total_seconds()
-            assert value("citadel_secret_controller_svc_acc_created_cert_count") == 2
+            assert value("citadel_secret_controller_svc_acc_created_cert_count") == 3
             assert value("citadel_secret_controller_secret_deleted_cert_count") == 1
             assert value("citadel_secret_controller_svc_acc_deleted_cert_count") == 1
             assert value("citadel_secret_controller_csr_sign_err_count") == 0
