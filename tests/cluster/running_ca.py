@@ -20,6 +20,7 @@ from tests.fakes.waiting import until
 from tests.integration.daemons.foreign import SERVED_AS, ForeignClient, Identity, certificates
 
 ROOTS = "istio-ca-root-cert"
+ENV_LABEL = "ca.istio.io/env"  # a namespace with it is managed by the CA of the namespace that it names
 TRUST_DOMAIN = "cluster.local"
 NOT_PROVEN = (grpc.StatusCode.UNAUTHENTICATED, "request authenticate failure")
 NOT_IMPERSONATED = (grpc.StatusCode.UNAUTHENTICATED, "request impersonation authentication failure")

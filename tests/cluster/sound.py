@@ -78,7 +78,7 @@ def _fault(account: JSON, secret: JSON, root: x509.Certificate) -> str:
         return f"the key of {name} is not that of its certificate"
     if spiffe_id(leaf) != account_id(namespace, name):
         return f"the certificate of {name} is {spiffe_id(leaf)}'s"
-    if root not in x509.load_pem_x509_certificates(data["root-cert.pem"]):
+    if root.public_bytes(Encoding.PEM) not in data["root-cert.pem"]:
         return f"the root is not in the secret of {name}"
     leaf.verify_directly_issued_by(root)
     owners = [each["uid"] for each in secret["metadata"]["ownerReferences"]]
