@@ -21,18 +21,20 @@ from ca.controller.namespaces import ENV_LABEL, OVERRIDE_LABEL, NamespaceRules
 from ca.controller.pairs import PairMaker
 from ca.controller.report import Reports
 from ca.controller.settings import Settings
-from ca.controller.snapshot import ACCOUNT_ANNOTATION, MARK_LABEL, SECRET_TYPE
+from ca.controller.snapshot import ACCOUNT_ANNOTATION, MARK_LABEL, SECRET_TYPE, AccountKey, WorkloadSecret
 from ca.controller.tally import Tally
 from ca.issuance_log import FileIssuanceLog
 from ca.issuer import Issuer, ReservedNames
 from ca.metrics import Counts
 from ca.platform.kubernetes.account_events import AccountEvents
-from ca.platform.kubernetes.api import KubernetesAPI
+from ca.platform.kubernetes.api import KubernetesAPI, Selection
 from ca.platform.kubernetes.authority_store import SecretAuthorityStore
 from ca.platform.kubernetes.connection import connected
 from ca.platform.kubernetes.events import EventRecorder
+from ca.platform.kubernetes.reflector import Reflector
+from ca.platform.kubernetes.resources import NAMESPACES, SECRETS, SERVICE_ACCOUNTS
 from ca.platform.kubernetes.secrets import WorkloadSecrets
-from ca.platform.kubernetes.snapshots import ClusterSnapshots
+from ca.platform.kubernetes.snapshots import ClusterSnapshots, read_account, read_namespace
 from ca.profile import IssuanceProfile
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.svid import X509SVID
@@ -307,6 +309,34 @@ async def test_a_namespace_that_is_deleted_in_the_middle_troubles_nobody_else(
         await vanishes(admin, f"/api/v1/namespaces/{doomed}")
         await running.quiet()
         assert all(not standing.failing for standing in running.controller.present().standing())
+
+
+async def test_what_was_watched_for_others_before_is_there_from_the_beginning(
+    cluster: Cluster, admin: Client, managed: str
+) -> None:
+    await admin.create_service_account(managed, "web")
+    async with connected(cluster.plane.kubeconfig) as api:
+        accounts = Reflector(api, SERVICE_ACCOUNTS, read_account, selection=Selection(managed))
+        namespaces = Reflector(api, NAMESPACES, read_namespace)
+        secrets = Reflector[WorkloadSecret](api, SECRETS, lambda _: None, selection=Selection(managed))
+        tasks = [asyncio.create_task(each.run()) for each in (accounts, namespaces, secrets)]
+        for each in (accounts, namespaces, secrets):
+            await each.until_synced()
+        snapshots = ClusterSnapshots(accounts, namespaces, secrets)
+        assert (managed, "web") in set(snapshots.keys())
+        told: list[AccountKey] = []
+        end = snapshots.subscribe(told.append)
+        await admin.patch(f"/api/v1/namespaces/{managed}", {"metadata": {"annotations": {"of": "no interest"}}})
+        await label(admin, managed, {OVERRIDE_LABEL: "false"})
+        await until(lambda: (managed, "web") in told)
+        assert told.count((managed, "web")) == 1
+        end()
+        await admin.delete(account_path(managed))
+        await until(lambda: (managed, "web") not in set(snapshots.keys()))
+        assert told.count((managed, "web")) == 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_five_hundred_service_accounts_at_once_get_their_secrets_for_one_write_each_and_a_restart_writes_nothing(

@@ -55,12 +55,16 @@ class ClusterSnapshots:
         self._accounts = accounts
         self._namespaces = namespaces
         self._secrets = secrets
+        self._known = {key.name: namespace for key, namespace in namespaces.facts.items()}
         self._names: dict[str, set[str]] = {}  # of each namespace, all of which something is there
-        self._known: dict[str, Namespace | None] = {}
         self._subscribers: dict[object, Callable[[AccountKey], None]] = {}
         accounts.on_change(self._account_changed)
         namespaces.on_change(self._namespace_changed)
         secrets.on_change(self._secret_changed)
+        for key in accounts.facts:  # they may have been watched for others already
+            self._account_changed(key)
+        for key in secrets.facts:
+            self._secret_changed(key)
 
     @classmethod
     def over(cls, api: KubernetesAPI, secrets: WorkloadSecrets) -> ClusterSnapshots:
