@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from bench.process import cpu_seconds
 from tests.cluster.client import Client
 from tests.cluster.control_plane import ControlPlane
-from tests.fakes.processes import Program, fetch, free_port, program, status
+from tests.fakes.processes import Program, fetch, free_port, program
 
 NAMESPACE = "istio-system"
 Settings = Mapping[str, str | bool | int]
 _Result = TypeVar("_Result")
+_SAMPLE = re.compile(r"(\w+)(?:\{.*\})? ([\d.eE+-]+)$")
 _WRITES = re.compile(r'verb="(?:POST|PUT|PATCH|DELETE)"')
 
 
@@ -28,19 +31,21 @@ class Cost:
 
     Args:
         cpu: the processor time of the CA, in seconds.
+        servers_cpu: that of the API server and etcd.
         calls: its calls of the API server, by its own count.
         writes: the changes of secrets by the API server's count, whoever asked for them.
     """
 
     cpu: float = 0
+    servers_cpu: float = 0
     calls: float = 0
     writes: int = 0
 
-    def __add__(self, other: Self) -> Cost:
-        return Cost(self.cpu + other.cpu, self.calls + other.calls, self.writes + other.writes)
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
 
-    def __sub__(self, earlier: Self) -> Cost:
-        return Cost(self.cpu - earlier.cpu, self.calls - earlier.calls, self.writes - earlier.writes)
+    def __sub__(self, earlier: Cost) -> Cost:
+        return Cost(*(one - another for one, another in zip(astuple(self), astuple(earlier), strict=True)))
 
 
 class MeasuredCA:
@@ -61,7 +66,7 @@ class MeasuredCA:
         self, plane: ControlPlane, admin: Client, folder: Path, *, settings: Settings, tokens: Settings
     ) -> None:
         self.port, self._health = free_port(), free_port()
-        self._admin = admin
+        self._plane, self._admin = plane, admin
         folder.mkdir()
         cluster = {"kubeconfig": str(plane.kubeconfig), "namespace": NAMESPACE, **settings}
         sections: dict[str, Settings] = {
@@ -98,24 +103,21 @@ class MeasuredCA:
         await self._process.kill()
 
     def metric(self, name: str) -> float:
-        """What it tells of a metric, over all its labels, or over those in the name; 0 if nothing."""
-        lines = fetch(self._health, "/metrics").decode().splitlines()
-        found = (line.rpartition(" ") for line in lines if re.match(rf"{re.escape(name)}[{{ ]", line))
-        return sum(float(value) for _, _, value in found)
-
-    async def leads(self) -> None:
-        """Return when it is ready, and the leader."""
-        await soon(lambda: self._is(lambda: status(self._health) == 200 and self.metric("istio_auth_ca_leader") == 1))
+        """What it tells of a metric, over all its labels; 0 if nothing."""
+        return self._metrics()[name]
 
     async def looks_after(self, accounts: int = 0) -> None:
         """Return when it leads, and so many secrets are looked after and nothing is left to do."""
-        await self.leads()
-        await soon(lambda: self._is(lambda: self._managed() >= accounts))
+        await soon(partial(asyncio.to_thread, self._is_idle, accounts), every=0.2)
 
     async def cost(self) -> Cost:
         """What happened so far."""
-        calls = self.metric("istio_auth_ca_api_calls_total")
-        return Cost(cpu_seconds(self.pid), calls, await self.writes())
+        cpu, servers = cpu_seconds(self.pid), self.servers_cpu()
+        return Cost(cpu, servers, self.metric("istio_auth_ca_api_calls_total"), await self.writes())
+
+    def servers_cpu(self) -> float:
+        """The processor time of the API server and etcd so far."""
+        return sum(cpu_seconds(server.pid) for server in (self._plane.api_server, self._plane.etcd))
 
     async def writes(self) -> int:
         """How many changes of secrets the API server was asked for so far, by whomever."""
@@ -126,11 +128,17 @@ class MeasuredCA:
                 found += int(float(line.rpartition(" ")[2])) if _WRITES.search(line) else 0
         return found
 
-    def _managed(self) -> float:
-        return -1 if self.metric("istio_auth_ca_secrets_waiting") else self.metric("istio_auth_ca_secrets_managed")
+    def _is_idle(self, accounts: int) -> bool:
+        told = self._metrics()
+        managed, waiting = told["istio_auth_ca_secrets_managed"], told["istio_auth_ca_secrets_waiting"]
+        return bool(told["istio_auth_ca_leader"]) and managed >= accounts and not waiting
 
-    async def _is(self, look: Callable[[], bool]) -> bool:
-        return await asyncio.to_thread(look)
+    def _metrics(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for line in fetch(self._health, "/metrics").decode().splitlines():
+            if match := _SAMPLE.match(line):
+                found[match[1]] += float(match[2])  # type: ignore[assignment]  # numbers of any kind add up
+        return found
 
 
 @asynccontextmanager
@@ -142,7 +150,7 @@ async def measured_ca(
         ca = MeasuredCA(plane, admin, folder, settings=settings or {}, tokens=tokens or {})
         await ca.start()
         try:
-            await ca.leads()
+            await ca.looks_after()
             yield ca
         finally:
             await ca.kill()
