@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import structlog
 
@@ -79,18 +79,6 @@ class _Standard:
     @classmethod
     def of(cls, state: AuthorityState) -> _Standard:
         return cls(state, Desired.of(state), state.bundle().to_pem())
-
-
-class _Wrote(NamedTuple):
-    """What we did last about a secret.
-
-    Args:
-        uid: of the service account it was for.
-        version: the resource version it had then; empty where we deleted it.
-    """
-
-    uid: str
-    version: str
 
 
 class SecretController:
@@ -179,7 +167,7 @@ class SecretController:
         self._contention = Contention[tuple[AccountKey, str]]()
         self._standing: dict[AccountKey, Standing] = {}
         self._attempts: dict[AccountKey, int] = {}
-        self._wrote: dict[AccountKey, _Wrote] = {}
+        self._wrote: dict[AccountKey, str] = {}  # the version of what we wrote; empty where we deleted it
 
     def _changed(self, key: AccountKey) -> None:
         if self._view.notice(key):
@@ -256,10 +244,9 @@ class SecretController:
     def _gives_way(self, key: AccountKey, action: Action) -> bool:
         """Whether somebody has changed the secret back so often that it is left alone from now on."""
         uid, found = action.subject.account_uid, action.precondition.resource_version if action.precondition else ""
-        wrote = self._wrote.get(key)
-        if wrote is None or wrote.uid != uid or wrote.version == found:
-            return False  # it is another account's by now, or as we left it and we want it otherwise
-        self._wrote[key] = _Wrote(uid, found)  # each change counts once
+        if self._wrote.get(key, found) == found:
+            return False  # it is as we left it, and we want it otherwise
+        self._wrote[key] = found  # each change counts once
         return self._contention.note((key, uid), self._clock.now()) is not None
 
     async def _act(self, key: AccountKey, action: Action) -> None:
@@ -289,7 +276,7 @@ class SecretController:
         standing = self._standing.get(key)
         if action.kind is Kind.CREATE and standing is not None and standing.ends is not None:
             self._tally.remade += 1
-        self._wrote[key] = _Wrote(action.subject.account_uid, version)
+        self._wrote[key] = version
         if not action.kind.issues:  # others are in the log by their certificates
             _log.info("secret written", kind=action.kind.value, secret="/".join(key), reason=action.detail)
 
