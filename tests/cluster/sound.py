@@ -72,6 +72,8 @@ def _fault(account: JSON, secret: JSON, root: x509.Certificate) -> str:
     """What is wrong with one secret."""
     name, namespace = account["metadata"]["name"], account["metadata"]["namespace"]
     data = {key: base64.b64decode(value) for key, value in secret["data"].items()}
+    if data.keys() != {"cert-chain.pem", "key.pem", "root-cert.pem"}:
+        return f"the secret of {name} holds {sorted(data)}"
     leaf = x509.load_pem_x509_certificate(data["cert-chain.pem"])
     key = load_pem_private_key(data["key.pem"], None)
     if key.public_key().public_bytes(*_SPKI) != leaf.public_key().public_bytes(*_SPKI):

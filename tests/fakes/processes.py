@@ -85,6 +85,11 @@ class Program:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def runs(self) -> bool:
+        """Whether it was started, and neither killed nor seen to end since."""
+        return self._process is not None
+
     async def start(self) -> None:
         """Start it."""
         with self._log.open("ab") as log:
