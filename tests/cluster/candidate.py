@@ -1,8 +1,9 @@
 """A process that stands for election, and while it leads writes down when it may write: to be killed and paused.
 
-    python -m tests.cluster.candidate KUBECONFIG NAMESPACE IDENTITY FILE
+    python -m tests.cluster.candidate KUBECONFIG NAMESPACE IDENTITY FILE SECONDS
 
-Each line of the file is `IDENTITY TERM INSTANT` by the steady clock that all processes of the machine share.
+SECONDS is the duration of the lease. Each line of the file is `IDENTITY TERM INSTANT` by the steady clock that all
+processes of the machine share.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ from ca.platform.kubernetes.lease import LeaderElection, steady_seconds
 from istio_auth.system_clock import SystemClock
 
 LEASE = "istio-ca-leader"
-TIMING = LeaseTiming(timedelta(seconds=2), timedelta(seconds=1.2), timedelta(seconds=0.3))
 
 
-async def stand(kubeconfig: Path, namespace: str, identity: str, file: int) -> None:
+def timing(seconds: int) -> LeaseTiming:
+    """That of a lease of so many seconds: long enough for a busy machine, and looked at often."""
+    return LeaseTiming(timedelta(seconds=seconds), timedelta(seconds=0.6 * seconds), timedelta(seconds=0.3))
+
+
+TIMING = timing(4)
+
+
+async def stand(kubeconfig: Path, namespace: str, identity: str, file: int, seconds: int) -> None:
     """Stand for election until SIGTERM."""
     async with connected(kubeconfig) as api:
-        election = LeaderElection(api, namespace, LEASE, identity=identity, clock=SystemClock(), timing=TIMING)
+        election = LeaderElection(api, namespace, LEASE, identity=identity, clock=SystemClock(), timing=timing(seconds))
 
         async def lead(term: int) -> None:
             while True:
@@ -41,5 +49,6 @@ async def stand(kubeconfig: Path, namespace: str, identity: str, file: int) -> N
 
 
 if __name__ == "__main__":
-    _, where, whose, who, what = sys.argv
-    asyncio.run(stand(Path(where), whose, who, os.open(what, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)))
+    _, where, whose, who, what, long = sys.argv
+    into = os.open(what, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    asyncio.run(stand(Path(where), whose, who, into, int(long)))

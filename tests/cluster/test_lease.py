@@ -38,9 +38,9 @@ class Candidates:
     def __init__(self, plane: ControlPlane, namespace: str, folder: Path, stack: ExitStack) -> None:
         self._plane, self._namespace, self._file, self._stack = plane, namespace, folder / "written", stack
 
-    def start(self, identity: str) -> subprocess.Popen[bytes]:
-        command = (sys.executable, "-m", "tests.cluster.candidate")
-        process = subprocess.Popen((*command, self._plane.kubeconfig, self._namespace, identity, self._file))
+    def start(self, identity: str, *, seconds: int = 4) -> subprocess.Popen[bytes]:
+        command = (sys.executable, "-m", "tests.cluster.candidate", self._plane.kubeconfig, self._namespace)
+        process = subprocess.Popen((*command, identity, self._file, str(seconds)))
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
         return process
@@ -89,7 +89,7 @@ async def test_when_a_leader_is_killed_another_leads_once_the_lease_has_run_out(
     last = candidates.lines()[-1]
     taken = await candidates.until_leads("second")
     assert taken.term == last.term + 1
-    assert taken.instant - last.instant > (TIMING.duration - TIMING.retry_period * 1.2).total_seconds() - 0.5
+    assert taken.instant - last.instant > (TIMING.duration - TIMING.renew_deadline).total_seconds()
     candidates.assert_one_at_a_time()
 
 
@@ -102,19 +102,19 @@ async def test_a_paused_leader_that_wakes_up_after_another_took_over_writes_noth
     first.send_signal(signal.SIGCONT)
     goes_on = len(candidates.lines()) + 100
     await until(lambda: len(candidates.lines()) > goes_on)
-    assert not [line for line in candidates.lines() if line.identity == "first" and line.instant > taken.instant]
+    assert not [line for line in candidates.lines() if line.term < taken.term and line.instant > taken.instant]
     candidates.assert_one_at_a_time()
 
 
-async def test_a_leader_that_stops_in_good_order_is_followed_at_once(candidates: Candidates, admin: Client) -> None:
-    first = candidates.start("first")
+async def test_a_leader_that_stops_in_good_order_is_followed_long_before_the_lease_has_run_out(
+    candidates: Candidates,
+) -> None:
+    first = candidates.start("first", seconds=600)
     await candidates.until_leads("first")
-    candidates.start("second")
+    candidates.start("second", seconds=600)
     first.terminate()
     await asyncio.to_thread(first.wait)
-    ended = candidates.lines()[-1]
-    taken = await candidates.until_leads("second")
-    assert taken.instant - ended.instant < TIMING.duration.total_seconds()
+    await candidates.until_leads("second")
     candidates.assert_one_at_a_time()
 
 
@@ -150,7 +150,7 @@ async def test_the_lease_tells_people_who_leads_and_is_empty_after_an_orderly_st
         await until(lambda: terms)
         lease = await admin.get(path)
         assert lease["spec"]["holderIdentity"] == election.leader == "me"
-        assert lease["spec"]["leaseDurationSeconds"] == 2
+        assert lease["spec"]["leaseDurationSeconds"] == 4
         assert lease["spec"]["leaseTransitions"] == terms[0]
         await ended(task)
     assert "holderIdentity" not in (await admin.get(path))["spec"]
