@@ -84,7 +84,8 @@ class RunningCA:
         }
         text = _toml(general) + "".join(f"[{name}]\n{_toml(section)}" for name, section in sections.items())
         (folder / "ca.toml").write_text(text)
-        self.process = Program([*program, "--config", folder / "ca.toml"], folder / "ca.log")
+        self._log = folder / "ca.log"
+        self.process = Program([*program, "--config", folder / "ca.toml"], self._log)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -126,7 +127,7 @@ class RunningCA:
 
     def mark(self) -> int:
         """How many lines it has logged so far."""
-        return len(self.process.lines())
+        return len(self.process.lines()) if self._log.exists() else 0
 
     def told(self, event: str, *, after: int = 0) -> list[JSON]:
         """The lines with this event, not counting the first `after`."""

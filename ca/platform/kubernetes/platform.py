@@ -20,9 +20,8 @@ from typing import NoReturn
 import structlog
 from prometheus_client.registry import CollectorRegistry
 
-from ca.authority.authority import Authority
 from ca.authority.issuer_source import IssuerFolder, IssuerSource
-from ca.authority.plugged import Rollout, open_shared_authority
+from ca.authority.plugged import PluggedAuthority, Rollout, open_shared_authority
 from ca.authority.watch import AuthorityWatch
 from ca.certificate_authority import CertificateAuthority
 from ca.config import Config, TokenVerification
@@ -51,6 +50,7 @@ from istio_auth.errors import IstioAuthError
 
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _USUAL_NAMESPACE = "istio-system"
+_LOOKS, _SHORTEST_LOOK = 10, 1.0  # at a takeover, while a new root settles; and seconds between two of them
 _log = structlog.get_logger()
 
 
@@ -179,7 +179,7 @@ class _Authority:
         self._plugged = PluggedSecret(api, namespace)
         self._plugged.reflector.on_change(lambda _: self._changed.set())
 
-    async def opened(self) -> Authority:
+    async def opened(self) -> PluggedAuthority:
         """The authority as it is stored, made if it is certain that there is none yet (see `open_shared_authority`)."""
         folder = self._config.authority.folder
         source: IssuerSource = self._plugged if folder is None else IssuerFolder(folder)
@@ -209,12 +209,20 @@ class _Authority:
 
     async def _follow(self, watch: AuthorityWatch) -> NoReturn:
         while True:
-            await self._changed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._patience()):
+                    await self._changed.wait()
             self._changed.clear()
             try:
                 await watch.look()
             except IstioAuthError as error:
                 _log.error("the authority stays as it is", reason=str(error))
+
+    def _patience(self) -> float | None:
+        """How many seconds to wait for a change; None for ever. A takeover goes on when nothing changes, too."""
+        if self._authority.waiting is None:
+            return None
+        return max(_SHORTEST_LOOK, self._config.kubernetes.settle.total_seconds() / _LOOKS)
 
 
 def _features(config: Config, namespace: str) -> Features:
