@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -21,20 +21,22 @@ from urllib.parse import urlencode
 import aiohttp
 from kubernetes.aio.client import ApiClient
 from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config import ConfigException
 
 from ca.platform.kubernetes.objects import Object, object_of, text
 from ca.platform.kubernetes.refusals import refusal, unreachable
 from ca.platform.kubernetes.resources import Resource
 from istio_auth.clock import Clock
-from istio_auth.errors import Exhausted, MissingError
+from istio_auth.errors import Exhausted, MissingError, NotReady
 
 DEADLINE = timedelta(seconds=15)
 _PAGE = 500
-_PATIENCE = 4  # how often a request is repeated that was answered with 429
-_LONGEST_WAIT = 30.0
+_PATIENCE = 4  # how often a request is made that is answered with 429
+_LONGEST_WAIT = timedelta(seconds=30)  # whoever asks for more is waited for by the caller
 _MERGE_PATCH = "application/merge-patch+json"
 _ACCEPTED = "application/json, application/jwk-set+json"  # the published keys come as the latter, or not at all
-_TRANSPORT = (aiohttp.ClientError, OSError, TimeoutError, ApiException)
+# The last one: a token is read again now and then, and its file may be damaged.
+_TRANSPORT = (aiohttp.ClientError, OSError, TimeoutError, ApiException, ConfigException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +111,13 @@ class KubernetesAPI:
         query = selection.query() | {"limit": str(_PAGE)}
         while True:
             page = await self._ask("list", resource, resource.path(namespace=selection.namespace), query=query)
-            metadata = object_of(page.get("metadata"))
-            items = page.get("items")
-            yield Page(
-                [item for item in items if isinstance(item, dict)] if isinstance(items, list) else [],
-                str(metadata.get("resourceVersion", "")),
-            )
-            if not (more := metadata.get("continue")):
+            items, version = page.get("items") or [], text(page, "metadata", "resourceVersion")
+            if not isinstance(items, list) or not version:  # not to be taken for a list of nothing
+                raise NotReady(f"list {resource}: the answer is no list")
+            yield Page([item for item in items if isinstance(item, dict)], version)
+            if not (more := text(page, "metadata", "continue")):
                 return
-            query["continue"] = str(more)
+            query["continue"] = more
 
     async def create(self, resource: Resource, body: Object, *, namespace: str = "", subresource: str = "") -> Object:
         """Make an object, or a review; what the API server made of it.
@@ -186,7 +186,9 @@ class KubernetesAPI:
             found = (await self.read(resource.root)).get("resources")
         except MissingError:
             return False
-        return isinstance(found, list) and any(object_of(one).get("name") == resource.plural for one in found)
+        if not isinstance(found, list):
+            raise NotReady(f"get {resource.root}: the answer is no list of kinds")
+        return any(object_of(one).get("name") == resource.plural for one in found)
 
     @asynccontextmanager
     async def watch(
@@ -212,19 +214,28 @@ class KubernetesAPI:
         }
         self.calls["watch", str(resource)] += 1
         path = resource.path(namespace=selection.namespace)
-        opening = aiohttp.ClientTimeout(total=None, sock_connect=self._deadline)
+        response = await self._stream(path, urlencode(query))
         try:
-            async with asyncio.timeout(self._deadline):
-                response = await self._request("GET", f"{path}?{urlencode(query)}", None, "", opening)
-        except _TRANSPORT as error:
-            raise unreachable(error) from error
-        try:
-            if response.status != HTTPStatus.OK:
-                said = text(await _content(response), "message")
-                raise refusal("watch", path, response.status, said, response.headers.get("Retry-After", ""))
-            yield _events(response, path)
+            async with aclosing(_events(response, path)) as events:
+                yield events
         finally:
             response.close()
+
+    async def _stream(self, path: str, query: str) -> aiohttp.ClientResponse:
+        """The answer to a watch, of which only the head has come."""
+        unlimited = aiohttp.ClientTimeout(total=None, sock_connect=self._deadline)
+        try:
+            async with asyncio.timeout(self._deadline):
+                response = await self._request("GET", f"{path}?{query}", None, "", unlimited)
+                if response.status == HTTPStatus.OK:
+                    return response
+                try:
+                    await _content(response, "watch", path)
+                finally:
+                    response.close()
+        except _TRANSPORT as error:
+            raise unreachable(error) from error
+        raise NotReady(f"watch {path}: status {response.status}")
 
     async def _ask(
         self,
@@ -237,10 +248,13 @@ class KubernetesAPI:
         subresource: str = "",
     ) -> Object:
         asked = f"{resource}/{subresource}" if subresource else str(resource)
-        return await self._send(verb, f"{path}?{urlencode(query)}" if query else path, body, asked=asked)
+        answer = await self._send(verb, f"{path}?{urlencode(query)}" if query else path, body, asked=asked)
+        if not text(answer, "kind"):  # every object has one: not to be taken for an object without anything in it
+            raise NotReady(f"{verb} {path}: the answer is not one of Kubernetes")
+        return answer
 
     async def _send(self, verb: str, path: str, body: Object | None = None, *, asked: str = "") -> Object:
-        """Send a request, again if the server says when; all of it within one deadline for each try."""
+        """Send a request, again if the server says when; each try within the deadline."""
         attempt = 0
         while True:
             if asked:
@@ -249,9 +263,9 @@ class KubernetesAPI:
                 return await self._send_once(verb, path, body)
             except Exhausted as error:
                 attempt += 1
-                if attempt == _PATIENCE or error.retry_after is None:
+                if attempt == _PATIENCE or error.retry_after is None or error.retry_after > _LONGEST_WAIT:
                     raise
-                await asyncio.sleep(min(error.retry_after.total_seconds(), _LONGEST_WAIT))
+                await asyncio.sleep(error.retry_after.total_seconds())
 
     async def _send_once(self, verb: str, path: str, body: Object | None) -> Object:
         kind = _MERGE_PATCH if verb == "patch" else "application/json"
@@ -259,16 +273,11 @@ class KubernetesAPI:
         try:
             response = await self._request(_METHODS[verb], path, body, kind, limit)
             try:
-                content = await _content(response)
+                return await _content(response, verb, path)
             finally:
                 response.release()
         except _TRANSPORT as error:
             raise unreachable(error) from error
-        if response.status >= HTTPStatus.BAD_REQUEST:
-            raise refusal(
-                verb, path, response.status, text(content, "message"), response.headers.get("Retry-After", "")
-            )
-        return content
 
     async def _request(
         self, method: str, path: str, body: Object | None, kind: str, limit: aiohttp.ClientTimeout
@@ -302,9 +311,9 @@ _METHODS = {
 }
 
 
-async def _events(response: aiohttp.ClientResponse, path: str) -> AsyncIterator[Object]:
+async def _events(response: aiohttp.ClientResponse, path: str) -> AsyncGenerator[Object]:
     try:
-        async for line in response.content:
+        async for line in _lines(response):
             event = object_of(json.loads(line))
             if event.get("type") == "ERROR":
                 status = object_of(event.get("object"))
@@ -315,14 +324,36 @@ async def _events(response: aiohttp.ClientResponse, path: str) -> AsyncIterator[
         raise unreachable(error) from error
 
 
-async def _content(response: aiohttp.ClientResponse) -> Object:
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Lines of any length: aiohttp's own have a bound, and one large object would end every watch of its kind."""
+    begun: list[bytes] = []
+    async for chunk in response.content.iter_any():
+        *ended, rest = chunk.split(b"\n")
+        for end in ended:
+            yield b"".join((*begun, end))
+            begun.clear()
+        begun.append(rest)
+    if last := b"".join(begun):
+        yield last
+
+
+async def _content(response: aiohttp.ClientResponse, verb: str, path: str) -> Object:
+    """What an answer says.
+
+    Raises:
+        IstioAuthError: it is a refusal.
+    """
     content = await response.read()
+    refused = response.status >= HTTPStatus.MULTIPLE_CHOICES
     try:
-        return object_of(json.loads(content))
+        said = object_of(json.loads(content))
     except ValueError:
-        if response.status < HTTPStatus.BAD_REQUEST:
+        if not refused:
             raise aiohttp.ClientPayloadError("the answer is no JSON") from None
-        return {"message": content.decode(errors="replace")[:300]}
+        said = {"message": content.decode(errors="replace")[:300]}
+    if refused:
+        raise refusal(verb, path, response.status, text(said, "message"), response.headers.get("Retry-After", ""))
+    return said
 
 
 def _typed(resource: Resource, body: Object) -> Object:

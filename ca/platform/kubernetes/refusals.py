@@ -11,12 +11,15 @@ What went wrong is told by type, and "not there" is never confused with "could n
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from http import HTTPStatus
 
 from istio_auth.errors import ConflictError, Exhausted, IstioAuthError, MalformedError, MissingError, NotReady
 
 _STATUSES = frozenset(HTTPStatus)
+_LONGEST_WAIT = 600  # seconds; who asks for more patience is not believed
+_TOKEN = re.compile(r"eyJ[\w-]+\.[\w.-]*", re.ASCII)  # how every token begins, should an answer quote one
 _NAMESPACE_ENDS = "because it is being terminated"  # the words of the admission plugin NamespaceLifecycle
 
 
@@ -42,7 +45,7 @@ def refusal(verb: str, path: str, status: int, message: str, retry_after: str = 
         message: what the API server says.
         retry_after: the header of that name.
     """
-    said = message or (HTTPStatus(status).phrase if status in _STATUSES else f"status {status}")
+    said = without_tokens(message) or (HTTPStatus(status).phrase if status in _STATUSES else f"status {status}")
     words = f"{verb} {path.partition('?')[0]}: {said[:500]}"
     if status == HTTPStatus.FORBIDDEN and _NAMESPACE_ENDS in said:
         return MissingError(words)
@@ -58,11 +61,21 @@ def refusal(verb: str, path: str, status: int, message: str, retry_after: str = 
         case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
             return ObjectRefused(words)
         case HTTPStatus.TOO_MANY_REQUESTS:
-            seconds = int(retry_after) if retry_after.isascii() and retry_after.isdigit() else 1
-            return Exhausted(words, retry_after=timedelta(seconds=seconds))
+            return Exhausted(words, retry_after=_wait(retry_after))
     return NotReady(words)
+
+
+def without_tokens(said: str) -> str:
+    """What the API server says, without the tokens that it may quote."""
+    return _TOKEN.sub("...", said)
 
 
 def unreachable(error: Exception) -> NotReady:
     """The error that no answer means."""
     return NotReady(f"the API server can not be reached: {type(error).__name__}: {error}".rstrip(": "))
+
+
+def _wait(retry_after: str) -> timedelta:
+    if not (retry_after.isascii() and retry_after.isdigit()):
+        return timedelta(seconds=1)
+    return timedelta(seconds=min(int(retry_after[:9]), _LONGEST_WAIT))

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ca.attest import Attested
+from ca.platform.kubernetes.refusals import without_tokens
 from istio_auth.errors import NotAuthenticated
 from istio_auth.registration import Selector
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
@@ -26,7 +27,6 @@ _EXTRA = "authentication.kubernetes.io/"
 _NAMESPACE = re.compile(r"(?=.{1,63}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?")  # DNS label, RFC 1123
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")  # DNS subdomain
 _OPAQUE = re.compile(r"[\x21-\x7e]{1,256}")  # UIDs and credential ids
-_TOKEN = re.compile(r"eyJ[\w-]+\.[\w.-]*", re.ASCII)  # how every token begins, should an answer quote one
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def caller_of_review(status: Mapping[str, JSON], audiences: Collection[str]) -> 
         NotAuthenticated: nobody, no service account, or not for us.
     """
     if error := status.get("error"):
-        raise NotAuthenticated(f"the API server refuses the token: {_TOKEN.sub('...', str(error))[:300]!a}")
+        raise NotAuthenticated(f"the API server refuses the token: {without_tokens(str(error))[:300]!a}")
     if status.get("authenticated") is not True:
         raise NotAuthenticated("the API server does not know the token")
     _check_audiences(status.get("audiences"), audiences)
