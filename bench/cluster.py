@@ -265,7 +265,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-cluster-") as base, ControlPlane() as plane:
         work = measure(plane, Path(base), accounts=arguments.accounts, changes=arguments.changes)
         result = asyncio.run(work)
-    print(json.dumps(asdict(result), indent=2) if arguments.json else _table(result))
+    print(json.dumps(asdict(result), indent=2) if arguments.json else table(result))
 
 
 async def _accounts(admin: Client, namespace: str, count: int) -> Sequence[JSON]:
@@ -302,7 +302,8 @@ def _new_authority() -> dict[str, str]:
     }
 
 
-def _table(result: Result) -> str:
+def table(result: Result) -> str:
+    """The figures for people."""
     head = f"{'':<12}{'secrets':>8}{'seconds':>9}{'CPU ms':>8}{'servers':>9}{'calls':>7}{'writes':>8}{'peak MB':>9}"
     lines = [
         f"{one.what:<12}{one.secrets:>8}{one.seconds:>9.2f}{one.cpu_ms:>8.2f}{one.servers_cpu_ms:>9.2f}{one.calls:>7.2f}{one.writes:>8.2f}"

@@ -129,6 +129,8 @@ class MeasuredCA:
         return found
 
     def _is_idle(self, accounts: int) -> bool:
+        if not Path(f"/proc/{self.pid}").exists():
+            raise SystemExit(f"the CA ended: {self._process.text()[-1000:]}")
         told = self._metrics()
         managed, waiting = told["istio_auth_ca_secrets_managed"], told["istio_auth_ca_secrets_waiting"]
         return bool(told["istio_auth_ca_leader"]) and managed >= accounts and not waiting

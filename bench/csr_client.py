@@ -26,7 +26,13 @@ from istio_auth.proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertific
 
 BATCH = 50
 _CSRS = 256
+_CREATE = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+_PAIR = ("key", "chain")
+_SERVED_AS = "istiod.istio-system.svc"
 _WARM_UP = 0.5  # seconds
+
+
+Metadata = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,11 @@ class Kind:
 
     def check(self, answer: bytes) -> None:
         """Make sure that what is measured is work done."""
-        if self.caller == "web" and self.certificates:
+        if not self.certificates:
+            return
+        if self.caller != "node-1":
             assert len(IstioCertificateResponse.FromString(answer).cert_chain) == 2
-        elif self.certificates:
+        else:
             results = node_pb2.SignResponse.FromString(answer).results
             assert len(results) == self.certificates
             assert all(result.HasField("issued") for result in results)
@@ -56,7 +64,8 @@ def _kinds() -> dict[str, Kind]:
     batches = [node_pb2.SignRequest(entries=entries[n : n + BATCH]).SerializeToString() for n in range(0, 200, BATCH)]
     return {
         "empty": Kind("/bench.Empty/Empty", "web", [b""], 0),
-        "create": Kind("/istio.v1.auth.IstioCertificateService/CreateCertificate", "web", create, 1),
+        "create": Kind(_CREATE, "web", create, 1),
+        "token": Kind(_CREATE, "token", create, 1),
         "sign": Kind("/istio_auth.node.v1.NodeService/Sign", "node-1", batches, BATCH),
     }
 
@@ -68,18 +77,34 @@ def _csr() -> x509.CertificateSigningRequest:
 
 
 def _channel(folder: Path, port: int, caller: str) -> grpc.aio.Channel:
-    key, chain, roots = ((folder / f"{caller}-{part}.pem").read_bytes() for part in ("key", "chain", "roots"))
-    credentials = grpc.ssl_channel_credentials(roots, key, chain)
-    own = [("grpc.use_local_subchannel_pool", 1)]  # else all callers would share one connection
-    return grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=own)
+    """A connection of its own; who shows a token shows no certificate."""
+    roots = (folder / f"{caller}-roots.pem").read_bytes()
+    pair = (None, None) if caller == "token" else tuple((folder / f"{caller}-{x}.pem").read_bytes() for x in _PAIR)
+    credentials = grpc.ssl_channel_credentials(roots, *pair)
+    options: list[tuple[str, object]] = [
+        ("grpc.use_local_subchannel_pool", 1)
+    ]  # else all callers would share one connection
+    if caller == "token":
+        options.append(("grpc.ssl_target_name_override", _SERVED_AS))
+    return grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=options)
 
 
-async def _call_until(channel: grpc.aio.Channel, kind: Kind, requests: Iterator[bytes], end: float) -> list[float]:
+def _metadata(folder: Path, kind: Kind, callers: int) -> list[Metadata]:
+    """What each caller sends along."""
+    if kind.caller != "token":
+        return [()] * callers
+    tokens = json.loads((folder / "tokens.json").read_text())
+    return [(("authorization", f"Bearer {token}"),) for token in tokens[:callers]]
+
+
+async def _call_until(
+    channel: grpc.aio.Channel, kind: Kind, requests: Iterator[bytes], end: float, *, metadata: Metadata
+) -> list[float]:
     call, seconds = channel.unary_unary(kind.path, None, None), list[float]()
-    kind.check(await call(next(requests)))
+    kind.check(await call(next(requests), metadata=metadata))
     while not seconds or time.perf_counter() < end:
         begin = time.perf_counter()
-        await call(next(requests))
+        await call(next(requests), metadata=metadata)
         seconds.append(time.perf_counter() - begin)
     return seconds
 
@@ -87,13 +112,14 @@ async def _call_until(channel: grpc.aio.Channel, kind: Kind, requests: Iterator[
 async def _measured(folder: Path, port: int, kind: Kind, callers: int, duration: float) -> dict[str, object]:
     requests = itertools.cycle(kind.requests)
     channels = [_channel(folder, port, kind.caller) for _ in range(callers)]
+    each = list(zip(channels, _metadata(folder, kind, callers), strict=True))
     try:
         warm = time.perf_counter() + _WARM_UP
-        await asyncio.gather(*(_call_until(channel, kind, requests, warm) for channel in channels))
+        await asyncio.gather(*(_call_until(one, kind, requests, warm, metadata=sent) for one, sent in each))
         begin, ready = time.perf_counter(), time.process_time()
         print(json.dumps({"warm": True}), flush=True)
         end = begin + duration
-        taken = await asyncio.gather(*(_call_until(channel, kind, requests, end) for channel in channels))
+        taken = await asyncio.gather(*(_call_until(one, kind, requests, end, metadata=sent) for one, sent in each))
         wall = time.perf_counter() - begin
     finally:
         await asyncio.gather(*(channel.close(None) for channel in channels))

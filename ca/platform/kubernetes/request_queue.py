@@ -21,10 +21,10 @@ from ca.platform.kubernetes.objects import Key, Object
 from ca.platform.kubernetes.reflector import Reflector
 from ca.platform.kubernetes.resources import Resource
 from istio_auth.clock import Clock
-from istio_auth.errors import ConflictError, IstioAuthError, MissingError, NotReady
+from istio_auth.errors import ConflictError, Exhausted, IstioAuthError, MissingError, NotReady
 from istio_auth.rotation import retry_delay
 
-_WORKERS = 32  # a kubelet that starts anew asks for all its pods at once
+WORKERS = 32  # a kubelet that starts anew asks for all its pods at once
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(seconds=1), timedelta(minutes=1)
 _LOOK = timedelta(seconds=0.5)
 _log = structlog.get_logger()
@@ -37,9 +37,10 @@ class RequestQueue:
         api: the API server.
         resource: the kind of requests.
         signer: the signer name whose requests they are.
-        answer: answers one; raises `NotReady` with the reason if that is not possible now.
+        answer: answers one; raises `NotReady` or `Exhausted` with the reason if that is not possible now.
         waits: whether a request waits for an answer.
         clock: tells the time.
+        look: how often it is looked who has waited long enough.
 
     Attributes:
         reflector: the requests that wait.
@@ -55,6 +56,7 @@ class RequestQueue:
         answer: Callable[[Object], Awaitable[None]],
         waits: Callable[[Object], bool],
         clock: Clock,
+        look: timedelta = _LOOK,
     ) -> None:
         self.delayed: dict[Key, str] = {}
         self.reflector = Reflector(
@@ -66,6 +68,7 @@ class RequestQueue:
         self._resource = resource
         self._answer = answer
         self._clock = clock
+        self._look = look
         self._queue: WorkQueue[Key] = WorkQueue()
         self._agenda: Agenda[Key] = Agenda()
         self._attempts: dict[Key, int] = {}
@@ -83,8 +86,11 @@ class RequestQueue:
         """Watch and answer, for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.reflector.run())
+            await self.reflector.until_synced()
+            for key in self.reflector.facts:  # also what an earlier run was about to answer when it ended
+                self._queue.add(key)
             group.create_task(self._ring())
-            for _ in range(_WORKERS):
+            for _ in range(WORKERS):
                 group.create_task(self._work())
         raise AssertionError("none of them ends")
 
@@ -109,8 +115,8 @@ class RequestQueue:
             await self._answer(request)
         except (ConflictError, MissingError):
             pass  # it was changed or is gone, and the watch tells
-        except NotReady as error:
-            return self._later(key, str(error))
+        except (NotReady, Exhausted) as error:
+            return self._later(key, str(error), at_least=error.retry_after or timedelta())
         except IstioAuthError as error:
             _log.error("a request could not be answered", kind=self._resource.kind, request=str(key), reason=str(error))
             return self._later(key, str(error))
@@ -119,13 +125,13 @@ class RequestQueue:
             return self._later(key, f"a fault of ours: {type(error).__name__}")
         return self._forget(key)
 
-    def _later(self, key: Key, reason: str) -> None:
+    def _later(self, key: Key, reason: str, *, at_least: timedelta = timedelta()) -> None:
         if self.delayed.get(key) != reason:
             _log.warning("a request waits", kind=self._resource.kind, request=str(key), reason=reason)
         self.delayed[key] = reason
         attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
         delay = retry_delay(attempt, draw=random.random(), first=_FIRST_RETRY, longest=_LONGEST_RETRY)  # noqa: S311  # jitter
-        self._agenda.put(key, self._clock.now() + delay)
+        self._agenda.put(key, self._clock.now() + max(delay, at_least))
 
     def _forget(self, key: Key) -> None:
         self.delayed.pop(key, None)
@@ -136,4 +142,4 @@ class RequestQueue:
         while True:
             for key in self._agenda.take(self._clock.now()):
                 self._queue.add(key)
-            await asyncio.sleep(_LOOK.total_seconds())
+            await asyncio.sleep(self._look.total_seconds())
