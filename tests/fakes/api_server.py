@@ -222,6 +222,11 @@ class FakeAPIServer:
         """How many watches are open."""
         return len(self._watches)
 
+    @property
+    def calm(self) -> bool:
+        """Whether everything that was to be told has been sent."""
+        return all(stream.empty() for stream in self._watches)
+
     def bookmark(self) -> None:
         """Tell every watch how far it is."""
         self.say(_line({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": self._next_version()}}}))

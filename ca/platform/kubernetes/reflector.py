@@ -24,7 +24,7 @@ from ca.platform.kubernetes.api import EVERYTHING, KubernetesAPI, Selection
 from ca.platform.kubernetes.objects import Key, Object, text
 from ca.platform.kubernetes.refusals import WatchExpired
 from ca.platform.kubernetes.resources import Resource
-from istio_auth.errors import IstioAuthError
+from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.rotation import retry_delay
 
 _WATCH = timedelta(minutes=5)
@@ -40,7 +40,7 @@ class Reflector(Generic[_Fact]):
     Args:
         api: the API server.
         resource: the kind.
-        decode: what is kept of an object, or None if nothing; raises `IstioAuthError` for one that is damaged.
+        decode: what is kept of an object, or None if nothing; raises for one that is damaged.
         selection: which objects.
         silence: how long nothing may be heard before the watch is opened again.
         clock: tells steady seconds.
@@ -73,6 +73,7 @@ class Reflector(Generic[_Fact]):
         self._synced = asyncio.Event()
         self._changed: list[Callable[[Key], None]] = []
         self._fault: str | None = "nothing was listed yet"
+        self._silent = False
 
     @property
     def facts(self) -> Mapping[Key, _Fact]:
@@ -81,7 +82,7 @@ class Reflector(Generic[_Fact]):
 
     @property
     def synced(self) -> bool:
-        """Whether everything was listed once."""
+        """Whether everything was listed once, by the run of now."""
         return self._synced.is_set()
 
     @property
@@ -103,25 +104,31 @@ class Reflector(Generic[_Fact]):
         self._changed.append(changed)
 
     async def until_synced(self) -> None:
-        """Return when everything was listed once."""
+        """Return when everything was listed once, by the run of now or the next one."""
         await self._synced.wait()
 
     async def run(self) -> NoReturn:
         """List and watch, for ever; a fault is reported once and tried again."""
-        self._synced.clear()  # what is known may be of an earlier run
+        try:
+            await self._follow()
+        finally:
+            self._synced.clear()  # who runs it again must not take what is known by then for what is there
+
+    async def _follow(self) -> NoReturn:
         attempt, version = 0, ""
         while True:
-            opened, asked_for = self._clock(), timedelta()
+            failed, asked_for = False, timedelta()
             try:
                 version = version or await self._list()
+                opened = self._clock()
                 async for reached in self._watch(version):
                     version, attempt = reached, 0
             except WatchExpired:
-                version = ""
+                failed, version = True, ""
             except IstioAuthError as error:
                 self._report(error)
-                asked_for = error.retry_after or timedelta()
-            if asked_for or self._clock() - opened < 1:  # it can not be heard, or every watch ends at once
+                failed, asked_for = True, error.retry_after or timedelta()
+            if failed or self._clock() - opened < 1:  # or every watch ends at once
                 attempt += 1
                 delay = retry_delay(attempt, draw=random.random(), first=_FIRST_RETRY, longest=_LONGEST_RETRY)  # noqa: S311  # jitter
                 await asyncio.sleep(max(delay, asked_for).total_seconds())
@@ -150,15 +157,18 @@ class Reflector(Generic[_Fact]):
         """Follow the changes from a version; the version after each of them."""
         lasting = _WATCH * (1 + random.random())  # noqa: S311  # so that all watches do not end together
         async with self._api.watch(self._resource, version, self._selection, lasting=lasting) as events:
-            self._confirm()
+            if not self._silent:  # then only a word counts
+                self._confirm()
             while True:
                 try:
                     async with asyncio.timeout(self._silence.total_seconds()):
                         event = await anext(events, None)
                 except TimeoutError:
-                    return
+                    self._silent = True
+                    raise NotReady(f"nothing was heard for {self._silence.total_seconds():g} seconds") from None
                 if event is None:
                     return
+                self._silent = False
                 self._confirm()
                 if found := self._apply(event):
                     yield found
@@ -194,7 +204,9 @@ class Reflector(Generic[_Fact]):
             return self._decode(item)
         except IstioAuthError as error:
             _log.warning("an object is left out", kind=self._resource.kind, object=str(key), reason=str(error))
-            return None
+        except Exception:  # noqa: BLE001  # one bad object must not end the others
+            _log.exception("an object is left out", kind=self._resource.kind, object=str(key))
+        return None
 
     def _tell(self, key: Key) -> None:
         for changed in self._changed:
