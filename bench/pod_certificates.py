@@ -241,12 +241,16 @@ async def _ask(pods: Sequence[Pod], signer: str) -> dict[str, tuple[float, JSON]
 
 async def _watch(session: aiohttp.ClientSession, version: str, seen: dict[str, float], count: int) -> None:
     """Note when each request of ours has its certificate, until so many have."""
-    params = {"watch": "true", "resourceVersion": version, "fieldSelector": f"spec.signerName={OURS}"}
-    async with session.get(_URL, params=params) as events:
-        while len(seen) < count:
-            request = json.loads(await events.content.readline())["object"]
-            if request["status"].get("certificateChain"):
-                seen.setdefault(request["metadata"]["name"], time.perf_counter())
+    params = {"watch": "true", "fieldSelector": f"spec.signerName={OURS}"}
+    while True:  # the API server ends a watch that reads too slowly, as on a busy machine
+        async with session.get(_URL, params=params | {"resourceVersion": version}) as events:
+            async for line in events.content:
+                request = json.loads(line)["object"]
+                version = request["metadata"]["resourceVersion"]
+                if request["status"].get("certificateChain"):
+                    seen.setdefault(request["metadata"]["name"], time.perf_counter())
+                if len(seen) == count:
+                    return
 
 
 @asynccontextmanager

@@ -75,14 +75,9 @@ def decide(request: Object, signer: Signer) -> Approve | Sign | Deny | Fail | Wa
         request: the CertificateSigningRequest (certificates.k8s.io/v1), as the API server tells it.
         signer: who we are.
     """
-    if member(request, "spec", "signerName") != signer.name:
-        return Ignore("for another signer")
-    types = condition_types(request)
-    if types & {"Denied", "Failed"} or member(request, "status", "certificate"):
-        return Ignore("answered")
-    if member(request, "metadata", "deletionTimestamp"):
-        return Ignore("being deleted")
-    approved = "Approved" in types
+    if (reason := done(request, signer)) is not None:
+        return Ignore(reason)
+    approved = "Approved" in condition_types(request)
     try:
         order = _order(request, signer)
     except Refused as error:
@@ -90,6 +85,15 @@ def decide(request: Object, signer: Signer) -> Approve | Sign | Deny | Fail | Wa
     except MalformedRequest as error:  # no answer could be written
         return Wait(f"the API server keeps no such requests: {error}")
     return Sign(order) if approved else Approve("OwnIdentity", f"made by {order.grant.spiffe_id}, whom it names")
+
+
+def done(request: Object, signer: Signer) -> str | None:
+    """Why there is nothing to do about a request; None if there is."""
+    if member(request, "spec", "signerName") != signer.name:
+        return "for another signer"
+    if condition_types(request) & {"Denied", "Failed"} or member(request, "status", "certificate"):
+        return "answered"
+    return "being deleted" if member(request, "metadata", "deletionTimestamp") else None
 
 
 def not_issued(error: IstioAuthError) -> Fail | Wait:

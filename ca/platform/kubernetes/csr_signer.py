@@ -13,6 +13,7 @@ from ca.platform.kubernetes.certificate_signing_requests import (
     Fail,
     approval_update,
     decide,
+    done,
     failed_status,
     issued_status,
     not_issued,
@@ -20,7 +21,7 @@ from ca.platform.kubernetes.certificate_signing_requests import (
 from ca.platform.kubernetes.objects import Object, text
 from ca.platform.kubernetes.request_queue import RequestQueue
 from ca.platform.kubernetes.resources import CERTIFICATE_SIGNING_REQUESTS
-from ca.platform.kubernetes.signer import Deny, Ignore, Sign, Signer, Wait
+from ca.platform.kubernetes.signer import Deny, Sign, Signer, Wait
 from istio_auth.clock import Clock
 from istio_auth.errors import IstioAuthError, NotAuthorized, NotReady
 
@@ -49,7 +50,7 @@ class CSRSigner:
             CERTIFICATE_SIGNING_REQUESTS,
             signer.name,
             answer=self._answer,
-            waits=lambda request: not isinstance(decide(request, signer), Ignore),
+            waits=lambda request: done(request, signer) is None,
             clock=clock,
         )
 

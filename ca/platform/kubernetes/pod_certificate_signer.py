@@ -14,7 +14,7 @@ from ca.audit import Audit
 from ca.issuer import Issuer
 from ca.platform.kubernetes.api import KubernetesAPI
 from ca.platform.kubernetes.objects import Object, text
-from ca.platform.kubernetes.pod_certificates import decide, denied_status, issued_status, refused_by_server
+from ca.platform.kubernetes.pod_certificates import decide, denied_status, done, issued_status, refused_by_server
 from ca.platform.kubernetes.pods import PodView
 from ca.platform.kubernetes.refusals import ObjectRefused
 from ca.platform.kubernetes.request_queue import RequestQueue
@@ -65,7 +65,7 @@ class PodCertificateSigner:
             POD_CERTIFICATE_REQUESTS,
             signer.name,
             answer=self._answer,
-            waits=lambda request: not isinstance(self._decision(request), Ignore),
+            waits=lambda request: done(request, signer) is None,
             clock=clock,
         )
 

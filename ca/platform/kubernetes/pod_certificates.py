@@ -78,8 +78,8 @@ def decide(
         server_now: the present instant by the API server's clock, as the `Date` of its answers tells it; None if that
             is not known.
     """
-    if (done := _done(request, signer)) is not None:
-        return Ignore(done)
+    if (reason := done(request, signer)) is not None:
+        return Ignore(reason)
     try:
         return Sign(_order(request, signer, now, within=within, server_now=server_now))
     except Refused as error:
@@ -88,6 +88,15 @@ def decide(
         return Wait(f"the API server keeps no such requests: {error}")
     except NotReady as error:
         return Wait(str(error))
+
+
+def done(request: Object, signer: Signer) -> str | None:
+    """Why there is nothing to do about a request; None if there is."""
+    if member(request, "spec", "signerName") != signer.name:
+        return "for another signer"
+    if condition_types(request) & _ANSWERS or member(request, "status", "certificateChain"):
+        return "answered"
+    return "being deleted" if member(request, "metadata", "deletionTimestamp") else None
 
 
 def refused_by_server(request: Object, message: str, now: datetime) -> Wait:
@@ -142,15 +151,6 @@ def _condition(type_: str, reason: str, message: str, now: datetime) -> Object:
         "message": message,
         "lastTransitionTime": timestamp(now),
     }
-
-
-def _done(request: Object, signer: Signer) -> str | None:
-    """Why there is nothing to do about a request; None if there is."""
-    if member(request, "spec", "signerName") != signer.name:
-        return "for another signer"
-    if condition_types(request) & _ANSWERS or member(request, "status", "certificateChain"):
-        return "answered"
-    return "being deleted" if member(request, "metadata", "deletionTimestamp") else None
 
 
 def _order(request: Object, signer: Signer, now: datetime, *, within: Validity, server_now: datetime | None) -> Order:
