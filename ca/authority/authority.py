@@ -18,7 +18,7 @@ from cryptography import x509
 
 from ca.authority.state import AuthorityState, IssuerState, KeyReference
 from ca.authority.store import AuthorityStore, Versioned
-from ca.authority.takeover import pruned
+from ca.authority.takeover import pruned, reconciled
 from ca.certificate.build import self_signed_root
 from ca.profile import Validity
 from istio_auth.bundle import TrustBundle
@@ -188,7 +188,7 @@ class Authority:
         return True
 
     def reload(self) -> bool:
-        """Take what the store holds by now. Blocks.
+        """Take what the store holds by now, and put back what somebody deleted (see `reconciled`). Blocks.
 
         Returns:
             whether anything changed.
@@ -224,13 +224,32 @@ class Authority:
         return replace(state, active=new, retired=(*kept, *state.retired), sequence=state.sequence + 1)
 
     def _load(self) -> bool:
-        stored = self._store.load()
-        if stored is None:
-            raise NotReady("the state of the authority is gone from its store")
-        if stored.version == self._snapshot.stored.version:
+        last, found = self._snapshot.stored, self._store.load()
+        if found is None:
+            found = self._put_back()
+        if found.version == last.version:
             return False
-        self._snapshot = self._taken(ours(stored, self.trust_domain), self._snapshot)
+        state = ours(found, self.trust_domain).value
+        if (goes_on := reconciled(state, last.value)) is not state:
+            _log.error(
+                "%s holds another authority, which does not follow from the one that signs: that one goes on, and the "
+                "root that was found is trusted beside it",
+                self._store.where,
+            )
+            found = self._store.store(goes_on, expected=found.version)
+        self._snapshot = self._taken(found, self._snapshot)
         return True
+
+    def _put_back(self) -> Versioned[AuthorityState]:
+        """What is stored after the state was deleted: it again, for whoever starts now would make another root."""
+        try:
+            stored = self._store.store(self.state, expected=None)
+        except ConflictError as error:  # another replica was faster
+            if (found := self._store.load()) is None:
+                raise NotReady(f"the state of the authority is gone, and was not put back: {error}") from error
+            return found
+        _log.error("the state of the authority was deleted from %s, and is there again", self._store.where)
+        return stored
 
     def _replace(self, state: AuthorityState) -> None:
         stored = self._store.store(state, expected=self._snapshot.stored.version)

@@ -123,11 +123,13 @@ class PluggedAuthority(Authority):
         Raises:
             ConfigurationError, NotReady: as for `follow`.
         """
-        before = self._snapshot
+        before, waited = self._snapshot, self.waiting
         try:
             with self._lock:
                 self._hold(issuer)
                 self._advance(None if issuer is None else _referred(issuer, self._source), now)
+            if self.waiting not in (None, waited):
+                _log.info("the plugged-in CA in %s: %s", self._source.where, self.waiting)
         finally:
             if changed := self._snapshot is not before:
                 self._subscribers.tell()

@@ -25,6 +25,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from ca.authority.state import AuthorityState, IssuerState, KeyReference
+from istio_auth.keys import public_key_of, same_key
 from istio_auth.pem import write_der
 
 SIGNS = "prepared signs"
@@ -96,6 +97,22 @@ def pruned(state: AuthorityState, now: datetime) -> AuthorityState:
     return state.followed_by(replace(state, retired=kept, deadlines=_without(state.deadlines, *gone)))
 
 
+def reconciled(found: AuthorityState, known: AuthorityState) -> AuthorityState:
+    """The state to go on with where another one is stored than was known: what is stored, if it can have followed.
+
+    A bundle sequence never goes back, and never stands for two bundles. Where it would, somebody has deleted the state
+    and another root was made, or has put an older copy into its place. Whoever trusts what was known must not be cut
+    off, so it goes on, and the root that was found stays trusted beside it.
+    """
+    roots = known.bundle().x509_authorities
+    keeps_word = found.bundle().x509_authorities == roots or _same_key(found.active, known.active)
+    if found.sequence > known.sequence or (found.sequence == known.sequence and keeps_word):
+        return found
+    stranger = () if found.active.root in roots else (replace(found.active, key=None, other_roots=()),)
+    sequence = max(found.sequence, known.sequence) + 1
+    return replace(known, retired=(*stranger, *known.retired), sequence=sequence)
+
+
 def _preparing(state: AuthorityState, issuer: IssuerState | None, now: datetime, pace: Pace) -> AuthorityState:
     """The step to `prepared`, or with nothing prepared back from it."""
     deadlines = _without(state.deadlines, SIGNS) | {STAYS: now + pace.settling}
@@ -147,6 +164,10 @@ def _drop(root: x509.Certificate) -> str:
 
 def _without(deadlines: Mapping[str, datetime], *names: str) -> dict[str, datetime]:
     return {name: instant for name, instant in deadlines.items() if name not in names}
+
+
+def _same_key(one: IssuerState, other: IssuerState) -> bool:
+    return same_key(public_key_of(one.certificate), public_key_of(other.certificate))
 
 
 def _where(issuer: IssuerState) -> str | None:

@@ -209,14 +209,17 @@ def test_a_renewal_that_another_replica_made_first_is_taken_over(
 def test_reloading_takes_what_the_store_holds_and_keeps_the_old_if_it_can_not(
     store: MemoryAuthorityStore, clock: FakeClock, authority_: Authority
 ) -> None:
+    def away() -> None:
+        raise OSError("the disk is away")
+
     assert not authority_.reload()
     open_authority(store, LOCAL, clock).renew_if_due(late(authority_, 0.1))
-    content, store.content = store.content, None
     before = authority_.root_pem()
+    store.reading = away
     with pytest.raises(NotReady):
         authority_.reload()
     assert authority_.root_pem() == before
-    store.content = content
+    store.reading = lambda: None
     assert authority_.reload()
     assert authority_.root_pem() != before
 

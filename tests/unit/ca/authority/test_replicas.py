@@ -155,3 +155,50 @@ def test_a_lifetime_is_remembered_beside_what_another_replica_just_wrote(
     second.remember(timedelta(days=90))
     assert second.state.longest_ttl == timedelta(days=90)
     assert second.bundle.sequence == 2
+
+
+def test_a_state_that_is_deleted_while_replicas_know_it_is_put_back(
+    store: MemoryAuthorityStore, clock: FakeClock
+) -> None:
+    replicas = [open_authority(store, LOCAL, clock) for _ in range(REPLICAS)]
+    before, content, writes = replicas[0].root_pem(), store.content, store.writes
+    store.content = None
+    all_found_nothing = threading.Barrier(REPLICAS)
+
+    def wait_for_all() -> None:
+        all_found_nothing.wait(10)
+
+    store.writing = wait_for_all
+    with ThreadPoolExecutor(REPLICAS) as threads:
+        assert not any(threads.map(lambda replica: replica.reload(), replicas))
+    assert (store.content, store.writes) == (content, writes + 1)
+    assert open_authority(store, LOCAL, clock).root_pem() == before
+
+
+def test_a_root_that_was_made_because_the_state_was_deleted_does_not_cut_off_who_trusts_the_one_before(
+    store: MemoryAuthorityStore, clock: FakeClock
+) -> None:
+    first, second = open_authority(store, LOCAL, clock), open_authority(store, LOCAL, clock)
+    signs = first.active.certificate
+    store.content = None
+    newcomer = open_authority(store, LOCAL, clock)
+    stranger = newcomer.active.certificate
+    assert stranger != signs
+    for replica in (first, second, newcomer):
+        replica.reload()
+    for replica in (first, second, newcomer):
+        replica.reload()
+        assert replica.active.certificate == signs
+        assert set(replica.bundle.x509_authorities) == {signs, stranger}
+        assert replica.bundle.sequence == 2
+
+
+def test_a_state_that_can_not_be_put_back_is_tried_again(store: MemoryAuthorityStore, clock: FakeClock) -> None:
+    authority = open_authority(store, LOCAL, clock)
+    content, store.content = store.content, None
+    store.writing = lost
+    with pytest.raises(NotReady):
+        authority.reload()
+    store.writing = lambda: None
+    authority.reload()
+    assert store.content == content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import pytest
@@ -93,6 +93,22 @@ def test_a_plugged_in_ca_takes_over_from_our_own_root_without_a_restart(cluster:
     assert authority.bundle.sequence == 3
 
 
+def test_what_it_waits_for_is_in_the_log_once(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ca.authority.plugged")
+    source = MemoryIssuerSource()
+    authority = cluster.replica(source)
+    source.show(NEW)
+    cluster.look(authority, authority)
+    assert [message for message in caplog.messages if "published" in message] == [
+        "the plugged-in CA in memory: it signs when the bundle with sequence 2, which holds its root, is published"
+    ]
+    cluster.published = 2
+    cluster.look(authority, authority)
+    cluster.clock.advance(timedelta(minutes=1))
+    cluster.look(authority, authority)
+    assert len([message for message in caplog.messages if "it signs from" in message]) == 1
+
+
 def test_replicas_take_the_same_steps_and_each_step_once(cluster: Cluster) -> None:
     source = MemoryIssuerSource(OLD)
     replicas = [cluster.replica(source) for _ in range(3)]
@@ -145,13 +161,13 @@ def test_a_replica_that_does_not_see_the_new_key_yet_is_not_ready_and_never_sign
 def test_the_key_of_a_retired_issuer_is_forgotten(cluster: Cluster) -> None:
     source = MemoryIssuerSource(OLD)
     authority = cluster.replica(source)
-    before, cluster.published = cluster.store.content, 2
+    before, cluster.published = authority.state, 2
     source.show(NEW)
     cluster.look(authority)
     cluster.clock.advance(SETTLING)
     cluster.look(authority, authority)
     assert signs(authority) == NEW.certificate
-    cluster.store.content = before
+    cluster.store.content = replace(before, sequence=3).to_json()
     authority.reload()
     with pytest.raises(NotReady):
         _ = authority.active

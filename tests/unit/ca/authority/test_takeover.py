@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 
 from ca.authority.state import AuthorityState, IssuerState, KeyReference
-from ca.authority.takeover import SIGNS, Pace, Wait, next_step, pruned
+from ca.authority.takeover import SIGNS, Pace, Wait, next_step, pruned, reconciled
 from istio_auth.spiffe_id import TrustDomain
 from tests.fakes.authority import FakeAuthority
 
@@ -248,3 +248,35 @@ def test_without_a_time_to_settle_every_step_can_be_taken_at_once() -> None:
     state = step(step(step(PLUGGED, NEW, pace=pace), NEW, pace=pace), NEW, pace=pace)
     assert state.active == issuer(NEW)
     assert step(step(step(state, OTHER, pace=pace), OTHER, pace=pace), OTHER, pace=pace).active == issuer(OTHER)
+
+
+STRANGER = AuthorityState(LOCAL, IssuerState(NEW.certificate, NEW.certificate, key=NEW.key))
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        replace(OWN, sequence=2),
+        replace(STRANGER, sequence=2),
+        replace(OWN, deadlines={"soon": NOW}),
+        replace(OWN, active=issuer(OLD, OTHER)),
+    ],
+    ids=["the next", "another issuer, the next", "other deadlines", "the same key, as Istio's CA renews"],
+)
+def test_what_can_have_followed_is_taken_as_it_is(found: AuthorityState) -> None:
+    assert reconciled(found, OWN) is found
+
+
+@pytest.mark.parametrize("known", [OWN, replace(OWN, sequence=7)], ids=["as young", "younger"])
+def test_another_authority_in_the_place_of_ours_neither_signs_nor_cuts_anybody_off(known: AuthorityState) -> None:
+    state = reconciled(STRANGER, known)
+    assert state.active == OWN.active
+    assert state.sequence == known.sequence + 1
+    assert set(state.bundle().x509_authorities) == {OLD.certificate, NEW.certificate}
+    assert [each.key for each in state.retired] == [None]
+
+
+def test_an_older_copy_in_the_place_of_ours_brings_no_sequence_back() -> None:
+    known = replace(OWN, active=issuer(NEW), retired=(issuer(OLD),), sequence=3)
+    state = reconciled(OWN, known)
+    assert state == replace(known, sequence=4)
