@@ -99,12 +99,14 @@ class RunningCA:
 
     async def start(self) -> None:
         """Start it, and return when it is ready."""
+        self._begun = self.mark()
         await self.process.start()
         await self.ready()
 
     async def ready(self) -> None:
         """Return when it says on its port that it is ready."""
-        await until(lambda: status(self._health) == 200, within=60)
+        await until(lambda: status(self._health) == 200 or self._refused(), within=60)
+        assert not self._refused()
 
     async def leads(self) -> None:
         """Return when it is the leader."""
@@ -132,6 +134,9 @@ class RunningCA:
     def told(self, event: str, *, after: int = 0) -> list[JSON]:
         """The lines with this event, not counting the first `after`."""
         return [line for line in self.process.lines()[after:] if line["event"] == event]
+
+    def _refused(self) -> list[JSON]:
+        return self.told("can not start", after=self._begun)
 
     def client(self, roots: str, identity: Identity | None = None) -> ForeignClient:
         """A client that trusts these roots."""
