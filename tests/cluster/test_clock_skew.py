@@ -61,9 +61,7 @@ async def test_five_minutes_keep_nobody_from_a_certificate_that_is_valid(
         async with pods.kubelet() as kubelet:
             request = pods.request(pods.pods[0], ec.generate_private_key(ec.SECP256R1()))
             name = await asked(kubelet, pods.path, request)
-        if (
-            ahead > timedelta()
-        ):  # it might begin in the kubelet's future: a clock is to be mended
+        if ahead > timedelta():  # it might begin in the kubelet's future: a clock is to be mended
             waits = await wrong.process.says("a request waits")
             assert "5 minutes ahead of the API server's" in str(waits["reason"])
         else:
