@@ -19,7 +19,7 @@ from ca.authority.plugged import open_plugged_authority
 from ca.authority.store import AuthorityStore
 from ca.cli.facts import certificate_json, certificate_section
 from ca.cli.output import Fact, Output, Section, note, print_json, print_sections
-from ca.cli.state import StateFolder
+from ca.cli.state import StateFolder, require_folder
 from ca.config import Config
 from ca.issuance_log import FileIssuanceLog
 from ca.issuer import Issuer, Order, ReservedNames
@@ -140,12 +140,13 @@ async def issue_from_store(settings: Loaded[Config], wanted: Wanted) -> Delivery
     """Issue with the CA in its state folder, as istio-ca would with these settings; it is made if there is none.
 
     Raises:
-        ConfigurationError: it is another trust domain's CA, or damaged.
+        ConfigurationError: it is another trust domain's CA, damaged, or not kept in a folder.
         NotReady: a CA runs on it, or nothing can be signed or recorded.
         NotAuthorized: the identity, or a DNS name, is the CA's own.
         TTLRefused: it shall live longer than the CA allows.
     """
     config = settings.config
+    require_folder(config.platform, _ASK_INSTEAD)
     state, clock = StateFolder(config.state_folder), SystemClock()
     store = state.store()
     with ExitStack() as held:

@@ -10,7 +10,7 @@ from ca.agents.folder import AgentFolder
 from ca.agents.join_token import JoinTokenFolder
 from ca.authority.state import AuthorityState
 from ca.authority.store import FileAuthorityStore
-from ca.config import FILE_NAME, PREFIX, Config
+from ca.config import FILE_NAME, PREFIX, Config, Platform
 from istio_auth.daemon.settings import Loaded, configured
 from istio_auth.errors import ConfigurationError, MissingError
 from istio_auth.files import private_folder
@@ -18,14 +18,23 @@ from istio_auth.files import private_folder
 
 @dataclass(frozen=True, slots=True)
 class StateFolder:
-    """Where a CA keeps its things, and how they are named there."""
+    """Where a CA keeps its things, and how they are named there.
+
+    Args:
+        path: the folder.
+        platform: what the CA runs on: on Kubernetes its authority is elsewhere.
+    """
 
     path: Path
+    platform: Platform = Platform.STANDALONE
 
     @classmethod
     def of(cls, given: Path | None) -> StateFolder:
         """The folder that was given, or the one that istio-ca would use here. It need not be there yet."""
-        return cls(ca_settings({}).config.state_folder if given is None else given)
+        if given is not None:
+            return cls(given)
+        config = ca_settings({}).config
+        return cls(config.state_folder, config.platform)
 
     @classmethod
     def existing(cls, given: Path | None) -> StateFolder:
@@ -55,8 +64,10 @@ class StateFolder:
 
         Raises:
             MissingError: there is no CA yet.
-            ConfigurationError, NotReady: its state is damaged, or could not be looked at.
+            ConfigurationError: its state is damaged, or not kept in a folder.
+            NotReady: it could not be looked at.
         """
+        require_folder(self.platform, "`ca-cli inspect configmap/istio-ca-root-cert` shows its trust bundle")
         if (stored := self.store().load()) is None:
             raise MissingError(f"there is no CA in {self.path} yet: start istio-ca, or issue a certificate")
         return stored.value
@@ -70,6 +81,20 @@ class StateFolder:
         """Its node agents."""
         private_folder(self.path)
         return AgentFolder(self.path / "agents")
+
+
+def require_folder(platform: Platform, instead: str) -> None:
+    """Make sure that the authority is kept in a folder.
+
+    Args:
+        platform: what the CA runs on.
+        instead: what to do if it is not.
+
+    Raises:
+        ConfigurationError: it is kept elsewhere.
+    """
+    if platform is Platform.KUBERNETES:
+        raise ConfigurationError(f"this CA runs on Kubernetes, and keeps its authority in a secret there: {instead}")
 
 
 def ca_settings(flags: Mapping[str, str]) -> Loaded[Config]:

@@ -296,3 +296,17 @@ def test_nothing_leaves_that_is_not_on_record(state: Path, tmp_path: Path) -> No
     assert done.code != 0
     assert done.out == ""
     assert not (tmp_path / "again").exists()
+
+
+def test_no_second_root_is_made_in_a_folder_where_the_ca_keeps_its_own_on_kubernetes(
+    state: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "ca.toml"
+    settings.write_text('platform = "kubernetes"')
+    refused = issue(state, tmp_path / "web", "--config", settings)
+    assert refused.code == 2
+    assert "Kubernetes" in refused.err
+    assert "--server" in refused.err
+    assert not state.exists()
+    settings.write_text('platform = "standalone"')
+    assert issue(state, tmp_path / "web", "--config", settings).code == 0

@@ -66,6 +66,17 @@ def test_no_bundle_without_a_ca(state: Path) -> None:
     assert (done.code, done.out) == (1, "")
 
 
+def test_the_bundle_of_a_ca_on_kubernetes_is_not_looked_for_in_a_folder(
+    ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTIO_AUTH_CA__STATE_FOLDER", str(ca))
+    assert ca_cli("trust-bundle").code == 0
+    monkeypatch.setenv("ISTIO_AUTH_CA__PLATFORM", "kubernetes")
+    refused = ca_cli("trust-bundle")
+    assert (refused.code, refused.out) == (2, "")
+    assert "configmap/istio-ca-root-cert" in refused.err
+
+
 def test_a_state_that_others_can_read_is_not_used(ca: Path) -> None:
     (ca / "authority.json").chmod(0o644)
     done = ca_cli("trust-bundle", "--state-folder", ca)
