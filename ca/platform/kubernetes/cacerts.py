@@ -6,7 +6,6 @@ Who mounts it as a volume and names the folder gets the same, a kubelet's minute
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 
 from ca.platform.kubernetes.api import KubernetesAPI, Selection
@@ -14,6 +13,7 @@ from ca.platform.kubernetes.objects import Object, member, object_of
 from ca.platform.kubernetes.reflector import Reflector
 from ca.platform.kubernetes.resources import SECRETS
 from istio_auth.errors import ConfigurationError, MissingError, NotReady
+from istio_auth.strict_json import JSON
 
 NAME = "cacerts"
 Files = Mapping[str, bytes]
@@ -77,6 +77,12 @@ _DAMAGED = ""  # no key of a secret is empty
 
 def _files(secret: Object) -> Files:
     try:
-        return {key: base64.b64decode(str(value)) for key, value in object_of(member(secret, "data")).items()}
-    except binascii.Error:
+        return {key: _octets(value) for key, value in object_of(member(secret, "data")).items()}
+    except ValueError:
         return {_DAMAGED: b"damaged"}
+
+
+def _octets(value: JSON) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError  # noqa: TRY004  # as for a text that is no base64
+    return base64.b64decode(value, validate=True)

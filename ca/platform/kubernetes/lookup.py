@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -45,5 +44,5 @@ async def _look_up(kind: str, name: str, namespace: str, kubeconfig: Path | None
         return {key: str(value).encode() for key, value in data.items()}
     try:
         return {key: base64.b64decode(str(value), validate=True) for key, value in data.items()}
-    except binascii.Error:
+    except ValueError:
         raise ConfigurationError(f"the {kind} {name} is damaged: it is no base64") from None

@@ -1,7 +1,8 @@
 """The keys with which the cluster signs service-account tokens, as its API server publishes them (OpenID discovery).
 
 They are read at the start, every few minutes, and soon after a token was met that they can not judge. While they can
-not be read, the last ones stay: how long one may go on without the API server is decided by what is watched.
+not be read, the last ones stay, and it is tried again soon: how long one may go on without the API server is decided
+by what is watched.
 """
 
 from __future__ import annotations
@@ -43,14 +44,20 @@ class PublishedKeys:
 
     Args:
         api: the API server.
+        every: how often they are read.
+        at_most_every: how often they are read if somebody asks, or if it fails.
 
     Attributes:
         known: the keys read last; None before they could be read.
     """
 
-    def __init__(self, api: KubernetesAPI) -> None:
+    def __init__(
+        self, api: KubernetesAPI, *, every: timedelta = _EVERY, at_most_every: timedelta = _AT_MOST_EVERY
+    ) -> None:
         self.known: IssuerKeys | None = None
         self._api = api
+        self._every = every
+        self._at_most_every = at_most_every
         self._wanted = asyncio.Event()
         self._fault: str | None = None
 
@@ -62,10 +69,11 @@ class PublishedKeys:
         """Read them whenever it is time, for ever."""
         while True:
             await self.read()
-            await asyncio.sleep(_AT_MOST_EVERY.total_seconds())
-            with suppress(TimeoutError):
-                async with asyncio.timeout((_EVERY - _AT_MOST_EVERY).total_seconds()):
-                    await self._wanted.wait()
+            await asyncio.sleep(self._at_most_every.total_seconds())
+            if self._fault is None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout((self._every - self._at_most_every).total_seconds()):
+                        await self._wanted.wait()
             self._wanted.clear()
 
     async def read(self) -> None:

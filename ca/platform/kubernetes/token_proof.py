@@ -71,8 +71,8 @@ def reviewer(api: KubernetesAPI, audiences: Sequence[str]) -> Verify:
     async def review(token: str) -> ServiceAccountCaller:
         try:
             answer = await api.create(TOKEN_REVIEWS, {"spec": {"token": token, "audiences": wanted}})
-        except ObjectRefused as error:  # its words may quote the token
-            raise NotAuthenticated("the API server takes the token for no token at all") from error
+        except ObjectRefused:  # its words may quote the token
+            raise NotAuthenticated("the API server takes the token for no token at all") from None
         return caller_of_review(object_of(answer.get("status")), audiences)
 
     return review
