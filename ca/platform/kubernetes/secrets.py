@@ -84,7 +84,7 @@ class WorkloadSecrets:
         key = Key(action.subject.namespace, action.subject.secret)
         expected = self._expected[key] = _expected(content)
         try:
-            secret = self._facts(key, await self._write(action, content))
+            secret = self._facts(key, await self._write(action, content, expected.texts))
         except BaseException:
             self._expected.pop(key, None)
             raise
@@ -100,12 +100,10 @@ class WorkloadSecrets:
         except MissingError:
             return None
 
-    async def _write(self, action: Action, content: Content) -> Object:
+    async def _write(self, action: Action, content: Content, texts: _Texts) -> Object:
         subject = action.subject
         metadata = _metadata(action, self._mark)
-        data: Object = (
-            dict(zip(_PARTS, _texts(content), strict=True)) if content.pair else {ROOT: _base64(content.root)}
-        )
+        data: Object = dict(zip(_PARTS, texts, strict=True)) if texts else {ROOT: _base64(content.root)}
         try:
             if action.precondition is None:
                 body: Object = {"metadata": metadata, "type": SECRET_TYPE, "data": data}
