@@ -453,3 +453,14 @@ class TestAgain:
             go_on.set()
             await until(lambda: watched.reflector.synced)
             assert (watched.facts, watched.told) == ({"b": "1"}, ["a"])
+
+
+async def test_others_have_their_turn_while_a_long_list_is_decoded(make: Make, server: FakeAPIServer) -> None:
+    for number in range(200):
+        server.put(SECRETS, f"web-{number}", namespace="shop", value="1")
+    watched, longest = make(), 0
+    async with watched.running():
+        while (before := len(watched.reader.read)) < 200:
+            await asyncio.sleep(0)  # a turn of ours
+            longest = max(longest, len(watched.reader.read) - before)
+    assert 0 < longest < 50
