@@ -135,8 +135,11 @@ class SecretController:
 
     def degraded(self) -> str | None:
         """Why somebody should look; None if all is well."""
-        fighting = sum(each.concern is Concern.CONTENDED for each in self._standing.values())
-        return f"{fighting} secrets are left alone, for somebody keeps changing them back" if fighting else None
+        fights = [key for key, each in self._standing.items() if each.concern is Concern.CONTENDED]
+        if not fights:
+            return None
+        one = f"{fights[0][0]}/{secret_name(fights[0][1])}"
+        return f"{len(fights)} secrets are left alone, for somebody keeps changing them back, as {one}"
 
     async def run(self) -> NoReturn:
         """Look after the secrets until cancelled."""

@@ -1,8 +1,8 @@
 """Health, readiness and metrics over plain HTTP, on a port of their own.
 
 `/healthz` answers as long as the event loop turns; `/readyz` says whether the work can be done, and with status 503
-what keeps us from it, one line a part; `/metrics` is what Prometheus scrapes. Nothing secret is here, and nothing can
-be changed.
+what keeps us from it, one line a part; what is degraded and keeps us from nothing has a line there too; `/metrics` is
+what Prometheus scrapes. Nothing secret is here, and nothing can be changed.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class HealthServer:
         await self._runner.cleanup()
 
     async def _ready(self, _request: web.Request) -> web.Response:
-        if not (problems := self._readiness.problems()):
-            return web.Response(text="ok\n")
-        return web.Response(status=503, text="".join(f"{name}: {reason}\n" for name, reason in problems.items()))
+        problems, remarks = self._readiness.problems(), self._readiness.remarks()
+        lines = [f"{name}: {reason}\n" for name, reason in problems.items()] or ["ok\n"]
+        lines += [f"degraded: {name}: {reason}\n" for name, reason in remarks.items()]
+        return web.Response(status=503 if problems else 200, text="".join(lines))
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -1,4 +1,7 @@
-"""Whether the daemon can do its work right now, and if not, why: a list of named checks, asked at each look."""
+"""Whether the daemon can do its work right now, and if not, why: a list of named checks, asked at each look.
+
+Beside them stand remarks: what an operator should look at, though the work goes on.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 Check = Callable[[], str | None]
-"""Why this part is not ready, in words that operators may read over the network; None if it is."""
+"""What is wrong with this part, in words that operators may read over the network; None if nothing is."""
 
 _log = structlog.get_logger()
 _BEFORE = "starting"
@@ -18,11 +21,16 @@ class Readiness:
 
     def __init__(self) -> None:
         self._checks: dict[str, Check] = {}
+        self._remarks: dict[str, Check] = {}
         self._phase: str | None = _BEFORE
 
     def add(self, name: str, check: Check) -> None:
         """Ask this too. It is called on the event loop and must not block."""
         self._checks[name] = check
+
+    def mention(self, name: str, check: Check) -> None:
+        """Ask this too, as something that makes nobody unready (see `add`)."""
+        self._remarks[name] = check
 
     def started(self) -> None:
         """From now on the checks alone decide."""
@@ -35,11 +43,16 @@ class Readiness:
 
     def problems(self) -> Mapping[str, str]:
         """What keeps the daemon from its work, by name of the part; empty if it is ready."""
-        found = {"daemon": self._phase} if self._phase else {}
-        for name, check in self._checks.items():
-            if (reason := _asked(name, check)) is not None:
-                found[name] = reason
-        return found
+        return ({"daemon": self._phase} if self._phase else {}) | _answers(self._checks)
+
+    def remarks(self) -> Mapping[str, str]:
+        """What an operator should look at, by name of the part, whether it is ready or not."""
+        return _answers(self._remarks)
+
+
+def _answers(checks: Mapping[str, Check]) -> dict[str, str]:
+    asked = {name: _asked(name, check) for name, check in checks.items()}
+    return {name: reason for name, reason in asked.items() if reason is not None}
 
 
 def _asked(name: str, check: Check) -> str | None:

@@ -127,6 +127,10 @@ class RunningCA:
                 return float(line.rpartition(" ")[2])
         return 0
 
+    def readiness(self) -> list[str]:
+        """The lines that it answers to who asks whether it is ready."""
+        return fetch(self._health, "/readyz").decode().partition("\r\n\r\n")[2].splitlines()
+
     def mark(self) -> int:
         """How many lines it has logged so far."""
         return len(self.process.lines()) if self._log.exists() else 0

@@ -40,6 +40,17 @@ async def test_readiness_lists_what_is_wrong_and_health_does_not_care(host: str)
         assert (await get(server, "/elsewhere"))[0] == 404
 
 
+async def test_what_is_degraded_is_told_and_takes_no_readiness_away() -> None:
+    readiness = Readiness()
+    readiness.started()
+    async with HealthServer(LOCAL, readiness, CollectorRegistry()) as server:
+        assert (await get(server, "/readyz"))[:2] == (200, "ok\n")
+        readiness.mention("secrets", lambda: "two are left alone")
+        status, text, _ = await get(server, "/readyz")
+        assert status == 200
+        assert text.splitlines() == ["ok", "degraded: secrets: two are left alone"]
+
+
 async def test_metrics_are_those_of_the_registry_in_the_format_asked_for() -> None:
     registry = CollectorRegistry()
     Counter("issued", "certificates", registry=registry).inc(3)

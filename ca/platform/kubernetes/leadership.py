@@ -27,6 +27,7 @@ from istio_auth.clock import Clock
 from istio_auth.errors import IstioAuthError
 
 _SERVED_AGAIN = 60.0  # seconds until it is asked again whether a kind is served
+_MOST_NAMED = 5
 _log = structlog.get_logger()
 
 
@@ -96,6 +97,11 @@ class Leadership:
         return (
             Gauge("istio_auth_ca_leader", "1 on the replica that leads.", lambda: {(): float(self.leading)}),
             Gauge(
+                "istio_auth_ca_degraded",
+                "1 if something is left alone that somebody keeps changing back; /readyz tells what; on the leader.",
+                lambda: {(): float(self.degraded() is not None)},
+            ),
+            Gauge(
                 "istio_auth_ca_namespaces_without_root",
                 "Managed namespaces that do not hold the trust bundle; on the leader.",
                 lambda: {(): float(publisher.lacking)},
@@ -109,8 +115,12 @@ class Leadership:
         )
 
     def degraded(self) -> str | None:
-        """Why somebody should look; None if all is well."""
-        return None if self._work.controller is None else self._work.controller.degraded()
+        """Why somebody should look; None if all is well, or another replica leads."""
+        found = [] if self._work.controller is None else [self._work.controller.degraded()]
+        if findings := self._work.publisher.findings:
+            some = ", ".join(sorted(findings)[:_MOST_NAMED]) + (", ..." if len(findings) > _MOST_NAMED else "")
+            found.append(f"the roots are not published in {len(findings)} namespaces, {some}: see the Events there")
+        return "; ".join(filter(None, found)) or None
 
     async def _lead(self, term: int) -> None:
         _log.info("this replica does the leader's work", term=term)

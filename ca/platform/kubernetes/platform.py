@@ -153,6 +153,7 @@ class KubernetesPlatform:
         """Watch, follow the authority, and stand for election."""
         for part in (self._watch, self._callers, self._authority, self.leadership):
             self._tasks += [daemon.supervise(name, work) for name, work in part.tasks().items()]
+        daemon.readiness.mention("leader's work", self.leadership.degraded)
 
     async def close(self) -> None:
         """Finish what was begun, and take no more: what the leader does first, so that another one can lead at once."""

@@ -37,3 +37,14 @@ def test_a_check_that_fails_means_not_ready_and_tells_no_details() -> None:
     readiness.started()
     assert set(readiness.problems()) == {"part"}
     assert "/secret/path" not in readiness.problems()["part"]
+
+
+def test_a_remark_makes_nobody_unready() -> None:
+    remarks: dict[str, str | None] = {"secrets": "two are left alone"}
+    readiness = Readiness()
+    readiness.mention("secrets", lambda: remarks["secrets"])
+    readiness.started()
+    assert readiness.problems() == {}
+    assert readiness.remarks() == {"secrets": "two are left alone"}
+    remarks["secrets"] = None
+    assert readiness.remarks() == {}
