@@ -7,8 +7,8 @@ End: not ready, no new connections, calls finished and streams ended, what was s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -90,7 +90,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
 
 
 def check_files(config: Config) -> None:
-    """Look at the files that the configuration names, without changing anything.
+    """Look at the files that the configuration names, and at what only a platform can judge, without changing anything.
 
     Raises:
         ConfigurationError: one of them can not be used.
@@ -103,18 +103,33 @@ def check_files(config: Config) -> None:
     )
     if config.authority.folder is not None:
         read_plugged(config.authority.folder, settings.trust_domain, SystemClock().now())
-    if (stored := FileAuthorityStore(settings.state_folder).load()) is not None:
+    if config.platform is PlatformName.KUBERNETES:
+        with _installed():
+            from ca.platform.kubernetes.platform import check_settings
+        check_settings(config)
+    elif (stored := FileAuthorityStore(settings.state_folder).load()) is not None:
         ours(stored, settings.trust_domain)
 
 
 def _platform(config: Config, clock: Clock) -> AbstractAsyncContextManager[Platform]:
     if config.platform is PlatformName.STANDALONE:
         return open_standalone(config, clock)
-    try:
+    with _installed():
         from ca.platform.kubernetes.platform import open_kubernetes
-    except ModuleNotFoundError as error:  # its client is large, and not for everybody
-        raise ConfigurationError(f"{error.name} is not installed: pip install 'istio-auth[kubernetes]'") from error
     return open_kubernetes(config, clock)
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """What is imported here is large, and not for everybody.
+
+    Raises:
+        ConfigurationError: it is not there.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is not installed: pip install 'istio-auth[kubernetes]'") from error
 
 
 def _look_after(daemon: Daemon, alarm: Alarm, platform: Platform, serving: ServingCertificate, clock: Clock) -> None:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from ca.certificate_authority import CertificateAuthority
 from ca.config import Config
-from ca.controller.label_selector import LabelSelector
 from ca.controller.loop import Pace, SecretController
 from ca.controller.namespaces import NamespaceRules
 from ca.controller.pairs import PairMaker
-from ca.controller.renewal import RenewalRule
 from ca.controller.report import Reports
 from ca.controller.settings import Settings
 from ca.controller.snapshot import WorkloadSecret
@@ -32,7 +30,7 @@ from ca.platform.kubernetes.resources import CONFIG_MAPS, SECRETS
 from ca.platform.kubernetes.root_plan import PublishedRoots, read_config_map
 from ca.platform.kubernetes.root_publisher import OUR_NAME, RootPublisher
 from ca.platform.kubernetes.secrets import OUR_TYPE, WorkloadSecrets
-from ca.platform.kubernetes.signer import Signer
+from ca.platform.kubernetes.settings import namespace_rules, renewal_rule, signer
 from ca.platform.kubernetes.snapshots import ClusterSnapshots
 from istio_auth.clock import Clock
 
@@ -63,9 +61,7 @@ class Circumstances:
 
     def rules(self) -> NamespaceRules:
         """Which namespaces are managed."""
-        settings = self.config.kubernetes.controller
-        selector = LabelSelector.parse(settings.namespace_selector) if settings.namespace_selector else None
-        return NamespaceRules(self.namespace, settings.enable_by_default, selector, frozenset(settings.namespaces))
+        return namespace_rules(self.config, self.namespace)
 
     def roots(self) -> PublishedRoots:
         """What is to be published now."""
@@ -136,7 +132,7 @@ def _controller(
         at.ca.authority,
         pairs=PairMaker(at.ca.issuer, at.ca.authority, at.ca.admission.audit, tally, ttl=ttl),
         reports=Reports(AccountEvents(at.events)),
-        settings=Settings(at.namespace, at.rules(), ttl, RenewalRule(settings.grace_ratio, settings.min_grace)),
+        settings=Settings(at.namespace, at.rules(), ttl, renewal_rule(at.config)),
         clock=at.clock,
         leading=at.leading,
         tally=tally,
@@ -146,14 +142,14 @@ def _controller(
 
 def _queues(at: Circumstances) -> tuple[RequestQueue, ...]:
     audit, authority = at.ca.admission.audit, at.ca.authority
-    signer = Signer(at.config.kubernetes.signer, at.config.trust_domain, at.config.signing.profile())
+    own = signer(at.config)
     pods = PodCertificateSigner(
         at.api,
-        signer,
+        own,
         issuer=at.ca.issuer,
         within=lambda: authority.active.validity,
         pods=at.watch.pod_index,
         audit=audit,
         clock=at.clock,
     )
-    return pods.queue, CSRSigner(at.api, signer, issuer=at.ca.issuer, audit=audit, clock=at.clock).queue
+    return pods.queue, CSRSigner(at.api, own, issuer=at.ca.issuer, audit=audit, clock=at.clock).queue

@@ -12,7 +12,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -32,7 +31,6 @@ from ca.platform.kubernetes.authority_store import NAME as AUTHORITY_SECRET
 from ca.platform.kubernetes.authority_store import SecretAuthorityStore
 from ca.platform.kubernetes.cacerts import PluggedSecret
 from ca.platform.kubernetes.callers import Callers
-from ca.platform.kubernetes.candidate import LeaseTiming
 from ca.platform.kubernetes.cluster_watch import ClusterWatch, Tasks
 from ca.platform.kubernetes.connection import connected
 from ca.platform.kubernetes.events import EventRecorder
@@ -42,6 +40,7 @@ from ca.platform.kubernetes.lease import LEASE, LeaderElection
 from ca.platform.kubernetes.permissions import Features, require
 from ca.platform.kubernetes.reflector import Reflector
 from ca.platform.kubernetes.resources import SECRETS
+from ca.platform.kubernetes.settings import check, lease_timing
 from ca.platform.platform import ca_settings
 from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
@@ -62,6 +61,7 @@ async def open_kubernetes(config: Config, clock: Clock) -> AsyncIterator[Kuberne
         ConfigurationError: a setting, the stored authority or a plugged-in one can not be used.
         NotReady: the API server can not be reached, or a permission is missing.
     """
+    check(config)
     async with connected(config.kubernetes.kubeconfig, clock=clock) as api:
         place = _Place.of(config)
         await require(api, _features(config, place.namespace))
@@ -70,6 +70,22 @@ async def open_kubernetes(config: Config, clock: Clock) -> AsyncIterator[Kuberne
             yield platform
         finally:
             await platform.close()
+
+
+def check_settings(config: Config) -> None:
+    """Look at the settings and the kubeconfig, without asking the API server anything. Blocks.
+
+    Raises:
+        ConfigurationError: they can not be used.
+    """
+
+    async def read(kubeconfig: Path) -> None:
+        async with connected(kubeconfig):
+            pass
+
+    check(config)
+    if config.kubernetes.kubeconfig is not None:  # without one, it is read in the pod
+        asyncio.run(read(config.kubernetes.kubeconfig))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +143,12 @@ class KubernetesPlatform:
         ca = await asyncio.to_thread(opening, ca_settings(config), authority, clock)
         events = EventRecorder(api, instance=place.replica, clock=clock)
         election = LeaderElection(
-            api, place.namespace, LEASE, identity=place.replica, clock=clock, timing=_timing(config.kubernetes.lease)
+            api,
+            place.namespace,
+            LEASE,
+            identity=place.replica,
+            clock=clock,
+            timing=lease_timing(config.kubernetes.lease),
         )
         at = Circumstances(api, config, ca, watch, place.namespace, election.still_leading, events, clock)
         work = leader_work(at)
@@ -236,8 +257,3 @@ def _features(config: Config, namespace: str) -> Features:
         secrets=settings.controller.enabled,
         requests=settings.sign_requests,
     )
-
-
-def _timing(lease: timedelta) -> LeaseTiming:
-    """A leader gives up after two thirds of its lease, and tries fifteen times until it is over."""
-    return LeaseTiming(lease, lease * 2 / 3, lease * 2 / 15)

@@ -1,0 +1,69 @@
+"""What the settings mean that hold on Kubernetes alone, as its parts take them. Pure."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from ca.config import Config
+from ca.controller.label_selector import LabelSelector
+from ca.controller.namespaces import NamespaceRules
+from ca.controller.renewal import RenewalRule
+from ca.platform.kubernetes.candidate import LeaseTiming
+from ca.platform.kubernetes.impersonation import NodeAccounts
+from ca.platform.kubernetes.signer import Signer
+
+
+def check(config: Config) -> None:
+    """Look at the settings, so that what can not be is told before anything is done.
+
+    Raises:
+        ConfigurationError: one of them makes no sense.
+    """
+    lease_timing(config.kubernetes.lease)
+    namespace_rules(config, "")
+    renewal_rule(config)
+    signer(config)
+    NodeAccounts.parse(config.kubernetes.tokens.node_accounts)
+
+
+def lease_timing(lease: timedelta) -> LeaseTiming:
+    """A leader gives up after two thirds of its lease, and tries fifteen times until it is over.
+
+    Raises:
+        ConfigurationError: it is no number of whole seconds.
+    """
+    return LeaseTiming(lease, lease * 2 / 3, lease * 2 / 15)
+
+
+def namespace_rules(config: Config, namespace: str) -> NamespaceRules:
+    """Which namespaces are managed.
+
+    Args:
+        config: says it.
+        namespace: that of the CA.
+
+    Raises:
+        ConfigurationError: the selector is none.
+    """
+    settings = config.kubernetes.controller
+    selector = LabelSelector.parse(settings.namespace_selector) if settings.namespace_selector else None
+    return NamespaceRules(namespace, settings.enable_by_default, selector, frozenset(settings.namespaces))
+
+
+def renewal_rule(config: Config) -> RenewalRule:
+    """When a certificate in a secret is renewed.
+
+    Raises:
+        ConfigurationError: outside its lifetime.
+    """
+    settings = config.kubernetes.controller
+    return RenewalRule(settings.grace_ratio, settings.min_grace)
+
+
+def signer(config: Config) -> Signer:
+    """Whose certificates are made for requests.
+
+    Raises:
+        ConfigurationError: its name is none that Kubernetes takes.
+    """
+    return Signer(config.kubernetes.signer, config.trust_domain, config.signing.profile())
