@@ -8,6 +8,7 @@ its own; its typed models are left aside, because ten thousand of them cost too 
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -36,6 +37,7 @@ _LONGEST_WAIT = timedelta(seconds=30)  # whoever asks for more is waited for by 
 _MERGE_PATCH = "application/merge-patch+json"
 _ACCEPTED = "application/json, application/jwk-set+json"  # the published keys come as the latter, or not at all
 # The last one: a token is read again now and then, and its file may be damaged.
+_OURSELVES = f"istio-auth/{importlib.metadata.version('istio-auth')}"  # in audit logs, and as who wrote a field
 _TRANSPORT = (aiohttp.ClientError, OSError, TimeoutError, ApiException, ConfigException)
 
 
@@ -282,7 +284,7 @@ class KubernetesAPI:
     async def _request(
         self, method: str, path: str, body: Object | None, kind: str, limit: aiohttp.ClientTimeout
     ) -> aiohttp.ClientResponse:
-        headers = {"Accept": _ACCEPTED} | ({"Content-Type": kind} if kind else {})
+        headers = {"Accept": _ACCEPTED, "User-Agent": _OURSELVES} | ({"Content-Type": kind} if kind else {})
         await self._client.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
         answer = await self._client.call_api(
             method, self._client.configuration.host + path, headers, body, _request_timeout=limit

@@ -63,6 +63,7 @@ class TestVerbs:
         (asked,) = server.asked
         assert (asked.method, asked.path) == ("POST", "/api/v1/namespaces/shop/secrets")
         assert asked.headers["content-type"] == "application/json"
+        assert asked.headers["user-agent"].startswith("istio-auth/")
         assert asked.body == {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "x"}}
         assert made["metadata"] == {"name": "x"}
 
