@@ -122,18 +122,18 @@ class Cluster:
         warm, *others = self._accounts
         await self._manage(warm)
         sample = (await self._admin.list(f"{_CORE}/{warm}/secrets"))[0]["data"]
-        spent, pairs = Cost(), list[Pair]()
+        begin, cpu, servers, pairs = await self._ca.cost(), 0.0, 0.0, list[Pair]()
         for number, namespace in enumerate(others):
             bare = await self._bare(client, namespace, sample) if number % 2 else None
-            before = await self._ca.cost()
+            cpu_before, servers_before = self._ca.cpu(), self._ca.servers_cpu()
             seconds = await self._manage(namespace)
+            cpu, servers = cpu + self._ca.cpu() - cpu_before, servers + self._ca.servers_cpu() - servers_before
             await self._ca.looks_after()
-            spent += await self._ca.cost() - before
             bare = bare or await self._bare(client, namespace, sample)
             pairs.append(Pair(len(self._accounts[namespace]), seconds, *bare))
-        return self._phase(
-            "created", sum(each.secrets for each in pairs), sum(each.ours for each in pairs), spent
-        ), pairs
+        made, cost = sum(each.secrets for each in pairs), await self._ca.cost() - begin
+        spent = Cost(cpu, servers, cost.calls, cost.writes - made)  # the bare client made as many
+        return self._phase("created", made, sum(each.ours for each in pairs), spent), pairs
 
     async def change(self, times: int) -> Phase:
         """Delete secrets, one after the other, and wait until each has come back."""
@@ -157,10 +157,7 @@ class Cluster:
         plugged = {"metadata": {"name": "cacerts"}, "stringData": _new_authority()}
         cacerts = await self._admin.create(f"{_CORE}/{NAMESPACE}/secrets", plugged)
 
-        async def done() -> bool:
-            return await self._ca.writes() - before.writes > self._total  # cacerts is one more
-
-        await soon(done, every=0.1)
+        await soon(partial(asyncio.to_thread, self._all_updated), every=0.1)
         seconds = time.perf_counter() - begin
         await self._ca.looks_after()
         phase = self._phase("new root", self._total, seconds, await self._ca.cost() - before)
@@ -169,30 +166,32 @@ class Cluster:
 
     async def restart(self) -> tuple[Phase, int]:
         """End the CA and start it anew; the writes to secrets in that time."""
-        before = await self._ca.writes()
+        before, servers = await self._ca.writes(), self._ca.servers_cpu()
         await self._ca.end()
         begin = time.perf_counter()
         await self._ca.start()
         await self._ca.looks_after(self._total)
         seconds, cost = time.perf_counter() - begin, await self._ca.cost()
         writes = cost.writes - before
-        return self._phase("restart", self._total, seconds, replace(cost, writes=writes)), writes
+        spent = replace(cost, servers_cpu=cost.servers_cpu - servers, writes=writes)  # the rest is of a new process
+        return self._phase("restart", self._total, seconds, spent), writes
 
     async def _manage(self, namespace: str) -> float:
         """Have a namespace managed; the seconds until it is filled."""
         before, wanted = await self._count(namespace), len(self._accounts[namespace])
         begin = time.perf_counter()
         await self._admin.patch(f"{_CORE}/{namespace}", {"metadata": {"labels": {OVERRIDE_LABEL: "true"}}})
-        while (found := await self._count(namespace) - before) < wanted:
-            # Looked at rarely while much is missing, and often towards the end.
-            left = (time.perf_counter() - begin) * (wanted - found) / (found or wanted)
-            await asyncio.sleep(min(max(left / 2, 0.005), 2))
+        while await self._count(namespace) - before < wanted:  # noqa: ASYNC110  # nothing tells
+            await asyncio.sleep(max((time.perf_counter() - begin) / 20, 0.02))  # counting is work for the servers
         return time.perf_counter() - begin
 
     async def _count(self, namespace: str) -> int:
         """The secrets of a namespace: the API server counts them without reading them."""
         _, page = await self._admin.request("GET", f"{_CORE}/{namespace}/secrets", params={"limit": "1"})
         return len(page["items"]) + int(page["metadata"].get("remainingItemCount", 0))
+
+    def _all_updated(self) -> bool:
+        return self._ca.metric("istio_auth_ca_secrets_written_total", reason="root_changed") >= self._total
 
     async def _signs(self, certificate: str) -> bool:
         """Whether the authority has taken an issuer over."""

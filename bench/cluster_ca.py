@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -21,7 +20,6 @@ from tests.fakes.processes import Program, fetch, free_port, program
 NAMESPACE = "istio-system"
 Settings = Mapping[str, str | bool | int]
 _Result = TypeVar("_Result")
-_SAMPLE = re.compile(r"(\w+)(?:\{.*\})? ([\d.eE+-]+)$")
 _WRITES = re.compile(r'verb="(?:POST|PUT|PATCH|DELETE)"')
 
 
@@ -40,9 +38,6 @@ class Cost:
     servers_cpu: float = 0
     calls: float = 0
     writes: int = 0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(*(one + another for one, another in zip(astuple(self), astuple(other), strict=True)))
 
     def __sub__(self, earlier: Cost) -> Cost:
         return Cost(*(one - another for one, another in zip(astuple(self), astuple(earlier), strict=True)))
@@ -102,9 +97,14 @@ class MeasuredCA:
         """End it without a word."""
         await self._process.kill()
 
-    def metric(self, name: str) -> float:
-        """What it tells of a metric, over all its labels; 0 if nothing."""
-        return self._metrics()[name]
+    def metric(self, name: str, **labels: str) -> float:
+        """What it tells of a metric, over all its labels but those that are named; 0 if nothing."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(
+            value
+            for sample, value in self._metrics()
+            if sample.partition("{")[0] == name and all(w in sample for w in wanted)
+        )
 
     async def looks_after(self, accounts: int = 0) -> None:
         """Return when it leads, and so many secrets are looked after and nothing is left to do."""
@@ -112,8 +112,12 @@ class MeasuredCA:
 
     async def cost(self) -> Cost:
         """What happened so far."""
-        cpu, servers = cpu_seconds(self.pid), self.servers_cpu()
+        cpu, servers = self.cpu(), self.servers_cpu()
         return Cost(cpu, servers, self.metric("istio_auth_ca_api_calls_total"), await self.writes())
+
+    def cpu(self) -> float:
+        """The processor time of the CA so far."""
+        return cpu_seconds(self.pid)
 
     def servers_cpu(self) -> float:
         """The processor time of the API server and etcd so far."""
@@ -131,16 +135,16 @@ class MeasuredCA:
     def _is_idle(self, accounts: int) -> bool:
         if not Path(f"/proc/{self.pid}").exists():
             raise SystemExit(f"the CA ended: {self._process.text()[-1000:]}")
-        told = self._metrics()
-        managed, waiting = told["istio_auth_ca_secrets_managed"], told["istio_auth_ca_secrets_waiting"]
-        return bool(told["istio_auth_ca_leader"]) and managed >= accounts and not waiting
+        told = dict(self._metrics())
+        managed, waiting = (told.get(f"istio_auth_ca_secrets_{name}", 0) for name in ("managed", "waiting"))
+        return told.get("istio_auth_ca_leader") == 1 and managed >= accounts and not waiting
 
-    def _metrics(self) -> Counter[str]:
-        found: Counter[str] = Counter()
+    def _metrics(self) -> Iterator[tuple[str, float]]:
+        """The samples, each by its name and labels."""
         for line in fetch(self._health, "/metrics").decode().splitlines():
-            if match := _SAMPLE.match(line):
-                found[match[1]] += float(match[2])  # type: ignore[assignment]  # numbers of any kind add up
-        return found
+            if line.startswith("istio_auth_ca_"):
+                sample, _, value = line.rpartition(" ")
+                yield sample, float(value)
 
 
 @asynccontextmanager
