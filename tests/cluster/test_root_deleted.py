@@ -1,4 +1,4 @@
-"""The root, and the plugged-in CA, are deleted under a running CA: nobody is cut off, and it says what is the matter."""
+"""The root, and a plugged-in CA, are deleted under a running CA: nobody is cut off, and it says what is the matter."""
 
 from __future__ import annotations
 

@@ -169,6 +169,17 @@ async def test_what_was_changed_or_deleted_is_right_again_and_what_others_added_
         assert (await cluster.holds(namespace))["metadata"]["uid"] != repaired["metadata"]["uid"]
 
 
+async def test_one_that_somebody_made_immutable_keeps_no_new_bundle_away(cluster: Cluster) -> None:
+    namespace = await cluster.namespace("shop")
+    async with cluster.publishing() as publisher:
+        await cluster.holds(namespace)
+        await cluster.admin.patch(path(namespace), {"immutable": True})
+        cluster.roots = PublishedRoots(2, "roots 1\nroots 2\n")
+        publisher.changed()
+        assert "immutable" not in await cluster.holds(namespace)
+        await until(publishes(publisher, 2))
+
+
 async def test_what_is_right_is_never_written_again_however_often_it_is_looked_at(cluster: Cluster) -> None:
     namespace = await cluster.namespace("shop")
     async with cluster.publishing() as publisher:
@@ -285,14 +296,15 @@ async def test_one_namespace_that_can_not_be_filled_does_not_stop_the_others_and
     cluster: Cluster,
 ) -> None:
     bad = await cluster.namespace("bad")
-    body = {"metadata": {"name": "istio-ca-root-cert"}, "immutable": True, "data": {"root-cert.pem": "frozen\n"}}
+    metadata = {"name": "istio-ca-root-cert", "finalizers": ["example.org/held"]}
+    body = {"metadata": metadata, "immutable": True, "data": {"root-cert.pem": "frozen\n"}}
     await cluster.admin.create(f"/api/v1/namespaces/{bad}/configmaps", body)
     names = [await cluster.namespace(f"n{number}") for number in range(20)]
     async with cluster.publishing() as publisher:
         for name in names:
             await cluster.holds(name)
         assert publisher.published(1) is None
-        await cluster.admin.delete(path(bad))
+        await cluster.admin.patch(path(bad), {"metadata": {"finalizers": None}})
         await cluster.holds(bad)
         await until(publishes(publisher, 1))
 

@@ -39,6 +39,7 @@ class ConfigMapFact:
         labelled: whether it has the label by which Istio's components know their configuration.
         mark: which CA made it; empty if none of ours did.
         terminating: whether it is being deleted and only waits for its finalizers.
+        immutable: whether its data can not be changed any more.
     """
 
     uid: str
@@ -47,3 +48,4 @@ class ConfigMapFact:
     labelled: bool = False
     mark: str = ""
     terminating: bool = False
+    immutable: bool = False

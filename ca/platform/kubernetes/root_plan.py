@@ -61,6 +61,7 @@ def read_config_map(item: Object) -> ConfigMapFact:
         labels.get(CONFIG_LABEL) == "true",
         text(labels, MARK_LABEL),
         bool(text(item, "metadata", "deletionTimestamp")),
+        item.get("immutable") is True,
     )
 
 
@@ -86,7 +87,9 @@ def next_step(scope: Scope, found: ConfigMapFact | None, pem: str, mark: str) ->
         return Step.CREATE
     if holds(found, pem):
         return None
-    return Step.UPDATE if found.mark in ("", mark) else Foreign.ANOTHER_CA
+    if found.mark not in ("", mark):
+        return Foreign.ANOTHER_CA
+    return Step.DELETE if found.immutable and found.pem != pem else Step.UPDATE  # and then it is made anew
 
 
 def new_config_map(pem: str, mark: str) -> Object:
