@@ -97,7 +97,7 @@ class ControlPlane:
             ServerFailed: it ended, or took too long.
         """
         server = Server(command, log=self.folder / log, is_ready=is_ready, guard=self._guard)
-        self._end.callback(server.kill)
+        self._end.callback(server.end)
         server.start()
         self._servers.append(server)
         return server

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _START = 60.0  # seconds that it has to become ready, on a machine that is busy
+_END = 15.0  # seconds that it has to end by itself
 _LOOK = 0.02
 _LAST_LINES = 12
 
@@ -110,6 +112,14 @@ class Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def end(self) -> None:
+        """Ask it to end, and kill it if it does not."""
+        if self._process is not None:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END)
+            self.kill()
 
     def pause(self) -> None:
         """Let it hang: connections are accepted by the kernel, and nobody answers."""

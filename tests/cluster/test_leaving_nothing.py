@@ -53,7 +53,7 @@ def folder_of(command: subprocess.Popen[str]) -> Path:
     """The folder of its control plane, once it runs."""
     assert command.stdout
     for line in command.stdout:
-        if found := re.search(r"its logs are in (\S+)\.$", line):
+        if found := re.search(r"logs are in (\S+)\.$", line):
             return Path(found[1])
     raise AssertionError("it ended before it had anything to say")
 

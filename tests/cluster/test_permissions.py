@@ -1,4 +1,4 @@
-"""A CA that is not allowed what it needs says what, before it begins; the roles we publish are enough and no more."""
+"""A CA that is not allowed what it needs says what, before it begins."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from ca.platform.kubernetes.connection import connected
 from ca.platform.kubernetes.permissions import Features, Permission, missing, needed, require
 from ca.platform.kubernetes.refusals import AccessRefused
 from ca.platform.kubernetes.resources import CLUSTER_TRUST_BUNDLES, Resource
-from ca.platform.kubernetes.signer import DEFAULT_SIGNER_NAME
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.manifests import Rule, granted, rendered
 from tests.cluster.waiting import eventually
 
 SIGNER = "example.org/workload"
@@ -144,12 +142,3 @@ async def test_without_any_role_everything_is_named(account: Account) -> None:
             await require(api, account.features)
     fatal = [each for each in needed(account.features) if not each.optional]
     assert str(refused.value) == f"permissions are missing: {'; '.join(map(str, fatal))}"
-
-
-async def test_the_roles_that_we_publish_allow_what_is_needed_and_nothing_else(control_plane: ControlPlane) -> None:
-    features = Features("istio-system", DEFAULT_SIGNER_NAME)
-    wanted = {
-        Rule(each.verb, f"{each.resource}{f'/{each.subresource}' if each.subresource else ''}", each.name)
-        for each in needed(features)
-    }
-    assert granted(await rendered(control_plane)) == wanted
