@@ -40,7 +40,7 @@ async def connected(
     Raises:
         ConfigurationError: the file can not be used, or there is none and we are in no pod.
     """
-    configuration = Configuration(host="")  # without a word of retries: `False` would mean for ever
+    configuration = Configuration()  # without a word of retries: `False` would mean for ever
     try:
         if kubeconfig is None:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # the asyncio side has no types

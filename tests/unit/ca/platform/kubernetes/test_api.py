@@ -180,6 +180,7 @@ class TestRefusals:
             await api.get(SECRETS, "x", namespace="shop")
         assert type(caught.value) is error
         assert "get /api/v1/namespaces/shop/secrets/x" in str(caught.value)
+        assert len(server.asked) == 1  # whether it is tried again is for the caller to say
         assert await api.get(SECRETS, "x", namespace="shop")
 
     async def test_a_namespace_that_ends_is_as_good_as_gone(self, api: KubernetesAPI, server: FakeAPIServer) -> None:
@@ -210,6 +211,12 @@ class TestRefusals:
             server.answer(200, content)
             with pytest.raises(NotReady):
                 await call()
+
+    async def test_a_document_that_is_no_json_says_nothing(self, api: KubernetesAPI, server: FakeAPIServer) -> None:
+        for content in (HTML, b""):
+            server.answer(200, content)
+            with pytest.raises(NotReady, match="no JSON"):
+                await api.read("/openid/v1/jwks")
 
     async def test_no_token_that_the_api_server_quotes_gets_into_an_error(
         self, api: KubernetesAPI, server: FakeAPIServer

@@ -100,6 +100,15 @@ async def test_while_they_can_not_be_read_the_last_ones_stay_and_the_reason_is_t
     assert [log["log_level"] for log in logs] == ["warning", "info"]
 
 
+async def test_only_new_keys_are_news(api: KubernetesAPI, server: FakeAPIServer) -> None:
+    keys = PublishedKeys(api)
+    with capture_logs() as logs:
+        for issuer in (FIRST, FIRST, SECOND, SECOND):
+            publish(server, issuer)
+            await keys.read()
+    assert len(logs) == 2
+
+
 async def test_keys_that_can_not_be_used_spoil_no_others(api: KubernetesAPI, server: FakeAPIServer) -> None:
     keys: JSON = {"keys": [{"kty": "OKP"}, FIRST.jwk()]}
     publish(server)
@@ -135,6 +144,7 @@ async def test_one_who_asks_is_not_forgotten_while_it_waits(api: KubernetesAPI, 
         publish(server, SECOND)
         keys.ask_soon()  # at once after they were read
         await until(lambda: keys.known == IssuerKeys(CLUSTER, SECOND.keys()))
+        assert not keys._wanted.is_set()  # or they would be read as often as is allowed, for ever
 
 
 async def test_they_are_read_now_and_then_though_nobody_asks(api: KubernetesAPI, server: FakeAPIServer) -> None:

@@ -158,7 +158,8 @@ async def test_the_delays_grow_up_to_a_minute(running: Running, signer: Signer, 
 async def test_nothing_is_looked_at_before_its_time(running: Running, signer: Signer, server: FakeAPIServer) -> None:
     signer.errors["bad"] = Exhausted("too many", retry_after=timedelta(seconds=40))
     ask(server, "bad")
-    await until(lambda: running.delayed)
+    await until(running.queue._agenda.next)
+    assert running.queue._agenda.next() == running.clock.now() + timedelta(seconds=40)
     running.clock.advance(timedelta(seconds=39))
     ask(server, "good")
     await until(lambda: signer.looked == ["bad", "good"])
@@ -253,6 +254,18 @@ async def test_a_conflict_is_no_fault(
         ask(server, "other")
         await until(lambda: len(running.queue) == 1)
     assert (running.delayed, logs, len(running.queue._agenda)) == ({}, [], 0)
+
+
+async def test_a_conflict_ends_the_waiting_for_what_was_in_the_way_before(
+    running: Running, signer: Signer, server: FakeAPIServer
+) -> None:
+    signer.errors["web"] = NotReady("no")
+    ask(server, "web")
+    await until(lambda: running.delayed)
+    signer.errors["web"] = ConflictError("it was changed")
+    running.clock.advance(LONGEST)
+    await until(lambda: not running.delayed)
+    assert running.queue._attempts == {}
 
 
 async def test_a_request_without_sense_is_left_out_and_the_others_are_answered(
