@@ -101,13 +101,14 @@ def check_files(config: Config) -> None:
     RegistrationFile(
         settings.registrations, RegistrationRules(settings.trust_domain, settings.profile.max_ttl, reserved.check)
     )
-    if config.authority.folder is not None:
-        read_plugged(config.authority.folder, settings.trust_domain, SystemClock().now())
     if config.platform is PlatformName.KUBERNETES:
         with _installed():
             from ca.platform.kubernetes.platform import check_settings
         check_settings(config)
-    elif (stored := FileAuthorityStore(settings.state_folder).load()) is not None:
+        return
+    if config.authority.folder is not None:
+        read_plugged(config.authority.folder, settings.trust_domain, SystemClock().now())
+    if (stored := FileAuthorityStore(settings.state_folder).load()) is not None:
         ours(stored, settings.trust_domain)
 
 

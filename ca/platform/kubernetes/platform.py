@@ -20,7 +20,7 @@ import structlog
 from prometheus_client.registry import CollectorRegistry
 
 from ca.authority.issuer_source import IssuerFolder, IssuerSource
-from ca.authority.plugged import PluggedAuthority, Rollout, open_shared_authority
+from ca.authority.plugged import PluggedAuthority, Rollout, open_shared_authority, read_plugged
 from ca.authority.watch import AuthorityWatch
 from ca.certificate_authority import CertificateAuthority
 from ca.config import Config, TokenVerification
@@ -45,7 +45,8 @@ from ca.platform.platform import ca_settings
 from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.lifecycle import Daemon
-from istio_auth.errors import IstioAuthError
+from istio_auth.errors import ConfigurationError, IstioAuthError
+from istio_auth.system_clock import SystemClock
 
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _USUAL_NAMESPACE = "istio-system"
@@ -73,10 +74,11 @@ async def open_kubernetes(config: Config, clock: Clock) -> AsyncIterator[Kuberne
 
 
 def check_settings(config: Config) -> None:
-    """Look at the settings and the kubeconfig, without asking the API server anything. Blocks.
+    """Look at the settings and the files they name, without asking the API server anything. Blocks.
 
     Raises:
         ConfigurationError: they can not be used.
+        NotReady: a file could not be read.
     """
 
     async def read(kubeconfig: Path) -> None:
@@ -84,6 +86,9 @@ def check_settings(config: Config) -> None:
             pass
 
     check(config)
+    folder = config.authority.folder
+    if folder is not None and _folder(folder).files():
+        read_plugged(folder, config.trust_domain, SystemClock().now())
     if config.kubernetes.kubeconfig is not None:  # without one, it is read in the pod
         asyncio.run(read(config.kubernetes.kubeconfig))
 
@@ -204,7 +209,7 @@ class _Authority:
     async def opened(self) -> PluggedAuthority:
         """The authority as it is stored, made if it is certain that there is none yet (see `open_shared_authority`)."""
         folder = self._config.authority.folder
-        source: IssuerSource = self._plugged if folder is None else IssuerFolder(folder)
+        source: IssuerSource = self._plugged if folder is None else _folder(folder)
         if folder is None:
             await self._plugged.read()
         opening = partial(
@@ -245,6 +250,19 @@ class _Authority:
         if self._authority.waiting is None:
             return None
         return max(_SHORTEST_LOOK, self._config.kubernetes.settle.total_seconds() / _LOOKS)
+
+
+def _folder(folder: Path) -> IssuerFolder:
+    """Where a CA is plugged in, or will be: a volume is there and empty as long as its secret is not.
+
+    Raises:
+        ConfigurationError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(
+            f"there is no folder {folder} for a plugged-in CA: make it, empty if there is none yet"
+        )
+    return IssuerFolder(folder)
 
 
 def _features(config: Config, namespace: str) -> Features:

@@ -57,3 +57,15 @@ def test_the_authority_of_another_platform_is_not_looked_at(tmp_path: Path) -> N
     (tmp_path / "state").mkdir(mode=0o700)
     (tmp_path / "state" / "authority.json").write_text("garbage")
     check_files(config(tmp_path))
+
+
+def test_the_folder_of_a_plugged_in_ca_may_be_empty_and_not_be_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "cacerts"
+    settings = config(tmp_path, AUTHORITY__FOLDER=str(folder))
+    with pytest.raises(ConfigurationError, match=str(folder)):
+        check_files(settings)
+    folder.mkdir()
+    check_files(settings)
+    (folder / "ca-cert.pem").write_text("garbage")
+    with pytest.raises(ConfigurationError, match="incomplete"):
+        check_files(settings)

@@ -1,4 +1,4 @@
-"""The root, and a plugged-in CA, are deleted under a running CA: nobody is cut off, and it says what is the matter."""
+"""The root, or a plugged-in CA, is gone or was never there: nobody is cut off, and it says what is the matter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.cluster.running_ca import RunningCA
 from tests.cluster.sound import root_of, until_sound
 from tests.cluster.waiting import eventually
 from tests.fakes.authority import FakeAuthority
+from tests.fakes.processes import program
 
 
 async def test_a_root_that_is_deleted_under_a_running_ca_is_there_again_and_no_other_is_made(
@@ -56,5 +57,21 @@ async def test_a_plugged_in_ca_that_is_deleted_goes_on_signing_and_the_log_says_
     assert "cacerts" in str(line["reason"])
     assert await ca.process.ended() == 1
     await admin.create(path.removesuffix("/cacerts"), secret)
+    async with ca:
+        await until_sound(admin, namespace, namespace)
+
+
+async def test_a_folder_for_a_plugged_in_ca_that_is_not_there_is_no_reason_to_make_a_root(
+    control_plane: ControlPlane, admin: Client, namespace: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cacerts"
+    words = (program("istio-ca"), "--ca-folder", folder)
+    ca = RunningCA(control_plane.kubeconfig, tmp_path / "ca", namespace, managed=[namespace], program=words)
+    await ca.process.start()
+    line = await ca.process.says("can not start")
+    assert str(folder) in str(line["reason"])
+    assert await ca.process.ended() == 2
+    assert await admin.find(f"/api/v1/namespaces/{namespace}/secrets/istio-ca-secret") is None
+    folder.mkdir()
     async with ca:
         await until_sound(admin, namespace, namespace)
