@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NoReturn
 
 import structlog
@@ -31,16 +31,17 @@ from ca.controller.pairs import PairMaker
 from ca.controller.plan import Decision, plan_one
 from ca.controller.report import Reports
 from ca.controller.settings import Settings
-from ca.controller.sink import Content, SecretSink
+from ca.controller.sink import Content, Pair, SecretSink
 from ca.controller.snapshot import AccountKey, Desired, secret_name
 from ca.controller.tally import Present, Standing, Tally
 from ca.controller.view import Snapshots, View
 from ca.controller.work_queue import Agenda, WorkQueue
 from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, IstioAuthError, NotReady
-from istio_auth.rotation import retry_delay
+from istio_auth.rotation import remaining_share, retry_delay
 
 _READY = 4  # service accounts that are worked on for each that is being written
+_FRESH = 0.9  # of its life is left to a pair that is written; the rest is for API servers that refuse for long
 _STEPS = 5  # decisions about one service account in a row; two are usual
 _log = structlog.get_logger()
 
@@ -79,6 +80,27 @@ class _Standard:
     @classmethod
     def of(cls, state: AuthorityState) -> _Standard:
         return cls(state, Desired.of(state), state.bundle().to_pem())
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A pair that was made and is not known to be in its secret.
+
+    Args:
+        standard: what secrets should be when it was made.
+        action: what it was made for.
+        pair: the pair.
+    """
+
+    standard: _Standard
+    action: Action
+    pair: Pair
+
+    def suits(self, action: Action, standard: _Standard, now: datetime) -> bool:
+        """Whether it is as good as another that would be made now."""
+        material = self.pair.material
+        is_fresh = remaining_share(material.not_before, material.not_after, now) >= _FRESH
+        return self.standard is standard and self.action == action and is_fresh
 
 
 class SecretController:
@@ -171,6 +193,7 @@ class SecretController:
         self._standing: dict[AccountKey, Standing] = {}
         self._attempts: dict[AccountKey, int] = {}
         self._wrote: dict[AccountKey, str] = {}  # the version of what we wrote; empty where we deleted it
+        self._made: dict[AccountKey, _Made] = {}
 
     def _changed(self, key: AccountKey) -> None:
         if self._view.notice(key):
@@ -256,8 +279,7 @@ class SecretController:
         """Do one thing; where the secret turns out to be another than it seemed, look at it instead."""
         content = None
         if action.kind is not Kind.DELETE:
-            root = self._current().root
-            content = Content(root, await self._pairs.make(action, root) if action.kind.issues else None)
+            content = await self._content(key, action)
         async with self._writing:
             if not self._leading():
                 raise _NotLeading("another one leads by now")
@@ -270,11 +292,23 @@ class SecretController:
         self._view.learn(key, secret, shown=shown)
         self._done(key, action, "" if secret is None else secret.resource_version)
 
+    async def _content(self, key: AccountKey, action: Action) -> Content:
+        root = self._current().root
+        return Content(root, await self._pair(key, action, root) if action.kind.issues else None)
+
+    async def _pair(self, key: AccountKey, action: Action, root: bytes) -> Pair:
+        """A new pair. One that could not be written is as new as another: it is not made again at each attempt."""
+        made, standard = self._made.get(key), self._current()
+        if made is None or not made.suits(action, standard, self._clock.now()):
+            made = self._made[key] = _Made(standard, action, await self._pairs.make(action, root))
+        return made.pair
+
     async def _look(self, key: AccountKey) -> None:
         shown = self._view.shown(key)
         self._view.learn(key, await self._sink.look(key), shown=shown)
 
     def _done(self, key: AccountKey, action: Action, version: str) -> None:
+        self._made.pop(key, None)
         self._tally.written[action.kind, action.reason] += 1
         standing = self._standing.get(key)
         if action.kind is Kind.CREATE and standing is not None and standing.ends is not None:
@@ -285,6 +319,7 @@ class SecretController:
 
     def _settled(self, key: AccountKey, decision: Decision) -> None:
         self._attempts.pop(key, None)
+        self._made.pop(key, None)
         if decision.finding is None:
             self._reports.well(key)
         else:

@@ -247,6 +247,45 @@ async def test_one_that_can_not_be_written_holds_nobody_up_and_is_tried_again_ev
             assert not any(standing.failing for standing in controller.present().standing())
 
 
+async def test_one_that_can_not_be_written_costs_no_certificate_at_each_attempt(bench: Bench) -> None:
+    bad = bench.cluster.add_account("bad")
+    with bench.others(bad):
+        async with bench.running():
+            for attempts in range(2, 6):
+                bench.clock.advance(timedelta(minutes=5))
+                await until(lambda: bench.tally.failed.total() == attempts)  # noqa: B023  # waited for at once
+            assert len(bench.log.records) == 1
+            bench.clock.advance(12 * HOUR)
+            await until(lambda: bench.tally.failed.total() == 6)
+            assert len(bench.log.records) == 2  # what is written has most of its life before it
+            bench.cluster.before = lambda _: None
+            bench.clock.advance(timedelta(minutes=5))
+            await until(lambda: bad in bench.cluster.secrets)
+    bench.svid(bad)
+    assert len(bench.log.records) == 2
+
+
+async def test_a_pair_that_was_not_written_is_not_used_under_another_bundle_or_for_another_account(
+    bench: Bench,
+) -> None:
+    bad = bench.cluster.add_account("bad")
+    with bench.others(bad):
+        async with bench.running():
+            root = FakeAuthority(now=bench.clock.now()).certificate
+            changed = replace(bench.authority.state, retired=(IssuerState(root, root),), sequence=2)
+            bench.store.content = changed.to_json()
+            await asyncio.to_thread(bench.authority.reload)
+            await until(lambda: len(bench.log.records) == 2)
+            bench.cluster.remove_account(bad)
+            bench.cluster.add_account("bad")
+            await until(lambda: len(bench.log.records) == 3)
+            bench.cluster.before = lambda _: None
+            bench.clock.advance(timedelta(minutes=5))
+            await until(lambda: bad in bench.cluster.secrets)
+    bench.svid(bad)
+    assert len({record.certificate for record in bench.log.records}) == 3
+
+
 async def test_the_wait_after_a_failure_doubles_and_what_the_api_server_asks_for_counts(bench: Bench) -> None:
     key = bench.cluster.add_account()
     asked_for = [timedelta()]
