@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -26,6 +27,15 @@ def foreign_authority() -> FakeAuthority:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were() -> Generator[None]:
+    """What a test holds back of signals must not hold for the programs that later tests start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    after = signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert after == before, "the test left signals blocked"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -79,6 +79,7 @@ async def _until_signal(work: Coroutine[object, object, int]) -> int:
     received: list[signal.Signals] = []
     for number in _ENDING:
         loop.add_signal_handler(number, received.append, number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # whoever started us may have held them back
     while not task.done():
         if received:
             task.cancel()  # more than once: HTTP clients were seen to take it for a failure of their connection

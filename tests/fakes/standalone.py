@@ -101,17 +101,26 @@ class StandaloneCA:
         folder: where its files go.
         clock: what it goes by.
         registrations: what is registered at first.
+        plugged_in: the folder of a plugged-in authority, if there is one.
         settings: what differs from the usual settings.
     """
 
-    def __init__(self, folder: Path, clock: FakeClock, *, registrations: str = REGISTERED, **settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        clock: FakeClock,
+        *,
+        registrations: str = REGISTERED,
+        plugged_in: Path | None = None,
+        **settings: object,
+    ) -> None:
         self.clock = clock
         self.folder = folder / "state"
         self.registrations = folder / "registrations.toml"
         folder.mkdir(exist_ok=True)
         self.registrations.write_text(registrations)
         usual = Settings(DOMAIN, self.folder, self.registrations, ["istio-ca.test"], **settings)  # type: ignore[arg-type]  # fields of the settings, by name
-        self.platform = Standalone(usual, clock)
+        self.platform = Standalone(usual, clock, plugged_in=plugged_in)
         self.tokens = JoinTokenFolder(self.folder / "tokens")
         self.istio = IstioCertificateService(self.platform.admission, self.platform.authority)
         self.sync = Sync(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -60,8 +61,12 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(*arguments: str, fault: Exception | None = None) -> int:
-    with pytest.raises(SystemExit) as ended:
-        run_command_line(program(fault), arguments)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_command_line(program(fault), arguments)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a daemon holds signals back from its first moment on
     assert isinstance(ended.value.code, int)
     return ended.value.code
 
