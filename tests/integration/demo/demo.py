@@ -57,7 +57,7 @@ class Demo:
 
     async def has_started(self, *programs: str) -> None:
         """Wait until these run."""
-        await until(lambda: {_comm(pid) for pid in self.processes()} >= {*programs})
+        await until(lambda: {_comm(pid) for pid in self.processes()} >= {*programs}, within=_LONGEST)
 
     def _knows(self, entry: Path) -> bool:
         try:
