@@ -77,7 +77,7 @@ In another terminal:
 
 Create a service account, and see its secret:
 
-    kubectl create serviceaccount web
+    kubectl create serviceaccount web && sleep 1
     kubectl get secrets
     ca-cli inspect secret/istio.web
 
