@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bench.cluster_ca import NAMESPACE, MeasuredCA, at_once, measured_ca, soon
 from bench.kubeconfig import address, tls_context
 from bench.process import Party, party
-from ca.platform.kubernetes.request_queue import WORKERS
+from ca.platform.kubernetes.requests.queue import WORKERS
 from tests.cluster.build import built
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane

@@ -15,9 +15,9 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from ca.platform.kubernetes.candidate import LeaseTiming
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.lease import LeaderElection, steady_seconds
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.leader.candidate import LeaseTiming
+from ca.platform.kubernetes.leader.lease import LeaderElection, steady_seconds
 from istio_auth.system_clock import SystemClock
 
 LEASE = "istio-ca-leader"

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]  # published without types
 
 from ca.platform.kubernetes.permissions import Permission
-from ca.platform.kubernetes.signer import DEFAULT_SIGNER_NAME
+from ca.platform.kubernetes.requests.signer import DEFAULT_SIGNER_NAME
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.waiting import eventually

@@ -15,10 +15,10 @@ import pytest
 
 from ca.authority.authority import open_authority
 from ca.authority.state import AuthorityState, IssuerState
-from ca.platform.kubernetes.api import KubernetesAPI
-from ca.platform.kubernetes.authority_store import NAME, TYPE, SecretAuthorityStore
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.refusals import AccessRefused
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.refusals import AccessRefused
+from ca.platform.kubernetes.roots.authority_store import NAME, TYPE, SecretAuthorityStore
 from istio_auth.errors import Code, ConfigurationError, ConflictError, IstioAuthError, NotReady
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.system_clock import SystemClock

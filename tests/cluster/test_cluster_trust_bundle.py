@@ -13,12 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from ca.controller.snapshot import MARK_LABEL
-from ca.platform.kubernetes.api import KubernetesAPI
-from ca.platform.kubernetes.cluster_trust_bundle import TrustBundlePublisher
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.events import EventRecorder
-from ca.platform.kubernetes.resources import CLUSTER_TRUST_BUNDLES, Resource
-from ca.platform.kubernetes.root_plan import PublishedRoots
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.resources import CLUSTER_TRUST_BUNDLES, Resource
+from ca.platform.kubernetes.events.recorder import EventRecorder
+from ca.platform.kubernetes.roots.cluster_trust_bundle import TrustBundlePublisher
+from ca.platform.kubernetes.roots.plan import PublishedRoots
 from istio_auth.system_clock import SystemClock
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane

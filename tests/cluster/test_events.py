@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ca.platform.kubernetes.api import KubernetesAPI
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.event_series import EventType, Regarding
-from ca.platform.kubernetes.events import CONTROLLER, EventRecorder
-from ca.platform.kubernetes.resources import CLUSTER_TRUST_BUNDLES, SERVICE_ACCOUNTS
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.resources import CLUSTER_TRUST_BUNDLES, SERVICE_ACCOUNTS
+from ca.platform.kubernetes.events.recorder import CONTROLLER, EventRecorder
+from ca.platform.kubernetes.events.series import EventType, Regarding
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
 from tests.fakes.clock import FakeClock

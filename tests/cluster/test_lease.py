@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
-from ca.platform.kubernetes.api import KubernetesAPI
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.lease import LeaderElection
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.leader.lease import LeaderElection
 from istio_auth.system_clock import SystemClock
 from tests.cluster.candidate import LEASE, TIMING
 from tests.cluster.client import Client

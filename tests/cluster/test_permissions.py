@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ca.platform.kubernetes.api import KubernetesAPI
-from ca.platform.kubernetes.connection import connected
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.refusals import AccessRefused
+from ca.platform.kubernetes.api.resources import CLUSTER_TRUST_BUNDLES, Resource
 from ca.platform.kubernetes.permissions import Features, Permission, missing, needed, require
-from ca.platform.kubernetes.refusals import AccessRefused
-from ca.platform.kubernetes.resources import CLUSTER_TRUST_BUNDLES, Resource
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.waiting import eventually

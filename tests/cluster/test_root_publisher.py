@@ -13,14 +13,14 @@ import pytest
 from ca.controller.label_selector import LabelSelector
 from ca.controller.namespaces import NamespaceRules
 from ca.controller.snapshot import MARK_LABEL
-from ca.platform.kubernetes.api import KubernetesAPI
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.events import EventRecorder
-from ca.platform.kubernetes.reflector import Reflector
-from ca.platform.kubernetes.resources import CONFIG_MAPS, NAMESPACES
-from ca.platform.kubernetes.root_plan import Foreign, PublishedRoots, read_config_map
-from ca.platform.kubernetes.root_publisher import OUR_NAME, RootPublisher
-from ca.platform.kubernetes.snapshots import read_namespace
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.reflector import Reflector
+from ca.platform.kubernetes.api.resources import CONFIG_MAPS, NAMESPACES
+from ca.platform.kubernetes.events.recorder import EventRecorder
+from ca.platform.kubernetes.roots.plan import Foreign, PublishedRoots, read_config_map
+from ca.platform.kubernetes.roots.publisher import OUR_NAME, RootPublisher
+from ca.platform.kubernetes.secrets.snapshots import read_namespace
 from istio_auth.errors import MissingError
 from istio_auth.system_clock import SystemClock
 from tests.cluster.client import JSON, Client

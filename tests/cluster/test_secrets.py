@@ -26,15 +26,15 @@ from ca.controller.tally import Tally
 from ca.issuance_log import FileIssuanceLog
 from ca.issuer import Issuer, ReservedNames
 from ca.metrics import Counts
-from ca.platform.kubernetes.account_events import AccountEvents
-from ca.platform.kubernetes.api import KubernetesAPI, Selection
-from ca.platform.kubernetes.authority_store import SecretAuthorityStore
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.events import EventRecorder
-from ca.platform.kubernetes.reflector import Reflector
-from ca.platform.kubernetes.resources import NAMESPACES, SECRETS, SERVICE_ACCOUNTS
-from ca.platform.kubernetes.secrets import WorkloadSecrets
-from ca.platform.kubernetes.snapshots import ClusterSnapshots, read_account, read_namespace
+from ca.platform.kubernetes.api.client import KubernetesAPI, Selection
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.reflector import Reflector
+from ca.platform.kubernetes.api.resources import NAMESPACES, SECRETS, SERVICE_ACCOUNTS
+from ca.platform.kubernetes.events.recorder import EventRecorder
+from ca.platform.kubernetes.roots.authority_store import SecretAuthorityStore
+from ca.platform.kubernetes.secrets.account_events import AccountEvents
+from ca.platform.kubernetes.secrets.secrets import WorkloadSecrets
+from ca.platform.kubernetes.secrets.snapshots import ClusterSnapshots, read_account, read_namespace
 from ca.profile import IssuanceProfile
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.svid import X509SVID

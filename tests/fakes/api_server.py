@@ -20,8 +20,8 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from ca.platform.kubernetes.objects import Key, Object, member, object_of, text
-from ca.platform.kubernetes.resources import Resource
+from ca.platform.kubernetes.api.objects import Key, Object, member, object_of, text
+from ca.platform.kubernetes.api.resources import Resource
 from istio_auth.strict_json import JSON
 
 _PATH = re.compile(

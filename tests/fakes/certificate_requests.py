@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca.platform.kubernetes.objects import Object
-from ca.platform.kubernetes.signer import Signer
+from ca.platform.kubernetes.api.objects import Object
+from ca.platform.kubernetes.requests.signer import Signer
 from ca.profile import IssuanceProfile
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.strict_json import JSON

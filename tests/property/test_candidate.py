@@ -12,7 +12,7 @@ from itertools import count
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ca.platform.kubernetes.candidate import Candidate, LeaseRecord, LeaseTiming
+from ca.platform.kubernetes.leader.candidate import Candidate, LeaseRecord, LeaseTiming
 
 TIMING = LeaseTiming(timedelta(seconds=15), timedelta(seconds=10), timedelta(seconds=2))
 PATIENT = LeaseTiming(timedelta(seconds=40), timedelta(seconds=30), timedelta(seconds=5))  # beside impatient ones

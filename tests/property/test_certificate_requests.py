@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ca.platform.kubernetes import certificate_signing_requests, pod_certificates
-from ca.platform.kubernetes.certificate_signing_requests import Approve, Fail
-from ca.platform.kubernetes.objects import Object
-from ca.platform.kubernetes.signer import Deny, Ignore, Sign, Signer, Wait
+from ca.platform.kubernetes.api.objects import Object
+from ca.platform.kubernetes.requests import certificate_signing_requests, pod_certificates
+from ca.platform.kubernetes.requests.certificate_signing_requests import Approve, Fail
+from ca.platform.kubernetes.requests.signer import Deny, Ignore, Sign, Signer, Wait
 from ca.profile import IssuanceProfile, Validity
 from istio_auth.strict_json import JSON
 from tests.fakes.certificate_requests import (

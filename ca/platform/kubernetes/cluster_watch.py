@@ -10,13 +10,13 @@ from collections.abc import Coroutine, Mapping
 from datetime import timedelta
 
 from ca.controller.snapshot import Namespace, ServiceAccount
-from ca.platform.kubernetes.api import KubernetesAPI, Selection
+from ca.platform.kubernetes.api.client import KubernetesAPI, Selection
+from ca.platform.kubernetes.api.objects import Key, Object, member, object_of, text
+from ca.platform.kubernetes.api.reflector import Reflector
+from ca.platform.kubernetes.api.resources import NAMESPACES, PODS, SERVICE_ACCOUNTS
+from ca.platform.kubernetes.callers.pods import PodIndex
 from ca.platform.kubernetes.facts import PodFact
-from ca.platform.kubernetes.objects import Key, Object, member, object_of, text
-from ca.platform.kubernetes.pods import PodIndex
-from ca.platform.kubernetes.reflector import Reflector
-from ca.platform.kubernetes.resources import NAMESPACES, PODS, SERVICE_ACCOUNTS
-from ca.platform.kubernetes.snapshots import read_account, read_namespace
+from ca.platform.kubernetes.secrets.snapshots import read_account, read_namespace
 
 Tasks = Mapping[str, Coroutine[object, object, None]]
 """What has to run, by name."""

@@ -7,9 +7,9 @@ import base64
 from collections.abc import Mapping
 from pathlib import Path
 
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.objects import object_of
-from ca.platform.kubernetes.resources import CONFIG_MAPS, SECRETS
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.objects import object_of
+from ca.platform.kubernetes.api.resources import CONFIG_MAPS, SECRETS
 from istio_auth.errors import ConfigurationError, MissingError
 
 _USUAL = Path(".kube/config")

@@ -13,14 +13,10 @@ from typing import Final
 
 import structlog
 
-from ca.platform.kubernetes.api import KubernetesAPI
-from ca.platform.kubernetes.authority_store import NAME as AUTHORITY_SECRET
-from ca.platform.kubernetes.cacerts import NAME as PLUGGED_SECRET
-from ca.platform.kubernetes.cluster_trust_bundle import bundle_name
-from ca.platform.kubernetes.lease import LEASE
-from ca.platform.kubernetes.objects import Object, member
-from ca.platform.kubernetes.refusals import AccessRefused
-from ca.platform.kubernetes.resources import (
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.objects import Object, member
+from ca.platform.kubernetes.api.refusals import AccessRefused
+from ca.platform.kubernetes.api.resources import (
     CERTIFICATE_SIGNING_REQUESTS,
     CLUSTER_TRUST_BUNDLES,
     CONFIG_MAPS,
@@ -35,7 +31,11 @@ from ca.platform.kubernetes.resources import (
     TOKEN_REVIEWS,
     Resource,
 )
-from ca.platform.kubernetes.root_plan import NAME as ROOT_CONFIG_MAP
+from ca.platform.kubernetes.leader.lease import LEASE
+from ca.platform.kubernetes.roots.authority_store import NAME as AUTHORITY_SECRET
+from ca.platform.kubernetes.roots.cacerts import NAME as PLUGGED_SECRET
+from ca.platform.kubernetes.roots.cluster_trust_bundle import bundle_name
+from ca.platform.kubernetes.roots.plan import NAME as ROOT_CONFIG_MAP
 
 SIGNERS: Final = Resource("certificates.k8s.io", "v1", "signers", "Signer", namespaced=False)  # in roles alone
 _AT_ONCE = 8  # reviews

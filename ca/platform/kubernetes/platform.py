@@ -25,21 +25,21 @@ from ca.authority.watch import AuthorityWatch
 from ca.certificate_authority import CertificateAuthority
 from ca.config import Config, TokenVerification
 from ca.metrics import Gauge
-from ca.platform.kubernetes.api import KubernetesAPI, Selection
-from ca.platform.kubernetes.api_metrics import APICalls
-from ca.platform.kubernetes.authority_store import NAME as AUTHORITY_SECRET
-from ca.platform.kubernetes.authority_store import SecretAuthorityStore
-from ca.platform.kubernetes.cacerts import PluggedSecret
-from ca.platform.kubernetes.callers import Callers
+from ca.platform.kubernetes.api.client import KubernetesAPI, Selection
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.metrics import APICalls
+from ca.platform.kubernetes.api.reflector import Reflector
+from ca.platform.kubernetes.api.resources import SECRETS
+from ca.platform.kubernetes.callers.callers import Callers
 from ca.platform.kubernetes.cluster_watch import ClusterWatch, Tasks
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.events import EventRecorder
-from ca.platform.kubernetes.leader_work import Circumstances, leader_work
-from ca.platform.kubernetes.leadership import Leadership
-from ca.platform.kubernetes.lease import LEASE, LeaderElection
+from ca.platform.kubernetes.events.recorder import EventRecorder
+from ca.platform.kubernetes.leader.leadership import Leadership
+from ca.platform.kubernetes.leader.lease import LEASE, LeaderElection
+from ca.platform.kubernetes.leader.work import Circumstances, leader_work
 from ca.platform.kubernetes.permissions import Features, require
-from ca.platform.kubernetes.reflector import Reflector
-from ca.platform.kubernetes.resources import SECRETS
+from ca.platform.kubernetes.roots.authority_store import NAME as AUTHORITY_SECRET
+from ca.platform.kubernetes.roots.authority_store import SecretAuthorityStore
+from ca.platform.kubernetes.roots.cacerts import PluggedSecret
 from ca.platform.kubernetes.settings import check, lease_timing
 from ca.platform.platform import ca_settings
 from istio_auth.clock import Clock

@@ -8,9 +8,9 @@ from ca.config import Config
 from ca.controller.label_selector import LabelSelector
 from ca.controller.namespaces import NamespaceRules
 from ca.controller.renewal import RenewalRule
-from ca.platform.kubernetes.candidate import LeaseTiming
-from ca.platform.kubernetes.impersonation import NodeAccounts
-from ca.platform.kubernetes.signer import Signer
+from ca.platform.kubernetes.callers.impersonation import NodeAccounts
+from ca.platform.kubernetes.leader.candidate import LeaseTiming
+from ca.platform.kubernetes.requests.signer import Signer
 
 
 def check(config: Config) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ca.platform.kubernetes.api import KubernetesAPI, Selection
-from ca.platform.kubernetes.connection import connected
-from ca.platform.kubernetes.objects import Key
+from ca.platform.kubernetes.api.client import KubernetesAPI, Selection
+from ca.platform.kubernetes.api.connection import connected
+from ca.platform.kubernetes.api.objects import Key
+from ca.platform.kubernetes.api.refusals import AccessRefused
+from ca.platform.kubernetes.api.resources import CONFIG_MAPS, SECRETS
 from ca.platform.kubernetes.permissions import Features, missing, needed, require
-from ca.platform.kubernetes.refusals import AccessRefused
-from ca.platform.kubernetes.resources import CONFIG_MAPS, SECRETS
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import ACCOUNT, BASE, Installation, Rule, ca_account, granted, rendered, rights

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ca.platform.kubernetes.api import KubernetesAPI
-from ca.platform.kubernetes.connection import connected
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.connection import connected
 from tests.fakes.api_server import FakeAPIServer
 
 

@@ -9,10 +9,10 @@ from datetime import timedelta
 
 import pytest
 
-from ca.platform.kubernetes.api import KubernetesAPI
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.api.objects import Object
+from ca.platform.kubernetes.api.resources import NAMESPACES, PODS, SERVICE_ACCOUNTS
 from ca.platform.kubernetes.cluster_watch import ClusterWatch, read_pod
-from ca.platform.kubernetes.objects import Object
-from ca.platform.kubernetes.resources import NAMESPACES, PODS, SERVICE_ACCOUNTS
 from istio_auth.strict_json import JSON
 from tests.fakes.api_server import FakeAPIServer
 from tests.fakes.waiting import until

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from ca.platform.kubernetes.api.resources import CERTIFICATE_SIGNING_REQUESTS, CLUSTER_TRUST_BUNDLES, PODS, SECRETS
 from ca.platform.kubernetes.permissions import SIGNERS, Features, Permission, needed
-from ca.platform.kubernetes.resources import CERTIFICATE_SIGNING_REQUESTS, CLUSTER_TRUST_BUNDLES, PODS, SECRETS
 
 FEATURES = Features("istio-system", "example.org/workload", offline=True)
 

@@ -1,0 +1,1 @@
+"""Who calls: service accounts by their tokens, and what they may have."""

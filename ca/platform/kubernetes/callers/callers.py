@@ -1,0 +1,83 @@
+"""Who calls, put together: tokens reviewed or verified offline, and what their service accounts may have."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from ca.config import TokenSettings, TokenVerification
+from ca.metrics import Gauge
+from ca.platform.kubernetes.api.client import KubernetesAPI
+from ca.platform.kubernetes.callers.impersonation import NodeAccounts, ServiceAccountRegistry
+from ca.platform.kubernetes.callers.published_keys import PublishedKeys
+from ca.platform.kubernetes.callers.registry import KubernetesRegistry
+from ca.platform.kubernetes.callers.review_cache import ReviewCache
+from ca.platform.kubernetes.callers.token_proof import OfflineFirst, ServiceAccountTokens, Watched, reviewer
+from ca.platform.kubernetes.cluster_watch import ClusterWatch, Tasks
+from ca.registry import Registry
+from istio_auth.clock import Clock
+from istio_auth.spiffe_id import TrustDomain
+
+
+class Callers:
+    """Service accounts that call. Lives on one event loop.
+
+    Args:
+        api: the API server.
+        watch: what is watched.
+        trust_domain: ours.
+        settings: how tokens are verified.
+        clock: tells the time.
+
+    Raises:
+        ConfigurationError: a node account is none.
+    """
+
+    def __init__(
+        self,
+        api: KubernetesAPI,
+        watch: ClusterWatch,
+        *,
+        trust_domain: TrustDomain,
+        settings: TokenSettings,
+        clock: Clock,
+    ) -> None:
+        self._reviews = ReviewCache(reviewer(api, settings.audiences), clock, time.monotonic, ttl=settings.review_lasts)
+        self._keys: PublishedKeys | None = None
+        self._offline: OfflineFirst | None = None
+        verify = self._reviews.caller
+        if settings.verification is TokenVerification.OFFLINE:
+            self._keys = PublishedKeys(api)
+            watched = Watched(watch.pod_index, watch.account_view)
+            self._offline = OfflineFirst(
+                self._keys, watched, audiences=settings.audiences, clock=clock, otherwise=verify
+            )
+            verify = self._offline.caller
+        self.proof = ServiceAccountTokens(trust_domain, verify)
+        accounts = NodeAccounts.parse(settings.node_accounts)
+        self._by_token = ServiceAccountRegistry(trust_domain, accounts, watch.pod_index)
+
+    def registry(self, entitled: Registry) -> Registry:
+        """Who may have what, given what holds on every platform."""
+        return KubernetesRegistry(self._by_token, entitled)
+
+    def tasks(self) -> Tasks:
+        """What has to run as long as anybody calls, by name."""
+        return {} if self._keys is None else {"keys of tokens": self._keys.run()}
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """What can be looked up at any moment, for metrics."""
+        return (
+            Gauge("istio_auth_ca_tokens_reviewed", "Tokens that the API server was asked about.", self._reviewed),
+            Gauge("istio_auth_ca_tokens_verified_offline", "Tokens verified without asking.", self._alone),
+        )
+
+    async def close(self) -> None:
+        """End the reviews that are running."""
+        await self._reviews.close()
+
+    def _reviewed(self) -> Mapping[tuple[str, ...], float]:
+        return {(): float(self._reviews.reviewed)}
+
+    def _alone(self) -> Mapping[tuple[str, ...], float]:
+        return {(): float(0 if self._offline is None else self._offline.alone)}

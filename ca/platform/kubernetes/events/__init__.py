@@ -1,0 +1,1 @@
+"""Events: what happened to an object, told on it."""

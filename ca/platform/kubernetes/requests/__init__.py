@@ -1,0 +1,1 @@
+"""Certificate requests of Kubernetes: what is decided about them, and who answers."""

@@ -1,0 +1,1 @@
+"""The authority in its secrets, and its roots where pods find them."""

@@ -1,0 +1,1 @@
+"""The secrets of service accounts at the API server."""
