@@ -66,8 +66,10 @@ def raising(error: BaseException, bench: Bench) -> None:
     async def answer(_request: StringValue, _call: Call) -> StringValue:
         raise error
 
-    async def talk(_requests: AsyncIterator[StringValue], _call: Call) -> AsyncIterator[StringValue]:
+    async def talk(requests: AsyncIterator[StringValue], _call: Call) -> AsyncIterator[StringValue]:
         yield StringValue(value="first")
+        async for _ in requests:
+            pass  # a client that is still sending when its call ends may hear of that instead
         raise error
 
     bench.answer, bench.talk = answer, talk
