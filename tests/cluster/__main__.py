@@ -25,6 +25,7 @@ _LOOK = 1.0  # seconds between two looks whether all servers run
 def main() -> int:
     """Start everything, say how to use it, and wait; 0 if it was told to end."""
     argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__).parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background programs ignore it
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:

@@ -105,7 +105,7 @@ async def test_a_watch_whose_version_has_expired_begins_with_a_list(site: Site) 
     await site.account("later")
     await site.sound()
     listed = [call for call in site.proxy.calls[already:] if call.resource == "serviceaccounts" and not call.watches]
-    assert len(listed) == 1
+    assert len([call for call in listed if "continue=" not in call.path]) == 1  # other tests may leave pages of them
 
 
 async def test_a_change_by_somebody_else_in_between_is_kept(site: Site) -> None:
