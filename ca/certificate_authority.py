@@ -194,23 +194,29 @@ class CertificateAuthority:
         """What can be looked up at any moment, for metrics."""
         registrations = self.registrations
         return (
-            _gauge("citadel_server_root_cert_expiry_timestamp", "When the authority ends, in Unix time.", self._end),
-            _gauge("istio_auth_ca_authority_remaining_seconds", "How long the authority lives.", self._remaining),
-            _gauge("istio_auth_ca_bundle_sequence", "Sequence of the bundle.", lambda: self._sequence),
-            _gauge("istio_auth_ca_registrations", "Registrations in force.", lambda: len(registrations.table)),
-            _gauge("istio_auth_ca_registrations_revision", "Their revision.", lambda: registrations.history.revision),
-            _gauge(
+            Gauge.single(
+                "citadel_server_root_cert_expiry_timestamp", "When the authority ends, in Unix time.", self._end
+            ),
+            Gauge.single("istio_auth_ca_authority_remaining_seconds", "How long the authority lives.", self._remaining),
+            Gauge.single("istio_auth_ca_bundle_sequence", "Sequence of the bundle.", lambda: self._sequence),
+            Gauge.single("istio_auth_ca_registrations", "Registrations in force.", lambda: len(registrations.table)),
+            Gauge.single(
+                "istio_auth_ca_registrations_revision", "Their revision.", lambda: registrations.history.revision
+            ),
+            Gauge.single(
                 "istio_auth_ca_registrations_stale",
                 "1 if the registrations file is bad and the last good one in use.",
                 lambda: registrations.fault is not None,
             ),
-            _gauge(
+            Gauge.single(
                 "istio_auth_ca_registrations_reload_failures",
                 "How often a changed registrations file was refused.",
                 lambda: registrations.failures,
             ),
-            _gauge("istio_auth_ca_agents_evicted", "Agents shut out.", lambda: len(self.agents.evictions().since)),
-            _gauge("istio_auth_ca_agents_synced", "Agents with an open stream.", self._streaming),
+            Gauge.single(
+                "istio_auth_ca_agents_evicted", "Agents shut out.", lambda: len(self.agents.evictions().since)
+            ),
+            Gauge.single("istio_auth_ca_agents_synced", "Agents with an open stream.", self._streaming),
             Gauge(
                 "istio_auth_ca_agent_sync_lag",
                 "Consumers of an agent, itself included, that have not taken the bundle.",
@@ -238,7 +244,3 @@ class CertificateAuthority:
     def _forget_evicted(self) -> None:
         for agent in self.agents.evictions().since:
             self.sync_book.forget(agent)
-
-
-def _gauge(name: str, words: str, value: Callable[[], float]) -> Gauge:
-    return Gauge(name, words, lambda: {(): float(value())})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -60,6 +61,11 @@ class Gauge:
     help: str
     values: Callable[[], Mapping[tuple[str, ...], float]]
     labels: tuple[str, ...] = ()
+
+    @classmethod
+    def single(cls, name: str, words: str, value: Callable[[], float]) -> Self:
+        """One number without labels."""
+        return cls(name, words, lambda: {(): float(value())})
 
 
 class CAMetrics(Collector):

@@ -174,7 +174,7 @@ class SecretController:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(self._pace.workers * _READY):
-                    tasks.create_task(self._work())
+                    tasks.create_task(self._queue.work_off(self._look_after))
                 tasks.create_task(self._resync())
                 await self._watch_the_time()
         finally:
@@ -216,15 +216,6 @@ class SecretController:
             for key in self._agenda.take(self._clock.now()):
                 self._queue.add(key, urgent=False)
             await asyncio.sleep(self._pace.look.total_seconds())
-
-    async def _work(self) -> NoReturn:
-        while True:
-            key = await self._queue.take()
-            try:
-                await self._look_after(key)
-            finally:
-                self._queue.done(key)
-            await asyncio.sleep(0)  # most have nothing to wait for, and others want their turn
 
     async def _look_after(self, key: AccountKey) -> None:
         """Do what one service account needs, and see to it that it is looked at again when it needs more."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from datetime import datetime
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -61,6 +61,16 @@ class WorkQueue(Generic[_Key]):
         self._busy.discard(key)
         if (urgent := self._again.pop(key, None)) is not None:
             self.add(key, urgent=urgent)
+
+    async def work_off(self, look_at: Callable[[_Key], Awaitable[None]]) -> NoReturn:
+        """Look at one key after the other, for ever; several may do so at once."""
+        while True:
+            key = await self.take()
+            try:
+                await look_at(key)
+            finally:
+                self.done(key)
+            await asyncio.sleep(0)  # most have nothing to wait for, and others want their turn
 
     def _next(self) -> _Key:
         for queue in (self._urgent, self._other):

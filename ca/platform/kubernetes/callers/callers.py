@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from ca.config import TokenSettings, TokenVerification
 from ca.metrics import Gauge
@@ -68,16 +67,18 @@ class Callers:
     def gauges(self) -> tuple[Gauge, ...]:
         """What can be looked up at any moment, for metrics."""
         return (
-            Gauge("istio_auth_ca_tokens_reviewed", "Tokens that the API server was asked about.", self._reviewed),
-            Gauge("istio_auth_ca_tokens_verified_offline", "Tokens verified without asking.", self._alone),
+            Gauge.single(
+                "istio_auth_ca_tokens_reviewed", "Tokens that the API server was asked about.", self._reviewed
+            ),
+            Gauge.single("istio_auth_ca_tokens_verified_offline", "Tokens verified without asking.", self._alone),
         )
 
     async def close(self) -> None:
         """End the reviews that are running."""
         await self._reviews.close()
 
-    def _reviewed(self) -> Mapping[tuple[str, ...], float]:
-        return {(): float(self._reviews.reviewed)}
+    def _reviewed(self) -> int:
+        return self._reviews.reviewed
 
-    def _alone(self) -> Mapping[tuple[str, ...], float]:
-        return {(): float(0 if self._offline is None else self._offline.alone)}
+    def _alone(self) -> int:
+        return 0 if self._offline is None else self._offline.alone

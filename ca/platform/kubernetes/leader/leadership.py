@@ -95,16 +95,16 @@ class Leadership:
         """What can be looked up at any moment, for metrics."""
         publisher, queues = self._work.publisher, self._work.queues
         return (
-            Gauge("istio_auth_ca_leader", "1 on the replica that leads.", lambda: {(): float(self.leading)}),
-            Gauge(
+            Gauge.single("istio_auth_ca_leader", "1 on the replica that leads.", lambda: self.leading),
+            Gauge.single(
                 "istio_auth_ca_degraded",
                 "1 if something is left alone that somebody keeps changing back; /readyz tells what; on the leader.",
-                lambda: {(): float(self.degraded() is not None)},
+                lambda: self.degraded() is not None,
             ),
-            Gauge(
+            Gauge.single(
                 "istio_auth_ca_namespaces_without_root",
                 "Managed namespaces that do not hold the trust bundle; on the leader.",
-                lambda: {(): float(publisher.lacking)},
+                lambda: publisher.lacking,
             ),
             Gauge(
                 "istio_auth_ca_requests_waiting",

@@ -91,7 +91,7 @@ class RequestQueue:
                 self._queue.add(key)
             group.create_task(self._ring())
             for _ in range(WORKERS):
-                group.create_task(self._work())
+                group.create_task(self._queue.work_off(self._look_at))
         raise AssertionError("none of them ends")
 
     def _changed(self, key: Key) -> None:
@@ -99,14 +99,6 @@ class RequestQueue:
             self._queue.add(key)
         else:
             self._forget(key)
-
-    async def _work(self) -> NoReturn:
-        while True:
-            key = await self._queue.take()
-            try:
-                await self._look_at(key)
-            finally:
-                self._queue.done(key)
 
     async def _look_at(self, key: Key) -> None:
         if (request := self.reflector.facts.get(key)) is None:

@@ -146,7 +146,7 @@ class RootPublisher:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(self._workers):
-                    tasks.create_task(self._work())
+                    tasks.create_task(self._queue.work_off(self._look))
                 tasks.create_task(self._look_at_everything())
                 while True:
                     for namespace in self._agenda.take(self._clock.now()):
@@ -187,15 +187,6 @@ class RootPublisher:
                     await self._wake.wait()
             except TimeoutError:
                 pass
-
-    async def _work(self) -> NoReturn:
-        while True:
-            namespace = await self._queue.take()
-            try:
-                await self._look(namespace)
-            finally:
-                self._queue.done(namespace)
-            await asyncio.sleep(0)  # most have nothing to wait for, and others want their turn
 
     async def _look(self, namespace: str) -> None:
         roots, found = self._roots, self._config_maps.get(NAME, namespace=namespace)

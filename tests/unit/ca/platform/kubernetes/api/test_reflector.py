@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from itertools import pairwise
 
@@ -18,6 +18,7 @@ from ca.platform.kubernetes.api.reflector import Reflector
 from ca.platform.kubernetes.api.resources import SECRETS
 from istio_auth.errors import MalformedError
 from tests.fakes.api_server import Asked, FakeAPIServer, refusal
+from tests.fakes.background import in_background
 from tests.fakes.waiting import until
 
 Logs = list[dict[str, object]]
@@ -75,16 +76,8 @@ class Watched:
     def fault(self) -> str | None:
         return self.reflector.fault
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.reflector.run())
-        try:
-            yield
-            assert not task.done()
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return in_background(self.reflector.run())
 
 
 Make = Callable[..., Watched]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -15,6 +14,7 @@ from ca.platform.kubernetes.api.client import KubernetesAPI
 from ca.platform.kubernetes.callers.published_keys import IssuerKeys, PublishedKeys
 from istio_auth.strict_json import JSON
 from tests.fakes.api_server import Answer, Asked, FakeAPIServer
+from tests.fakes.background import in_background
 from tests.fakes.token_issuer import CLUSTER, TokenIssuer
 from tests.fakes.waiting import until
 
@@ -38,18 +38,6 @@ def publish(server: FakeAPIServer, *issuers: TokenIssuer, issuer: JSON = CLUSTER
         headers={"Content-Type": "application/jwk-set+json"},
         times=times,
     )
-
-
-@asynccontextmanager
-async def running(keys: PublishedKeys) -> AsyncIterator[None]:
-    task = asyncio.create_task(keys.run())
-    try:
-        yield
-        assert not task.done()
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def test_issuer_and_keys_are_what_the_api_server_publishes(api: KubernetesAPI, server: FakeAPIServer) -> None:
@@ -124,7 +112,7 @@ async def test_they_are_read_again_when_somebody_asks_but_not_as_often_as_one_li
 ) -> None:
     reads = publish(server, FIRST)
     keys = PublishedKeys(api, every=LONG, at_most_every=SHORT)
-    async with running(keys):
+    async with in_background(keys.run()):
         await until(lambda: keys.known)
         for expected in (2, 3):
             async with asyncio.timeout(20):
@@ -139,7 +127,7 @@ async def test_they_are_read_again_when_somebody_asks_but_not_as_often_as_one_li
 async def test_one_who_asks_is_not_forgotten_while_it_waits(api: KubernetesAPI, server: FakeAPIServer) -> None:
     publish(server, FIRST)
     keys = PublishedKeys(api, every=LONG, at_most_every=timedelta(seconds=0.1))
-    async with running(keys):
+    async with in_background(keys.run()):
         await until(lambda: keys.known)
         publish(server, SECOND)
         keys.ask_soon()  # at once after they were read
@@ -150,7 +138,7 @@ async def test_one_who_asks_is_not_forgotten_while_it_waits(api: KubernetesAPI, 
 async def test_they_are_read_now_and_then_though_nobody_asks(api: KubernetesAPI, server: FakeAPIServer) -> None:
     publish(server, FIRST)
     keys = PublishedKeys(api, every=timedelta(seconds=0.1), at_most_every=timedelta(seconds=0.02))
-    async with running(keys):
+    async with in_background(keys.run()):
         await until(lambda: keys.known)
         reads = publish(server, SECOND)
         await until(lambda: len(reads.met) >= 2)
@@ -163,6 +151,6 @@ async def test_nobody_has_to_ask_if_they_could_not_be_read(api: KubernetesAPI, s
     publish(server, FIRST)
     away = server.answer(503, where=at(DISCOVERY), times=2)
     keys = PublishedKeys(api, every=LONG, at_most_every=timedelta(seconds=0.05))
-    async with running(keys):
+    async with in_background(keys.run()):
         await until(lambda: keys.known)
     assert len(away.met) == 2

@@ -143,7 +143,7 @@ async def test_if_all_leave_the_answer_is_kept_and_a_refusal_makes_no_noise(
         reviews.may_answer.clear()
         before = len(reviews.asked)
         only = asyncio.create_task(cache.caller(token))
-        await until(lambda before=before: len(reviews.asked) > before)  # type: ignore[misc]
+        await until(lambda before=before: len(reviews.asked) > before)  # type: ignore[misc]  # of a default
         only.cancel()
         with pytest.raises(asyncio.CancelledError):
             await only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 
 import pytest
@@ -16,6 +16,7 @@ from ca.platform.kubernetes.api.resources import CERTIFICATE_SIGNING_REQUESTS
 from ca.platform.kubernetes.requests.queue import RequestQueue
 from istio_auth.errors import ConflictError, Exhausted, IstioAuthError, MissingError, NotReady
 from tests.fakes.api_server import FakeAPIServer
+from tests.fakes.background import in_background
 from tests.fakes.clock import FakeClock
 from tests.fakes.waiting import until
 
@@ -67,16 +68,8 @@ class Running:
     def delayed(self) -> dict[str, str]:
         return {key.name: reason for key, reason in self.queue.delayed.items()}
 
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.queue.run())
-        try:
-            yield
-            assert not task.done()
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+    def run(self) -> AbstractAsyncContextManager[None]:
+        return in_background(self.queue.run())
 
 
 @pytest.fixture
@@ -146,7 +139,7 @@ async def test_the_delays_grow_up_to_a_minute(running: Running, signer: Signer, 
     signer.errors["bad"] = NotReady("not yet")
     ask(server, "bad")
     for attempt in range(1, 10):
-        await until(lambda attempt=attempt: len(signer.looked) == attempt and running.queue._agenda.next())  # type: ignore[misc]
+        await until(lambda attempt=attempt: len(signer.looked) == attempt and running.queue._agenda.next())  # type: ignore[misc]  # of a default
         due = running.queue._agenda.next()
         assert due is not None
         bound = min(timedelta(seconds=2 ** (attempt - 1)), LONGEST)
@@ -174,7 +167,7 @@ async def test_a_reason_is_logged_once_as_long_as_it_is_the_same(
     with capture_logs() as logs:
         ask(server, "bad")
         for attempt in range(1, 4):
-            await until(lambda attempt=attempt: len(signer.looked) == attempt and running.queue._agenda.next())  # type: ignore[misc]
+            await until(lambda attempt=attempt: len(signer.looked) == attempt and running.queue._agenda.next())  # type: ignore[misc]  # of a default
             running.clock.advance(LONGEST)
         await until(lambda: len(signer.looked) == 4)
         signer.errors["bad"] = NotReady("no chain yet")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -16,6 +13,7 @@ from istio_auth.errors import ConfigurationError, IstioAuthError, NotReady
 from istio_auth.strict_json import JSON
 from tests.fakes.api_server import FakeAPIServer
 from tests.fakes.authority import FakeAuthority
+from tests.fakes.background import in_background
 from tests.fakes.issuer_source import cacerts
 from tests.fakes.waiting import until
 
@@ -25,18 +23,6 @@ NAMESPACE = "istio-system"
 def plug(server: FakeAPIServer, issuer: FakeAuthority) -> None:
     data: dict[str, JSON] = {name: base64.b64encode(octets).decode() for name, octets in cacerts(issuer).items()}
     server.put(SECRETS, NAME, namespace=NAMESPACE, data=data)
-
-
-@asynccontextmanager
-async def watching(source: PluggedSecret) -> AsyncIterator[None]:
-    task = asyncio.create_task(source.reflector.run())
-    try:
-        yield
-        assert not task.done()
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 @pytest.fixture
@@ -95,7 +81,7 @@ async def test_what_was_seen_stays_while_it_can_not_be_looked_at(
     source: PluggedSecret, server: FakeAPIServer, authority: FakeAuthority
 ) -> None:
     plug(server, authority)
-    async with watching(source):
+    async with in_background(source.reflector.run()):
         await until(lambda: server.open)
         refused = server.answer(403, times=3)
         server.expire()
@@ -111,7 +97,7 @@ async def test_a_change_is_taken_over_while_it_is_watched(
     source: PluggedSecret, server: FakeAPIServer, authority: FakeAuthority, foreign_authority: FakeAuthority
 ) -> None:
     await source.read()
-    async with watching(source):
+    async with in_background(source.reflector.run()):
         await until(lambda: server.open)
         plug(server, authority)
         await until(lambda: source.files() == cacerts(authority))
@@ -123,7 +109,7 @@ async def test_a_change_is_taken_over_while_it_is_watched(
 
 async def test_nobody_elses_secret_is_looked_at(source: PluggedSecret, server: FakeAPIServer) -> None:
     await source.read()
-    async with watching(source):
+    async with in_background(source.reflector.run()):
         await until(lambda: server.open)
         for name, namespace in (("other", NAMESPACE), (NAME, "shop")):
             server.put(SECRETS, name, namespace=namespace, data={"ca-key.pem": "QQ=="})
