@@ -13,7 +13,6 @@ secret written, or not.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -35,10 +34,10 @@ from ca.controller.sink import Content, Pair, SecretSink
 from ca.controller.snapshot import AccountKey, Desired, secret_name
 from ca.controller.tally import Present, Standing, Tally
 from ca.controller.view import Snapshots, View
-from ca.controller.work_queue import Agenda, WorkQueue
+from ca.controller.work_queue import Agenda, Attempts, WorkQueue
 from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, IstioAuthError, NotReady
-from istio_auth.rotation import remaining_share, retry_delay
+from istio_auth.rotation import remaining_share
 
 _READY = 4  # service accounts that are worked on for each that is being written
 _FRESH = 0.9  # of its life is left to a pair that is written; the rest is for API servers that refuse for long
@@ -191,7 +190,7 @@ class SecretController:
         self._view = View(self._snapshots)
         self._contention = Contention[tuple[AccountKey, str]]()
         self._standing: dict[AccountKey, Standing] = {}
-        self._attempts: dict[AccountKey, int] = {}
+        self._attempts = Attempts[AccountKey](self._pace.first_retry, self._pace.longest_retry)
         self._wrote: dict[AccountKey, str] = {}  # the version of what we wrote; empty where we deleted it
         self._made: dict[AccountKey, _Made] = {}
 
@@ -309,7 +308,7 @@ class SecretController:
             _log.info("secret written", kind=action.kind.value, secret="/".join(key), reason=action.detail)
 
     def _settled(self, key: AccountKey, decision: Decision) -> None:
-        self._attempts.pop(key, None)
+        self._attempts.forget(key)
         self._made.pop(key, None)
         if decision.finding is None:
             self._reports.well(key)
@@ -334,10 +333,7 @@ class SecretController:
 
     def _again(self, key: AccountKey, error: IstioAuthError) -> None:
         """Have a service account looked at again after a wait that is twice as long each time."""
-        attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
-        draw = random.random()  # noqa: S311  # jitter
-        delay = retry_delay(attempt, draw=draw, first=self._pace.first_retry, longest=self._pace.longest_retry)
-        self._agenda.put(key, self._clock.now() + max(delay, error.retry_after or timedelta()))
+        self._agenda.put(key, self._clock.now() + self._attempts.failed(key, at_least=error.retry_after))
 
     def _stand(self, key: AccountKey, standing: Standing) -> None:
         account = self._snapshots.account(key)

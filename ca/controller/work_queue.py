@@ -1,4 +1,4 @@
-"""WorkQueue and Agenda: which keys to look at now, and which later.
+"""WorkQueue, Agenda and Attempts: which keys to look at now, which later, and how much later after a failure.
 
 A key waits once however often it is added, and nobody works on a key that another works on: what is added meanwhile
 comes again afterwards. What is urgent does not wait behind ten thousand that are not.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import deque
+import random
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import count
 from typing import Generic, NoReturn, TypeVar
+
+from istio_auth.rotation import retry_delay
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -119,3 +122,36 @@ class Agenda(Generic[_Key]):
             del self._when[key]
             found.append(key)
         return found
+
+
+class Attempts(Generic[_Key]):
+    """How often in a row each key has failed, and how long it waits for that: twice as long each time, with jitter.
+
+    Args:
+        first: the bound of the first wait.
+        longest: the bound of every wait.
+    """
+
+    def __init__(self, first: timedelta, longest: timedelta) -> None:
+        self._first, self._longest = first, longest
+        self._failed: Counter[_Key] = Counter()
+
+    def failed(self, key: _Key, *, at_least: timedelta | None = None) -> timedelta:
+        """How long a key waits that has failed once more.
+
+        Args:
+            key: which.
+            at_least: what the other side has asked for.
+        """
+        self._failed[key] += 1
+        draw = random.random()  # noqa: S311  # jitter
+        delay = retry_delay(self._failed[key], draw=draw, first=self._first, longest=self._longest)
+        return max(delay, at_least or timedelta())
+
+    def count(self, key: _Key) -> int:
+        """How often in a row it has failed."""
+        return self._failed[key]
+
+    def forget(self, key: _Key) -> None:
+        """It has succeeded, or is gone."""
+        self._failed.pop(key, None)

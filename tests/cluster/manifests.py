@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]  # published without types
+import yaml
 
 from ca.platform.kubernetes.permissions import Permission
 from ca.platform.kubernetes.requests.signer import DEFAULT_SIGNER_NAME

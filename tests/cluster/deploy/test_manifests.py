@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # published without types
+import yaml
 
 from ca.config import FILE_NAME, Config
 from istio_auth.daemon.folders import Folders

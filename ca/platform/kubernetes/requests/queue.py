@@ -8,21 +8,19 @@ server takes one answer and refuses the second.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import NoReturn
 
 import structlog
 
-from ca.controller.work_queue import Agenda, WorkQueue
+from ca.controller.work_queue import Agenda, Attempts, WorkQueue
 from ca.platform.kubernetes.api.client import KubernetesAPI, Selection
 from ca.platform.kubernetes.api.objects import Key, Object
 from ca.platform.kubernetes.api.reflector import Reflector
 from ca.platform.kubernetes.api.resources import Resource
 from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, Exhausted, IstioAuthError, MissingError, NotReady
-from istio_auth.rotation import retry_delay
 
 WORKERS = 32  # a kubelet that starts anew asks for all its pods at once
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(seconds=1), timedelta(minutes=1)
@@ -71,7 +69,7 @@ class RequestQueue:
         self._look = look
         self._queue: WorkQueue[Key] = WorkQueue()
         self._agenda: Agenda[Key] = Agenda()
-        self._attempts: dict[Key, int] = {}
+        self._attempts = Attempts[Key](_FIRST_RETRY, _LONGEST_RETRY)
         self.reflector.on_change(self._changed)
 
     def __len__(self) -> int:
@@ -108,7 +106,7 @@ class RequestQueue:
         except (ConflictError, MissingError):
             pass  # it was changed or is gone, and the watch tells
         except (NotReady, Exhausted) as error:
-            return self._later(key, str(error), at_least=error.retry_after or timedelta())
+            return self._later(key, str(error), at_least=error.retry_after)
         except IstioAuthError as error:
             _log.error("a request could not be answered", kind=self._resource.kind, request=str(key), reason=str(error))
             return self._later(key, str(error))
@@ -117,17 +115,15 @@ class RequestQueue:
             return self._later(key, f"a fault of ours: {type(error).__name__}")
         return self._forget(key)
 
-    def _later(self, key: Key, reason: str, *, at_least: timedelta = timedelta()) -> None:
+    def _later(self, key: Key, reason: str, *, at_least: timedelta | None = None) -> None:
         if self.delayed.get(key) != reason:
             _log.warning("a request waits", kind=self._resource.kind, request=str(key), reason=reason)
         self.delayed[key] = reason
-        attempt = self._attempts[key] = self._attempts.get(key, 0) + 1
-        delay = retry_delay(attempt, draw=random.random(), first=_FIRST_RETRY, longest=_LONGEST_RETRY)  # noqa: S311  # jitter
-        self._agenda.put(key, self._clock.now() + max(delay, at_least))
+        self._agenda.put(key, self._clock.now() + self._attempts.failed(key, at_least=at_least))
 
     def _forget(self, key: Key) -> None:
         self.delayed.pop(key, None)
-        self._attempts.pop(key, None)
+        self._attempts.forget(key)
         self._agenda.drop(key)
 
     async def _ring(self) -> NoReturn:

@@ -8,7 +8,6 @@ told, instead of a fight.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,7 +19,7 @@ import structlog
 from ca.controller.contention import Contention
 from ca.controller.namespaces import Scope
 from ca.controller.snapshot import Namespace
-from ca.controller.work_queue import Agenda, WorkQueue
+from ca.controller.work_queue import Agenda, Attempts, WorkQueue
 from ca.platform.kubernetes.api.client import KubernetesAPI, Selection
 from ca.platform.kubernetes.api.objects import Key, text
 from ca.platform.kubernetes.api.reflector import Reflector
@@ -41,7 +40,6 @@ from ca.platform.kubernetes.roots.plan import (
 )
 from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, IstioAuthError, MissingError
-from istio_auth.rotation import retry_delay
 
 OUR_NAME: Final = Selection(fields=f"metadata.name={NAME}")  # which ConfigMaps to watch
 _LOOK_EVERY = 0.25  # seconds between two looks at what is due
@@ -163,7 +161,7 @@ class RootPublisher:
         self._agenda = Agenda[str]()
         self._contention = Contention[str]()
         self._written: dict[str, _Written] = {}
-        self._attempts: dict[str, int] = {}
+        self._attempts = Attempts[str](_FIRST_RETRY, _LONGEST_RETRY)
         self._findings: dict[str, Foreign] = {}
         self._wake = asyncio.Event()
 
@@ -204,7 +202,7 @@ class RootPublisher:
         except IstioAuthError as error:
             self._failed(namespace, error)
         else:
-            self._attempts.pop(namespace, None)
+            self._attempts.forget(namespace)
             _log.debug("the roots were published", namespace=namespace, step=step.value, bundle_sequence=roots.sequence)
             until = self._clock.now() + _SHOWN_WITHIN
             self._agenda.put(namespace, until)
@@ -236,7 +234,7 @@ class RootPublisher:
             if scope is Scope.LEFT_ALONE:  # another one of its name begins with a clean record
                 self._written.pop(namespace, None)
                 self._contention.forget(namespace)
-                self._attempts.pop(namespace, None)
+                self._attempts.forget(namespace)
         elif not is_held:
             self._publication.lacks(namespace)
         elif self._publication.holds(namespace, now):
@@ -268,10 +266,8 @@ class RootPublisher:
         return text(made, "metadata", "resourceVersion")
 
     def _failed(self, namespace: str, error: IstioAuthError) -> None:
-        attempt = self._attempts[namespace] = self._attempts.get(namespace, 0) + 1
-        delay = retry_delay(attempt, draw=random.random(), first=_FIRST_RETRY, longest=_LONGEST_RETRY)  # noqa: S311  # jitter
-        self._again(namespace, max(delay, error.retry_after or timedelta()))
-        level = _log.warning if attempt == 1 else _log.debug
+        self._again(namespace, self._attempts.failed(namespace, at_least=error.retry_after))
+        level = _log.warning if self._attempts.count(namespace) == 1 else _log.debug
         level("the roots were not published", namespace=namespace, reason=str(error))
 
     def _report(self, namespace: str, found: ConfigMapFact | None, why: Foreign) -> None:

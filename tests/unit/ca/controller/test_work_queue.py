@@ -1,4 +1,4 @@
-"""The queue of keys: each once, none in two hands, urgent ones first; and the agenda of those that are due later."""
+"""The queue of keys: each once, none in two hands, urgent ones first; those that are due later; and failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ca.controller.work_queue import Agenda, WorkQueue
+from ca.controller.work_queue import Agenda, Attempts, WorkQueue
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -109,3 +109,21 @@ def test_keys_that_are_moved_again_and_again_leave_nothing_behind(keys: int) -> 
         agenda.put(number % keys, NOON + number * MINUTE)
     assert len(agenda._heap) <= 2 * keys + 101
     assert sorted(agenda.take(NOON + 5000 * MINUTE)) == list(range(keys))
+
+
+def test_a_key_waits_twice_as_long_after_each_failure_up_to_the_longest_and_as_long_as_it_is_asked_to() -> None:
+    attempts = Attempts[str](MINUTE, 5 * MINUTE)
+    waits = [attempts.failed("a") for _ in range(5)]
+    for wait, bound in zip(waits, (1, 2, 4, 5, 5), strict=True):
+        assert bound * MINUTE / 2 <= wait <= bound * MINUTE
+    assert attempts.failed("a", at_least=9 * MINUTE) == 9 * MINUTE
+    assert (attempts.count("a"), attempts.count("b")) == (6, 0)
+
+
+def test_a_key_that_has_succeeded_begins_anew() -> None:
+    attempts = Attempts[str](MINUTE, 5 * MINUTE)
+    for _ in range(4):
+        attempts.failed("a")
+    attempts.forget("a")
+    assert attempts.failed("a") <= MINUTE
+    assert attempts.count("a") == 1

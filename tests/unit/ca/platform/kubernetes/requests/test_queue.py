@@ -218,7 +218,7 @@ async def test_one_that_is_gone_is_forgotten(running: Running, signer: Signer, s
     await until(lambda: not running.delayed)
     assert not len(running.queue)
     assert len(running.queue._agenda) == 0
-    assert running.queue._attempts == {}
+    assert not running.queue._attempts._failed
 
 
 async def test_one_that_goes_while_it_is_looked_at_is_forgotten_in_the_end(
@@ -258,7 +258,7 @@ async def test_a_conflict_ends_the_waiting_for_what_was_in_the_way_before(
     signer.errors["web"] = ConflictError("it was changed")
     running.clock.advance(LONGEST)
     await until(lambda: not running.delayed)
-    assert running.queue._attempts == {}
+    assert not running.queue._attempts._failed
 
 
 async def test_a_request_without_sense_is_left_out_and_the_others_are_answered(
