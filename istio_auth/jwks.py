@@ -27,6 +27,10 @@ RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"
 _CURVES = MappingProxyType({"P-256": ("ES256", 32), "P-384": ("ES384", 48), "P-521": ("ES512", 66)})
 ALGORITHMS = RSA_ALGORITHMS | {algorithm for algorithm, _ in _CURVES.values()}
 
+# What the `use` of an entry may be; None stands for an entry that has none.
+Uses: TypeAlias = tuple[str | None, ...]
+SIGNATURES: Uses = ("sig", None)  # RFC 7517 4.2
+
 _MAX_BYTES = 1 << 20
 _MAX_ENTRIES = 100  # a token without a key id is tried with each of them
 _MAX_KEY_ID = 512
@@ -66,13 +70,12 @@ class KeySet:
     left_out: tuple[str, ...] = ()
 
     @classmethod
-    def from_json(cls, text: bytes | str, *, use: str = "sig") -> Self:
+    def from_json(cls, text: bytes | str, *, uses: Uses = SIGNATURES) -> Self:
         """The keys in a JSON Web Key Set.
 
         Args:
             text: the document.
-            use: what its entries must be for: `sig` as RFC 7517 4.2 has it, which an entry need not say, or
-                `jwt-svid` as SPIFFE bundles have it, which it must (JWT-SVID, JW-15).
+            uses: what its entries may be for; all others are left out.
 
         Raises:
             InvalidKeySet: it is no such document, is too large, or shows a private key.
@@ -81,10 +84,10 @@ class KeySet:
             document = parse_json(text, limit=_MAX_BYTES)
         except MalformedError as error:
             raise InvalidKeySet(f"a key set can not be read: {error}") from error
-        return cls.from_document(document, use=use)
+        return cls.from_document(document, uses=uses)
 
     @classmethod
-    def from_document(cls, document: JSON, *, use: str = "sig") -> Self:
+    def from_document(cls, document: JSON, *, uses: Uses = SIGNATURES) -> Self:
         """The keys in a JSON Web Key Set that is parsed already (see `from_json`)."""
         if not isinstance(document, dict) or not isinstance(entries := document.get("keys"), list):
             raise InvalidKeySet("a key set is a JSON object with an array 'keys'")
@@ -94,7 +97,7 @@ class KeySet:
         left_out: list[str] = []
         for place, entry in enumerate(entries):
             try:
-                key = _key(entry, use)
+                key = _key(entry, uses)
             except _LeftOut as reason:
                 left_out.append(f"entry {place}: {reason}")
             else:
@@ -137,12 +140,12 @@ class _LeftOut(Exception):
     """Why an entry is no key of ours."""
 
 
-def _key(entry: JSON, use: str) -> VerificationKey:
+def _key(entry: JSON, uses: Uses) -> VerificationKey:
     if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC"):
         raise _LeftOut("its type is neither RSA nor EC")
     if shown := sorted(_PRIVATE & entry.keys()):
         raise InvalidKeySet(f"an entry shows the private half of its key ({', '.join(shown)})")
-    _check_use(entry, use)
+    _check_use(entry, uses)
     key_id = entry.get("kid", "")
     if not isinstance(key_id, str) or len(key_id) > _MAX_KEY_ID:
         raise _LeftOut(f"its name is no text of at most {_MAX_KEY_ID} characters")
@@ -155,10 +158,11 @@ def _key(entry: JSON, use: str) -> VerificationKey:
     return VerificationKey(key_id, public_key, frozenset({algorithm}))
 
 
-def _check_use(entry: dict[str, JSON], use: str) -> None:
-    said = entry.get("use", "sig")
-    if said != use:
-        raise _LeftOut(f"it is for {str(said)[:40]!a}, not for {use!a}")
+def _check_use(entry: dict[str, JSON], uses: Uses) -> None:
+    if "use" not in entry and None not in uses:
+        raise _LeftOut("it does not say what it is for")
+    if "use" in entry and (entry["use"] is None or entry["use"] not in uses):
+        raise _LeftOut(f"it is for {str(entry['use'])[:40]!a}, not for {' or '.join(filter(None, uses))}")
     operations = entry.get("key_ops", ["verify"])
     if not isinstance(operations, list) or "verify" not in operations:
         raise _LeftOut("it is not for verifying")

@@ -148,7 +148,7 @@ def test_a_set_may_be_empty() -> None:
 def test_keys_of_spiffe_bundles_say_what_they_are_for() -> None:
     entries: list[JSON] = [GOOD.jwk(use="jwt-svid", kid="a"), GOOD.jwk(kid="b"), GOOD.jwk(use=None, kid="c")]
     document: JSON = {"keys": entries}
-    assert [key.key_id for key in KeySet.from_document(document, use="jwt-svid").keys] == ["a"]
+    assert [key.key_id for key in KeySet.from_document(document, uses=("jwt-svid",)).keys] == ["a"]
     assert [key.key_id for key in KeySet.from_document(document).keys] == ["b", "c"]
 
 
