@@ -67,6 +67,10 @@ class Selection:
         chosen = {"fieldSelector": self.fields, "labelSelector": self.labels}
         return {name: value for name, value in chosen.items() if value}
 
+    def __str__(self) -> str:
+        chosen = [f"namespace {self.namespace}" if self.namespace else "", self.fields, self.labels]
+        return ", ".join(filter(None, chosen)) or "all"
+
 
 EVERYTHING = Selection()
 

@@ -218,10 +218,10 @@ class Reflector(Generic[_Fact]):
     def _confirm(self) -> None:
         self.heard = self._clock()
         if self._fault is not None:
-            _log.info("watching", kind=self._resource.kind, objects=len(self._facts))
+            _log.info("watching", kind=self._resource.kind, of=str(self._selection), objects=len(self._facts))
             self._fault = None
 
     def _report(self, error: IstioAuthError) -> None:
         if self._fault != str(error):
             self._fault = str(error)
-            _log.warning("not watching", kind=self._resource.kind, reason=self._fault)
+            _log.warning("not watching", kind=self._resource.kind, of=str(self._selection), reason=self._fault)
