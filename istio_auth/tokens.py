@@ -33,7 +33,9 @@ class TokenFault(enum.Enum):
     TOO_LONG = "token too long"
     MALFORMED = "malformed"
     EXTENSION = "critical extension"
+    HEADER = "forbidden header"
     ALGORITHM = "algorithm"
+    FOREIGN_TRUST_DOMAIN = "no bundle for the trust domain"
     UNKNOWN_KEY = "unknown key"
     SIGNATURE = "wrong signature"
     CLAIM = "missing or malformed claim"
@@ -121,6 +123,23 @@ def verify_token(
     return claims
 
 
+class Unproven(NamedTuple):
+    """What a token says of itself; anybody may have written it."""
+
+    header: Mapping[str, JSON]
+    payload: Mapping[str, JSON]
+
+
+def unproven(token: str) -> Unproven:
+    """What a token says of itself, of which nothing is proven: good for choosing the keys, never for believing it.
+
+    Raises:
+        TokenRefused: it is no token whose header could ever be accepted.
+    """
+    parts = _parts(token)
+    return Unproven(parts.header, _document(parts.payload))
+
+
 def claimed_end(token: str) -> datetime | None:
     """When a token says that it ends. It proves nothing: good for keeping an answer short, never for giving one.
 
@@ -137,6 +156,7 @@ def claimed_end(token: str) -> datetime | None:
 class _Parts(NamedTuple):
     """A token taken apart; nothing of it is proven."""
 
+    header: dict[str, JSON]
     algorithm: str
     key_id: str | None
     payload: bytes
@@ -161,7 +181,7 @@ def _parts(token: str) -> _Parts:
     if key_id is not None and not isinstance(key_id, str):
         raise TokenRefused(TokenFault.MALFORMED, "the name of its key is no text")
     signed = token[: match.end(2)].encode()
-    return _Parts(algorithm, key_id, _octets(match[2]), signed, _octets(match[3]))
+    return _Parts(header, algorithm, key_id, _octets(match[2]), signed, _octets(match[3]))
 
 
 def _octets(segment: str) -> bytes:

@@ -15,7 +15,7 @@ from istio_auth.errors import Code, NotAuthenticated
 from istio_auth.jwks import ALGORITHMS, KeySet
 from istio_auth.keys import public_key_der
 from istio_auth.strict_json import JSON
-from istio_auth.tokens import MAX_TOKEN, Claims, TokenFault, TokenRefused, claimed_end, verify_token
+from istio_auth.tokens import MAX_TOKEN, Claims, TokenFault, TokenRefused, claimed_end, unproven, verify_token
 from tests.fakes.token_issuer import AUDIENCE, CLUSTER, HOUR, TokenIssuer, base64url
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -290,3 +290,16 @@ class TestTheClaimedEnd:
     @pytest.mark.parametrize("text", ["", "garbage", "a.b.c", "eyJ.eyJ.", "x" * (MAX_TOKEN + 1)])
     def test_of_no_token_is_unknown(self, text: str) -> None:
         assert claimed_end(text) is None
+
+
+class TestWhatATokenSaysOfItself:
+    def test_is_read_without_a_key(self) -> None:
+        said = unproven(TokenIssuer(place=7).token(NOW, sub="root"))
+        assert (said.header["alg"], said.payload["sub"]) == ("ES256", "root")
+
+    def test_is_not_read_from_what_could_never_be_accepted(self) -> None:
+        unsigned = ISSUER.sign(ISSUER.payload(NOW), header={"alg": "none"})
+        for text, reason in ((unsigned, TokenFault.ALGORITHM), ("a.b", TokenFault.MALFORMED)):
+            with pytest.raises(TokenRefused) as caught:
+                unproven(text)
+            assert caught.value.fault is reason
