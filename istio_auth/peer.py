@@ -1,15 +1,20 @@
 """What a verified TLS handshake leaves behind, and how a refused one is told.
 
 TLS contexts (`istio_auth.tls`) put a `VerifiedPeer` on the connection they made; everybody else reads it here, without
-depending on them. A refusal is an `ssl` error, so that every loop and library treats it as a failed handshake; it
-carries the reason in our own words.
+depending on them. Requests are asked for the connection they came on by the attributes that their libraries document,
+so none of these libraries is imported. ASGI knows no connections: whoever serves or wraps an ASGI application puts the
+`VerifiedPeer` into its scope, at `scope["extensions"][ASGI_EXTENSION]`.
+
+A refusal is an `ssl` error, so that every loop and library treats it as a failed handshake; it carries the reason in
+our own words.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 from cryptography import x509
 
@@ -44,6 +49,9 @@ class HandshakeRefused(ssl.SSLError):
         self.library = "ISTIO_AUTH"
         self.reason = reason_error.code.name
 
+    def __reduce__(self) -> tuple[type[Self], tuple[IstioAuthError]]:
+        return type(self), (self.reason_error,)  # errors are copied, and cross to other processes
+
 
 class PeerRefused(HandshakeRefused, ssl.SSLCertVerificationError):
     """The peer's certificate was refused: a `VerificationError`, or `NotAuthorized`, is in `reason_error`."""
@@ -68,31 +76,100 @@ class JudgedConnection(Protocol):
 
 
 class Transport(Protocol):
-    """What asyncio's transports and stream writers have in common."""
+    """What asyncio's transports and stream writers, aiohttp's requests and httpx's network streams have in common."""
 
-    def get_extra_info(self, name: str, default: object = None) -> object:
+    def get_extra_info(self, name: str, /) -> object:
         """Something about the connection, by name."""
         ...
 
 
-Connection = JudgedConnection | ssl.SSLSocket | ssl.SSLObject | Transport
+class OverTransport(Protocol):
+    """What came in over a transport: asyncio's protocols, aiohttp's requests."""
+
+    @property
+    def transport(self) -> object:
+        """None once the connection is closed."""
+        ...
+
+
+class OverConnection(Protocol):
+    """What came in over a connection: the handlers of `http.server`, the stream handlers of `socketserver`."""
+
+    @property
+    def connection(self) -> object:
+        """The socket, or something over it."""
+        ...
+
+
+class OverRequest(Protocol):
+    """A handler of `socketserver`, for which a connection is a request."""
+
+    @property
+    def request(self) -> object:
+        """The socket."""
+        ...
+
+
+class OverSocket(Protocol):
+    """A connection of `http.client`, and of those that build on it."""
+
+    @property
+    def sock(self) -> object:
+        """None before the connection is made."""
+        ...
+
+
+class WithScope(Protocol):
+    """A request of an ASGI framework."""
+
+    @property
+    def scope(self) -> Mapping[str, object]:
+        """What the server says of it."""
+        ...
+
+
+Scope = Mapping[str, object]
+Connection = (
+    JudgedConnection
+    | ssl.SSLSocket
+    | ssl.SSLObject
+    | Transport
+    | OverTransport
+    | OverConnection
+    | OverRequest
+    | OverSocket
+    | WithScope
+    | Scope
+)
+
+ASGI_EXTENSION = "istio_auth.peer"
+
+_ATTRIBUTES = ("transport", "connection", "sock", "request", "scope")
+_DEPTH = 4  # a request, its connection, the transport, the TLS object
 
 
 def verified_peer(connection: Connection) -> VerifiedPeer:
     """The peer of a connection made by one of our contexts.
 
     Args:
-        connection: an SSL socket, an SSL object, or an asyncio transport or stream writer over one.
+        connection: an SSL socket, an SSL object, an asyncio transport or stream writer over one; or what came in over
+            such a connection: an aiohttp request, a handler of `http.server` or `socketserver`, a connection of
+            `http.client`, an ASGI scope or request.
 
     Raises:
         NotAuthenticated: the connection has no TLS, another's TLS, or its handshake is not over.
     """
     found: object = connection
-    if not isinstance(found, ssl.SSLSocket | ssl.SSLObject | JudgedConnection):
-        found = connection.get_extra_info("ssl_object")  # type: ignore[union-attr]  # the last kind of Connection
-    if not isinstance(found, JudgedConnection):
-        raise NotAuthenticated("the connection has no TLS that verifies SPIFFE peers")
-    return found.verified_peer()
+    for _ in range(_DEPTH):
+        if isinstance(found, VerifiedPeer):
+            return found
+        if isinstance(found, JudgedConnection):
+            return found.verified_peer()
+        if (found := _below(found)) is None:
+            break
+    raise NotAuthenticated(
+        f"this {type(connection).__name__} has no TLS that verifies SPIFFE peers, or its connection is closed"
+    )
 
 
 def peer_id(connection: Connection) -> SpiffeID:
@@ -109,3 +186,21 @@ def peer_id(connection: Connection) -> SpiffeID:
 def peer_chain(connection: Connection) -> tuple[x509.Certificate, ...]:
     """The chain that proved the peer, leaf first; empty if it presented no certificate (see `verified_peer`)."""
     return verified_peer(connection).chain
+
+
+def _below(found: object) -> object:
+    """What this stands on, one step nearer to the TLS; None if nobody knows.
+
+    Some requests are mappings as well, so what leads to a connection is looked for first.
+    """
+    if isinstance(found, ssl.SSLSocket | ssl.SSLObject):
+        return None  # somebody else's
+    ask: Callable[[str], object] | None = getattr(found, "get_extra_info", None)
+    if callable(ask) and (tls := ask("ssl_object")) is not None:
+        return tls
+    for name in _ATTRIBUTES:
+        if (below := getattr(found, name, None)) is not None:
+            return below
+    if isinstance(found, Mapping) and isinstance(extensions := found.get("extensions"), Mapping):
+        return extensions.get(ASGI_EXTENSION)
+    return None
