@@ -129,6 +129,22 @@ class Unproven(NamedTuple):
     header: Mapping[str, JSON]
     payload: Mapping[str, JSON]
 
+    def audiences(self) -> tuple[str, ...]:
+        """Whom it says that it is for (`aud`).
+
+        Raises:
+            TokenRefused: it says that in no form of the standard.
+        """
+        return _audiences(self.payload.get("aud", []))
+
+    def expires_at(self) -> datetime | None:
+        """When it says that it ends (`exp`), if it does.
+
+        Raises:
+            TokenRefused: it says that in no form of the standard.
+        """
+        return _instant(self.payload, "exp")
+
 
 def unproven(token: str) -> Unproven:
     """What a token says of itself, of which nothing is proven: good for choosing the keys, never for believing it.
@@ -147,8 +163,7 @@ def claimed_end(token: str) -> datetime | None:
         the instant; None if the text is no token, or does not say.
     """
     try:
-        payload = _document(_parts(token).payload)
-        return _instant(payload, "exp")
+        return unproven(token).expires_at()
     except TokenRefused:
         return None
 
@@ -258,7 +273,7 @@ def _audiences(value: JSON) -> tuple[str, ...]:
     return audiences
 
 
-def _instant(payload: dict[str, JSON], name: str) -> datetime | None:
+def _instant(payload: Mapping[str, JSON], name: str) -> datetime | None:
     """Seconds since 1970, fractions allowed (RFC 7519 2); None if the claim is not there."""
     value = payload.get(name)
     if value is None and name not in payload:

@@ -296,6 +296,10 @@ class TestWhatATokenSaysOfItself:
     def test_is_read_without_a_key(self) -> None:
         said = unproven(TokenIssuer(place=7).token(NOW, sub="root"))
         assert (said.header["alg"], said.payload["sub"]) == ("ES256", "root")
+        assert (said.audiences(), said.expires_at()) == ((AUDIENCE,), NOW + HOUR)
+        assert unproven(ISSUER.token(NOW, aud="x", exp=None)).audiences() == ("x",)
+        with pytest.raises(TokenRefused):
+            unproven(ISSUER.token(NOW, aud=7)).audiences()
 
     def test_is_not_read_from_what_could_never_be_accepted(self) -> None:
         unsigned = ISSUER.sign(ISSUER.payload(NOW), header={"alg": "none"})
