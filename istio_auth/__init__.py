@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from istio_auth.bundle import BundleSet, BundleSource, TrustBundle
     from istio_auth.errors import Code, Fault, IstioAuthError, VerificationError
     from istio_auth.sources.memory import MemorySource
+    from istio_auth.sources.source import Source, SourceStatus
     from istio_auth.spiffe_id import SpiffeID, TrustDomain
     from istio_auth.svid import X509SVID
     from istio_auth.tls import client_context, peer_id, server_context
@@ -33,6 +34,8 @@ __all__ = [
     "Fault",
     "IstioAuthError",
     "MemorySource",
+    "Source",
+    "SourceStatus",
     "SpiffeID",
     "TrustBundle",
     "TrustDomain",
@@ -55,6 +58,7 @@ _HOMES = {
     "istio_auth.bundle": ("BundleSet", "BundleSource", "TrustBundle"),
     "istio_auth.errors": ("Code", "Fault", "IstioAuthError", "VerificationError"),
     "istio_auth.sources.memory": ("MemorySource",),
+    "istio_auth.sources.source": ("Source", "SourceStatus"),
     "istio_auth.spiffe_id": ("SpiffeID", "TrustDomain"),
     "istio_auth.svid": ("X509SVID",),
     "istio_auth.tls": ("client_context", "peer_id", "server_context"),

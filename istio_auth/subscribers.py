@@ -31,3 +31,7 @@ class Subscribers:
             functions = list(self._functions.values())
         for changed in functions:
             changed()
+
+    def after_fork(self) -> None:
+        """In a forked child: whoever held the lock when it was forked is not here to give it back."""
+        self._lock = threading.Lock()

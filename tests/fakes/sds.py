@@ -13,6 +13,7 @@ import grpc
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from istio_auth.errors import NotReady
 from istio_auth.sources.memory import MemorySource
 from istio_auth.x509_source import X509Context
 from node_agent.sds.secrets import SECRET_TYPE, Renderer, resolve
@@ -89,8 +90,9 @@ class FakeAgent:
             listening.cancel()
 
     def _resources(self, names: list[str]) -> list[AnyMessage]:
-        context = self.source._context
-        if context is None:
+        try:
+            context = self.source.x509_context()
+        except NotReady:
             return []
         own = context.svid.id.trust_domain
         found = [resolve(name, context, Renderer(), own) for name in names]
