@@ -4,7 +4,8 @@ OpenSSL sees the union of all trusted roots, which only lets a handshake end; th
 `istio_auth.verify` with the bundle of the peer's own trust domain, then from the authorizer. A context in use is never
 changed, because trust stores only grow: a new snapshot makes a new inner context, which replaces the old one whole.
 Settings that libraries make on the outer context (ALPN, versions, ciphers, options, flags) are made again on each inner
-one; certificates and roots come from the source alone, and there is no way to verify less.
+one; certificates and roots come from the source alone, and there is no way to verify less. An SVID that has ended is
+presented to nobody: the reason is told here, where it can be mended, and not by each peer in its own words.
 
 A TLS 1.3 client is done before the server has judged it: only the first bytes it reads show that it was welcome.
 Key exchange prefers X25519MLKEM768 wherever the linked OpenSSL has it (3.5 and newer), which is OpenSSL's own default.
@@ -17,7 +18,7 @@ import logging
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -27,6 +28,7 @@ from istio_auth.errors import ConfigurationError, Fault, InvalidPEM, IstioAuthEr
 from istio_auth.peer import VerifiedPeer
 from istio_auth.pem import read_der_certificate
 from istio_auth.system_clock import SystemClock
+from istio_auth.tls import alpn as mesh_alpn
 from istio_auth.tls.judged import JudgedObject, JudgedSocket, JudgingContext
 from istio_auth.tls.loading import load_roots, load_svid
 from istio_auth.verify import MAX_CHAIN, verify_chain
@@ -67,19 +69,32 @@ def server_context(
 
 
 def client_context(
-    source: X509Source, authorize: Authorizer, *, alpn: Sequence[str] = (), clock: Clock | None = None
+    source: X509Source,
+    authorize: Authorizer,
+    *,
+    alpn: Sequence[str] = (),
+    istio_alpn: bool = False,
+    clock: Clock | None = None,
 ) -> ssl.SSLContext:
     """A context for clients, which presents the source's SVID if it holds one (see `server_context`).
 
     Servers are known by SPIFFE ID, so `authorize` takes the place of the check of the host name.
+
+    Args:
+        source: holds the SVID and the bundles; asked at each handshake.
+        authorize: decides on each server whose SPIFFE ID is proven.
+        alpn: protocols that the client speaks, best first.
+        istio_alpn: offer each protocol, whoever sets it, by Istio's name as well, so that a sidecar in PERMISSIVE mode
+            takes part in the TLS instead of passing it on. `selected_alpn_protocol()` tells the plain names as ever.
+        clock: tells when a chain must be valid; the machine's by default.
     """
-    rules = _Rules(source, authorize, clock or SystemClock(), ssl.CERT_REQUIRED)
+    rules = _Rules(source, authorize, clock or SystemClock(), ssl.CERT_REQUIRED, istio_alpn)
     return _following(ssl.PROTOCOL_TLS_CLIENT, rules, alpn)
 
 
 def _following(protocol: int, rules: _Rules, alpn: Sequence[str]) -> FollowingContext:
     context = FollowingContext(protocol, rules)
-    if alpn:
+    if alpn or rules.istio_alpn:
         context.set_alpn_protocols(alpn)
     return context
 
@@ -90,6 +105,21 @@ class _Rules:
     authorize: Authorizer
     clock: Clock
     demanded: ssl.VerifyMode
+    istio_alpn: bool = False
+
+    def snapshot(self) -> X509Context:
+        """What a connection that begins now is made with.
+
+        Raises:
+            NotReady: the source holds nothing, or an SVID that has ended.
+        """
+        held = self.source.x509_context()
+        if held.svids and self.clock.now() > (ended := held.svid.not_after):
+            raise NotReady(
+                f"our own SVID {held.svid.id} ended {ended:%F %T} UTC, and its source has brought no other since;"
+                " look at the status of the source for what keeps it from renewing"
+            )
+        return held
 
     def judge(self, presented: Sequence[bytes]) -> VerifiedPeer:
         """The peer that presented this chain.
@@ -118,9 +148,10 @@ class FollowingContext(ssl.SSLContext):
     def __init__(self, _protocol: int, rules: _Rules) -> None:
         super().__init__()
         self._rules = rules
-        self._recorded: dict[str, tuple[object, ...]] = {}
+        self._recorded: Mapping[str, tuple[object, ...]] = {}  # replaced, never changed: others may be reading
         self._lock = threading.Lock()
         self._made: _Made | None = None
+        self._told = ""  # the reason last logged
         self.minimum_version = ssl.TLSVersion.TLSv1_2
         self.verify_mode = rules.demanded
 
@@ -170,11 +201,17 @@ class FollowingContext(ssl.SSLContext):
     def set_default_verify_paths(self) -> None:
         """Without effect (see `load_verify_locations`)."""
 
+    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
+        """Speak these protocols; towards a mesh by its names as well, if the context was made for that."""
+        names = list(alpn_protocols)
+        self.record("set_alpn_protocols", mesh_alpn.offered(names) if self._rules.istio_alpn else names)
+
     def record(self, name: str, *arguments: object) -> None:
         """Call a setting of the base, here and on each inner context to come."""
         kept = tuple(entry if isinstance(entry, str) else list(cast("Iterable[str]", entry)) for entry in arguments)
         getattr(ssl.SSLContext, name)(self, *kept)
-        self._recorded[name] = kept
+        with self._lock:
+            self._recorded = {**self._recorded, name: kept}
 
     def current(self) -> JudgingContext:
         """The inner context for a connection that begins now.
@@ -183,7 +220,7 @@ class FollowingContext(ssl.SSLContext):
         where every server and loop expects a TLS error.
         """
         try:
-            snapshot = self._rules.source.x509_context()
+            snapshot = self._rules.snapshot()
             settings = self._settings()
             with self._lock:
                 if self._made is None or self._made.snapshot is not snapshot or self._made.settings != settings:
@@ -220,7 +257,9 @@ class FollowingContext(ssl.SSLContext):
         return inner
 
     def _refusing(self, reason: IstioAuthError) -> JudgingContext:
-        _LOG.debug("no TLS now: %s", reason)
+        level = logging.DEBUG if str(reason) == self._told else logging.WARNING
+        self._told = str(reason)
+        _LOG.log(level, "TLS handshakes are refused on our side: %s", reason)
         inner = self._bare()
         inner.unusable = reason
         return inner
@@ -233,6 +272,7 @@ class FollowingContext(ssl.SSLContext):
         inner.sslsocket_class = JudgedSocket
         inner.judge = self._rules.judge
         inner.renewed = self.current
+        inner.istio_alpn = self._rules.istio_alpn
         return inner
 
     @property
@@ -256,7 +296,6 @@ def _recording(name: str) -> Callable[..., None]:
 
 # Python 3.15 has the later ones.
 for _name in (
-    "set_alpn_protocols",
     "set_ciphers",
     "set_ecdh_curve",
     "set_ciphersuites",

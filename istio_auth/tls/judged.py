@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Never, Protocol, cast
 
 from istio_auth.errors import Fault, IstioAuthError, NotAuthenticated, NotReady, VerificationError
 from istio_auth.peer import HandshakeRefused, PeerRefused, VerifiedPeer
+from istio_auth.tls import alpn
 
 if TYPE_CHECKING:
     from socket import _Address, _RetAddress, _SendableFile
@@ -41,11 +42,13 @@ class JudgingContext(ssl.SSLContext):
         judge: turns the chain that a peer presented (DER, leaf first) into the peer, or raises `IstioAuthError`.
         renewed: the context for a connection that begins now.
         unusable: why no connection can be made with it, if so.
+        istio_alpn: whether protocols are offered by Istio's names, and told by their own.
     """
 
     judge: Callable[[Sequence[bytes]], VerifiedPeer]
     renewed: Callable[[], JudgingContext]
     unusable: IstioAuthError | None = None
+    istio_alpn = False
 
 
 class _Gate:
@@ -95,6 +98,9 @@ class _Gate:
             self._verdict = IstioAuthError("judging the peer was interrupted")
             raise
 
+    def _plain_name(self, selected: str | None) -> str | None:
+        return alpn.meant(selected) if self._judging is not None and self._judging.istio_alpn else selected
+
     def _refuse(self, reason: IstioAuthError, cause: Exception) -> None:
         self._verdict = reason
         _LOG.debug("TLS peer refused: %s", reason)
@@ -122,6 +128,10 @@ class JudgedObject(_Gate, ssl.SSLObject):
         """Begin or end the closing of the TLS layer, once the peer is verified."""
         self.do_handshake()
         super().unwrap()
+
+    def selected_alpn_protocol(self) -> str | None:
+        """The protocol that both ends speak, by its plain name."""
+        return self._plain_name(super().selected_alpn_protocol())
 
     def verify_client_post_handshake(self) -> None:
         """Refused: a second certificate would come after the verdict."""
@@ -239,6 +249,10 @@ class JudgedSocket(_Gate, ssl.SSLSocket):
         plain = super().unwrap()
         self._unwrapped = True
         return plain
+
+    def selected_alpn_protocol(self) -> str | None:
+        """The protocol that both ends speak, by its plain name."""
+        return self._plain_name(super().selected_alpn_protocol())
 
     def verify_client_post_handshake(self) -> None:
         """Refused: a second certificate would come after the verdict."""

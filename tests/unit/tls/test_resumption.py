@@ -18,7 +18,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.tls import End, begin, go_on, meet, stranger, talk
 from tests.vectors.x509_svid import KEY, LOCAL, NOW, STRANGER, sound_intermediate
 
-OURS = LOCAL.svid("/ours")
+OURS = LOCAL.svid("/ours", not_after=NOW + 50 * HOUR)
 
 
 class Door:

@@ -37,7 +37,7 @@ from tests.vectors.x509_svid import (
     sound_intermediate,
 )
 
-OURS = MemorySource.of(LOCAL.svid("/ours"), *BUNDLES)
+OURS = MemorySource.of(LOCAL.svid("/ours", not_after=NOW + 50 * HOUR), *BUNDLES)
 WEB = SpiffeID.parse("spiffe://cluster.local/ns/default/sa/web")
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 KEYS = {LOCAL.certificate: LOCAL.key}
