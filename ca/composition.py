@@ -33,9 +33,9 @@ from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.http import HealthServer
 from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
-from istio_auth.daemon.values import HostPort
 from istio_auth.door import Door, DoorLimits
 from istio_auth.errors import Code, ConfigurationError
+from istio_auth.host_port import HostPort
 from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.system_clock import SystemClock
 from istio_auth.tls import server_context

@@ -17,8 +17,8 @@ from istio_auth.clock import in_words
 from istio_auth.daemon.command import LogSettings
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.settings import Setting
-from istio_auth.daemon.values import HostPort
 from istio_auth.errors import ConfigurationError
+from istio_auth.host_port import HostPort
 from istio_auth.registration import check_dns_name
 from istio_auth.spiffe_id import TrustDomain
 

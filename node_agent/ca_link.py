@@ -16,9 +16,9 @@ from google.protobuf.message import Message
 
 from istio_auth.authorize import is_id
 from istio_auth.clock import Clock
-from istio_auth.daemon.values import HostPort
 from istio_auth.door import Portal
 from istio_auth.errors import IstioAuthError, NotReady
+from istio_auth.host_port import HostPort
 from istio_auth.rpc.channel import Channel
 from istio_auth.rpc.status import UnknownMethod
 from istio_auth.spiffe_id import SpiffeID

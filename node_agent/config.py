@@ -12,8 +12,8 @@ from typing import Annotated
 from istio_auth.daemon.command import LogSettings
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.settings import Setting
-from istio_auth.daemon.values import HostPort
 from istio_auth.errors import ConfigurationError, InvalidSpiffeID
+from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
 PREFIX = "ISTIO_AUTH_AGENT__"

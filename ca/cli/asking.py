@@ -18,10 +18,10 @@ from ca.cli.issuing import Delivery, Wanted, delivered
 from ca.cli.material import read_bundles
 from istio_auth.authorize import is_id
 from istio_auth.bundle import BundleSet
-from istio_auth.daemon.values import HostPort
 from istio_auth.door import Portal
 from istio_auth.errors import ConfigurationError, InvalidPEM, MissingError, NotReady
 from istio_auth.files import read_secret
+from istio_auth.host_port import HostPort
 from istio_auth.keys import new_private_key, signature_hash
 from istio_auth.pem import read_certificates, write_csr
 from istio_auth.proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse

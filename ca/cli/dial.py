@@ -15,8 +15,8 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from istio_auth.daemon.values import HostPort
 from istio_auth.errors import InvalidPEM, NotReady
+from istio_auth.host_port import HostPort
 from istio_auth.pem import read_der_certificate
 from istio_auth.svid import X509SVID
 from istio_auth.tls.loading import load_svid

@@ -16,9 +16,9 @@ from ca.cli.output import Fact, Section, Tone
 from ca.cli.verdict import Verdict, judge
 from istio_auth.authorize import Authorizer, any_id, member_of, one_of
 from istio_auth.bundle import JSON
-from istio_auth.daemon.values import HostPort
 from istio_auth.errors import ConfigurationError
 from istio_auth.files import read_secret
+from istio_auth.host_port import HostPort
 from istio_auth.pem import MAX_KEY_BYTES
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.svid import X509SVID

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from istio_auth.daemon.readiness import Readiness
-from istio_auth.daemon.values import HostPort
 from istio_auth.door.tcp_socket import listening_sockets
+from istio_auth.host_port import HostPort
 
 
 class HealthServer:

@@ -18,9 +18,9 @@ from typing import Self, cast
 import aiohappyeyeballs
 
 from istio_auth.door.splice import BUFFER_BYTES, PlainEnd, TLSEnd
-from istio_auth.door.tcp_socket import address_text
 from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket
 from istio_auth.errors import IstioAuthError, NotReady
+from istio_auth.host_port import HostPort
 
 _LOG = logging.getLogger("istio_auth.portal")
 _HAPPY_EYEBALLS_SECONDS = 0.25  # RFC 8305 5
@@ -52,7 +52,7 @@ class Portal:
         patience: timedelta = timedelta(seconds=10),
     ) -> None:
         self.host, self.port = host, port
-        self.authority = address_text(host, port)
+        self.authority = str(HostPort(host, port))
         self.last_error: IstioAuthError | None = None
         self.context = context
         self.patience = patience

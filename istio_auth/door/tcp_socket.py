@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from istio_auth.door.unix_socket import BACKLOG
 from istio_auth.errors import ConfigurationError, NotReady
+from istio_auth.host_port import HostPort
 
 _EVERYWHERE = frozenset({"", "::"})
 _PASSING = frozenset({errno.EADDRINUSE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -24,7 +25,7 @@ def listening_sockets(host: str, port: int) -> list[socket.socket]:
         ConfigurationError: there is no such address here, or we may not listen on it.
         NotReady: somebody else listens there, or the machine is out of sockets.
     """
-    where = address_text(host, port)
+    where = HostPort(host, port)
     try:
         return [_everywhere(port)] if host in _EVERYWHERE else _at_each_address(host, port)
     except socket.gaierror as error:
@@ -32,11 +33,6 @@ def listening_sockets(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         message = f"can not listen on {where}: {error.strerror}"
         raise NotReady(message) if error.errno in _PASSING else ConfigurationError(message) from error
-
-
-def address_text(host: str, port: int) -> str:
-    """A host and a port as one writes them: IPv6 in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _at_each_address(host: str, port: int) -> list[socket.socket]:

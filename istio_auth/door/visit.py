@@ -12,9 +12,9 @@ from typing import cast
 from istio_auth.door.callers import Caller, TLSCaller, UnixCaller
 from istio_auth.door.register import Register
 from istio_auth.door.splice import PlainEnd, TLSEnd
-from istio_auth.door.tcp_socket import address_text
 from istio_auth.door.unix_socket import connect_under_a_name
 from istio_auth.errors import IstioAuthError, NotAuthenticated, NotReady
+from istio_auth.host_port import HostPort
 from istio_auth.peer import JudgedConnection
 
 _LOG = logging.getLogger("istio_auth.door")
@@ -101,7 +101,7 @@ class TLSVisit(_Visit):
         host, port = cast("asyncio.Transport", self.end.transport).get_extra_info("peername")[:2]
         if "." in host:
             host = host.removeprefix("::ffff:")  # how IPv4 looks at a socket for both families
-        self._address = address_text(host, port)
+        self._address = str(HostPort(host, port))
         try:
             self._register.enter(self, host)
         except IstioAuthError as error:

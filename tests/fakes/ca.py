@@ -13,9 +13,9 @@ from cryptography import x509
 
 from istio_auth.authorize import any_id
 from istio_auth.bundle import BundleSet
-from istio_auth.daemon.values import HostPort
 from istio_auth.door import Door, TLSCaller
 from istio_auth.errors import IstioAuthError, NotAuthenticated
+from istio_auth.host_port import HostPort
 from istio_auth.pem import read_csr, write_certificates, write_der
 from istio_auth.proto import istio_ca_pb2, node_pb2
 from istio_auth.registration import Registration

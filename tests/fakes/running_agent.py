@@ -13,7 +13,7 @@ from typing import Self
 from istio_auth.bundle import TrustBundle
 from istio_auth.daemon.lifecycle import Daemon
 from istio_auth.daemon.notify import Notifier
-from istio_auth.daemon.values import HostPort
+from istio_auth.host_port import HostPort
 from istio_auth.registration import Registration, Selector
 from istio_auth.spiffe_id import SpiffeID
 from node_agent.app import Agent

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, Counter
 
 from istio_auth.daemon.http import HealthServer
 from istio_auth.daemon.readiness import Readiness
-from istio_auth.daemon.values import HostPort
 from istio_auth.errors import NotReady
+from istio_auth.host_port import HostPort
 
 LOCAL = HostPort("127.0.0.1", 0)
 

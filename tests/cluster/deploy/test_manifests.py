@@ -17,7 +17,7 @@ import yaml
 from ca.config import FILE_NAME, Config
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.lifecycle import STOP_WITHIN
-from istio_auth.daemon.values import HostPort
+from istio_auth.host_port import HostPort
 from tests.cluster.client import JSON, Client, Refused
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import BASE, KUBERNETES, Installation, apply, environment, kubectl, of_kind, rendered

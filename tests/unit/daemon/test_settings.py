@@ -10,8 +10,8 @@ from typing import Annotated
 import pytest
 
 from istio_auth.daemon.settings import Loaded, Setting, Sources, leaves, load
-from istio_auth.daemon.values import HostPort
 from istio_auth.errors import ConfigurationError
+from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import TrustDomain
 
 PREFIX = "APP__"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from istio_auth.daemon.values import HostPort, from_toml, from_word, to_word
+from istio_auth.daemon.values import from_toml, from_word, to_word
 from istio_auth.errors import ConfigurationError
+from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
 FOLDER = Path("/base")
