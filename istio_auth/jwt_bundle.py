@@ -1,0 +1,136 @@
+"""JWTBundle and JWTBundleSet: whose keys may sign the JWT-SVIDs of a trust domain (JWT-SVID 6, Workload API 6).
+
+A type of its own beside `TrustBundle`, so that the keys of one kind of SVID can not be taken for those of another
+(WA-19). Looked up by the trust domain of the token's subject and never pooled. There are two formats: in a SPIFFE
+bundle the entries for `jwt-svid` count and no others; in a Workload API's key sets an entry need not say what it is
+for. In both, an entry that can not be used is left out with its reason and never spoils the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from istio_auth.errors import InvalidBundle, MalformedError
+from istio_auth.jwks import KeySet, Uses
+from istio_auth.spiffe_id import TrustDomain
+from istio_auth.strict_json import JSON, parse_json
+from istio_auth.tokens import TokenFault, TokenRefused
+
+_MAX_BYTES = 4 << 20
+_SPIFFE_BUNDLE: Uses = ("jwt-svid",)  # JW-15
+_WORKLOAD_API: Uses = ("jwt-svid", None)  # SPIRE leaves it out there
+
+
+@dataclass(frozen=True, slots=True)
+class JWTBundle:
+    """The keys that sign the JWT-SVIDs of one trust domain.
+
+    Args:
+        trust_domain: whose keys these are.
+        keys: the keys, each with its name; none means that no JWT-SVID of that trust domain is valid (BD-05).
+    """
+
+    trust_domain: TrustDomain
+    keys: KeySet = field(default_factory=KeySet)
+
+    @classmethod
+    def from_json(cls, trust_domain: TrustDomain, text: bytes | str) -> Self:
+        """The JWT keys in a SPIFFE bundle document, which does not name its trust domain (BD-11).
+
+        Raises:
+            InvalidBundle: it is no such document, or shows a private key.
+        """
+        return cls.from_document(trust_domain, _load(text))
+
+    @classmethod
+    def from_document(cls, trust_domain: TrustDomain, document: JSON) -> Self:
+        """The JWT keys in an already parsed SPIFFE bundle document (see `from_json`)."""
+        return cls._of(trust_domain, document, _SPIFFE_BUNDLE)
+
+    @classmethod
+    def from_workload_api(cls, trust_domain: TrustDomain, text: bytes | str) -> Self:
+        """The keys in a key set as a Workload API serves it, where their use may be unsaid (see `from_json`)."""
+        return cls._of(trust_domain, _load(text), _WORKLOAD_API)
+
+    @classmethod
+    def _of(cls, trust_domain: TrustDomain, document: JSON, uses: Uses) -> Self:
+        try:
+            found = KeySet.from_document(document, uses=uses)
+        except MalformedError as error:
+            raise InvalidBundle(f"the JWT bundle of {trust_domain} can not be used: {error}") from error
+        nameless = ("a key has no name (JW-14)",) * sum(not key.key_id for key in found.keys)
+        named = tuple(key for key in found.keys if key.key_id)
+        return cls(trust_domain, KeySet(named, (*found.left_out, *nameless)))
+
+    def bundle(self, trust_domain: TrustDomain) -> JWTBundle:
+        """Itself, if asked for its own trust domain: a single bundle is a `JWTBundleSource`.
+
+        Raises:
+            TokenRefused: it is another trust domain's.
+        """
+        if trust_domain != self.trust_domain:
+            raise _no_bundle(trust_domain)
+        return self
+
+
+class JWTBundleSource(Protocol):
+    """Knows the JWT bundles that are trusted now."""
+
+    def bundle(self, trust_domain: TrustDomain) -> JWTBundle:
+        """The JWT bundle of a trust domain.
+
+        Raises:
+            TokenRefused: that trust domain is not trusted.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JWTBundleSet:
+    """The JWT bundles of several trust domains, kept apart."""
+
+    bundles: tuple[JWTBundle, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [bundle.trust_domain for bundle in self.bundles]
+        if len(set(names)) != len(names):
+            raise InvalidBundle("a set of JWT bundles holds each trust domain once")
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Self:
+        """The set that a SPIFFE bundle map says (Trust Domain and Bundle, Bundle Map).
+
+        Raises:
+            InvalidBundle, InvalidSpiffeID: it is no such map, or a member is damaged: nothing is taken then (BM-06).
+        """
+        document = _load(text)
+        if not isinstance(document, dict) or not isinstance(domains := document.get("trust_domains"), dict):
+            raise InvalidBundle("a SPIFFE bundle map is a JSON object with an object 'trust_domains'")
+        return cls(tuple(JWTBundle.from_document(TrustDomain(name), member) for name, member in domains.items()))
+
+    def bundle(self, trust_domain: TrustDomain) -> JWTBundle:
+        """The JWT bundle of one trust domain.
+
+        Raises:
+            TokenRefused: there is none.
+        """
+        for bundle in self.bundles:
+            if bundle.trust_domain == trust_domain:
+                return bundle
+        raise _no_bundle(trust_domain)
+
+    def __iter__(self) -> Iterator[JWTBundle]:
+        return iter(self.bundles)
+
+
+def _no_bundle(trust_domain: TrustDomain) -> TokenRefused:
+    return TokenRefused(TokenFault.FOREIGN_TRUST_DOMAIN, f"{trust_domain} is not among the trusted domains")
+
+
+def _load(text: bytes | str) -> JSON:
+    try:
+        return parse_json(text, limit=_MAX_BYTES)
+    except MalformedError as error:
+        raise InvalidBundle(f"a JWT bundle can not be read: {error}") from error
