@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from istio_auth.verify import verify_chain
     from istio_auth.x509_source import X509Context, X509Source
 
+    # isort: split
+    # Names that need an extra are not in __all__, so that `from istio_auth import *` works without.
+    from istio_auth.jwt_bundle import JWTBundle as JWTBundle
+    from istio_auth.jwt_bundle import JWTBundleSet as JWTBundleSet
+    from istio_auth.jwt_bundle import JWTBundleSource as JWTBundleSource
+    from istio_auth.jwt_svid import JWTSVID as JWTSVID
+    from istio_auth.jwt_svid import validate_jwt_svid as validate_jwt_svid
+
 __all__ = [
     "X509SVID",
     "Authorizer",
@@ -65,7 +73,11 @@ _HOMES = {
     "istio_auth.verify": ("verify_chain",),
     "istio_auth.x509_source": ("X509Context", "X509Source"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOMES_WITH_EXTRAS = {
+    "istio_auth.jwt_bundle": ("JWTBundle", "JWTBundleSet", "JWTBundleSource"),  # jwt
+    "istio_auth.jwt_svid": ("JWTSVID", "validate_jwt_svid"),  # jwt
+}
+_HOME_OF = {name: home for home, names in (_HOMES | _HOMES_WITH_EXTRAS).items() for name in names}
 
 
 def __getattr__(name: str) -> object:
@@ -79,4 +91,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """The public names."""
-    return sorted(__all__)
+    return sorted(_HOME_OF)

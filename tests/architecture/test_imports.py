@@ -46,15 +46,18 @@ def test_the_public_names_cost_cryptography_and_no_extra() -> None:
     assert not loaded & HEAVY
 
 
-@pytest.mark.parametrize("name", istio_auth.__all__)
+@pytest.mark.parametrize("name", sorted(istio_auth._HOME_OF))
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(istio_auth, name) is not None
     assert name in dir(istio_auth)
 
 
 def test_public_names_stand_in_one_list() -> None:
-    assert sorted(istio_auth.__all__) == sorted(istio_auth._HOME_OF)
+    assert sorted(istio_auth.__all__) == sorted(name for names in istio_auth._HOMES.values() for name in names)
     assert len(set(istio_auth.__all__)) == len(istio_auth.__all__)
+    with_extras = [name for names in istio_auth._HOMES_WITH_EXTRAS.values() for name in names]
+    assert not set(with_extras) & set(istio_auth.__all__)
+    assert sorted(istio_auth._HOME_OF) == sorted([*istio_auth.__all__, *with_extras])
 
 
 def test_a_name_that_is_not_public_is_told_as_such() -> None:
