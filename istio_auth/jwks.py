@@ -14,18 +14,19 @@ from types import MappingProxyType
 from typing import Protocol, Self, TypeAlias
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from istio_auth.errors import MalformedError
 from istio_auth.keys import MAX_RSA_BITS, MIN_RSA_BITS
 from istio_auth.strict_json import JSON, parse_json
 
-TokenKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+TokenKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 # Each curve has the one algorithm that names it, and a size of its coordinates in bytes (RFC 7518 3.4 and 6.2.1.2).
 _CURVES = MappingProxyType({"P-256": ("ES256", 32), "P-384": ("ES384", 48), "P-521": ("ES512", 66)})
 ALGORITHMS = RSA_ALGORITHMS | {algorithm for algorithm, _ in _CURVES.values()}
+EVERY_ALGORITHM = ALGORITHMS | {"EdDSA"}  # for who asks for it: RFC 8037, with Ed25519; no JWT-SVID has it (JW-03)
 
 # What the `use` of an entry may be; None stands for an entry that has none.
 Uses: TypeAlias = tuple[str | None, ...]
@@ -141,15 +142,15 @@ class _LeftOut(Exception):
 
 
 def _key(entry: JSON, uses: Uses) -> VerificationKey:
-    if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC"):
-        raise _LeftOut("its type is neither RSA nor EC")
+    if not isinstance(entry, dict) or entry.get("kty") not in ("RSA", "EC", "OKP"):
+        raise _LeftOut("its type is neither RSA, EC nor OKP")
     if shown := sorted(_PRIVATE & entry.keys()):
         raise InvalidKeySet(f"an entry shows the private half of its key ({', '.join(shown)})")
     _check_use(entry, uses)
     key_id = entry.get("kid", "")
     if not isinstance(key_id, str) or len(key_id) > _MAX_KEY_ID:
         raise _LeftOut(f"its name is no text of at most {_MAX_KEY_ID} characters")
-    public_key, possible = _rsa(entry) if entry["kty"] == "RSA" else _ec(entry)
+    public_key, possible = {"RSA": _rsa, "EC": _ec, "OKP": _okp}[str(entry["kty"])](entry)
     algorithm = entry.get("alg")
     if algorithm is None:
         return VerificationKey(key_id, public_key, possible)
@@ -186,6 +187,14 @@ def _ec(entry: dict[str, JSON]) -> tuple[TokenKey, frozenset[str]]:
     if {len(_octets(entry, "x")), len(_octets(entry, "y"))} != {size}:
         raise _LeftOut(f"its coordinates are not {size} bytes long")
     return _parsed(algorithm, entry), frozenset({algorithm})
+
+
+def _okp(entry: dict[str, JSON]) -> tuple[TokenKey, frozenset[str]]:
+    if entry.get("crv") != "Ed25519":
+        raise _LeftOut("its curve is not Ed25519")
+    if len(_octets(entry, "x")) != 32:
+        raise _LeftOut("its key is not 32 bytes long")
+    return _parsed("EdDSA", entry), frozenset({"EdDSA"})
 
 
 def _parsed(algorithm: str, entry: dict[str, JSON]) -> TokenKey:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from istio_auth.jwks import KeySet
-from istio_auth.keys import public_key_der
 from istio_auth.strict_json import JSON
 
 CLUSTER = "https://kubernetes.default.svc.cluster.local"
@@ -23,11 +23,13 @@ _CURVES = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521
 
 
 @functools.cache
-def new_signing_key(algorithm: str, place: int = 0) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+def new_signing_key(
+    algorithm: str, place: int = 0
+) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey:
     """A key that signs with this algorithm; for each place another one."""
     if algorithm in _CURVES:
         return ec.generate_private_key(_CURVES[algorithm])
-    return rsa.generate_private_key(65537, 2048)
+    return ed25519.Ed25519PrivateKey.generate() if algorithm == "EdDSA" else rsa.generate_private_key(65537, 2048)
 
 
 def base64url(octets: bytes) -> str:
@@ -38,11 +40,12 @@ class TokenIssuer:
     """Signs tokens as the API server does, and publishes its key as the API server does."""
 
     def __init__(self, algorithm: str = "ES256", *, place: int = 0, issuer: str = CLUSTER) -> None:
-        family = algorithm if algorithm in _CURVES else "RS256"
+        family = algorithm if algorithm in _CURVES or algorithm == "EdDSA" else "RS256"
         self.key = new_signing_key(family, place)
         self.algorithm = algorithm
         self.issuer = issuer
-        self.key_id = base64url(hashlib.sha256(public_key_der(self.key.public_key())).digest())
+        self.public_der = self.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.key_id = base64url(hashlib.sha256(self.public_der).digest())
 
     def jwk(self, **changes: JSON) -> dict[str, JSON]:
         """The entry of its key; a change to None takes a member out."""

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from istio_auth.errors import MalformedError
-from istio_auth.jwks import ALGORITHMS, RSA_ALGORITHMS, InvalidKeySet, KeySet, base64url_octets
+from istio_auth.jwks import EVERY_ALGORITHM, RSA_ALGORITHMS, InvalidKeySet, KeySet, base64url_octets
 from istio_auth.strict_json import JSON
 from tests.fakes.token_issuer import TokenIssuer, base64url
 
@@ -19,7 +19,7 @@ def read(*entries: JSON) -> KeySet:
 
 
 class TestAKeyCounts:
-    @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+    @pytest.mark.parametrize("algorithm", sorted(EVERY_ALGORITHM))
     def test_for_the_algorithm_it_names(self, algorithm: str) -> None:
         issuer = TokenIssuer(algorithm)
         (key,) = read(issuer.jwk()).keys
@@ -110,7 +110,10 @@ def test_a_key_that_can_not_be_used_is_left_out_with_its_reason_and_spoils_nothi
         "key",
         {},
         {"kty": "oct", "k": "c2VjcmV0", "alg": "HS256"},
-        {"kty": "OKP", "crv": "Ed25519", "x": base64url(bytes(32))},
+        {"kty": "OKP", "crv": "Ed448", "x": base64url(bytes(57))},
+        {"kty": "OKP", "crv": "X25519", "x": base64url(bytes(32))},
+        {"kty": "OKP", "crv": "Ed25519", "x": base64url(bytes(31))},
+        {"kty": "OKP", "crv": "Ed25519", "alg": "ES256", "x": base64url(bytes(32))},
     ],
 )
 def test_what_is_no_key_of_ours_is_left_out(entry: JSON) -> None:

@@ -17,7 +17,7 @@ What it knows that it can not judge, it leaves to a review: `Unsure`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -98,7 +98,7 @@ def verify_offline(
 def _unwatched(claims: Claims) -> str:
     """Why the object that the token is bound to can not be looked at here; empty if it can."""
     said = claims.members["kubernetes.io"]
-    assert isinstance(said, dict)  # caller_of_claims has seen to it
+    assert isinstance(said, Mapping)  # caller_of_claims has seen to it
     for kind in _UNWATCHED:
         if kind in said:
             return f"the token is bound to a {kind}, which is not watched"

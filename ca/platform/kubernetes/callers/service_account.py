@@ -17,7 +17,7 @@ from istio_auth.errors import NotAuthenticated
 from istio_auth.registration import Selector
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.strict_json import JSON
-from istio_auth.tokens import Claims
+from istio_auth.tokens import Claims, FrozenJSON
 
 METHOD = "kubernetes-token"
 SELECTOR_TYPE = "k8s"
@@ -165,7 +165,7 @@ def caller_of_claims(claims: Claims) -> ServiceAccountCaller:
         NotAuthenticated: no service account, or the claims contradict each other.
     """
     said = claims.members.get("kubernetes.io")
-    if not isinstance(said, dict):
+    if not isinstance(said, Mapping):
         raise NotAuthenticated("the token says nothing about Kubernetes")
     namespace, name = _account(claims.subject)
     account, pod, node = _named(said, "serviceaccount"), _named(said, "pod"), _named(said, "node")
@@ -214,14 +214,14 @@ def _one(extra: Mapping[str, JSON], name: str) -> str:
     raise NotAuthenticated(f"what the API server says of the {name} of the token is not one text")
 
 
-def _named(said: dict[str, JSON], name: str) -> dict[str, JSON]:
+def _named(said: Mapping[str, FrozenJSON], name: str) -> Mapping[str, FrozenJSON]:
     found = said.get(name, {})
-    if not isinstance(found, dict):
+    if not isinstance(found, Mapping):
         raise NotAuthenticated(f"what the token says of its {name} is no object")
     return found
 
 
-def _text(said: Mapping[str, JSON], name: str) -> str:
+def _text(said: Mapping[str, JSON] | Mapping[str, FrozenJSON], name: str) -> str:
     value = said.get(name, "")
     if not isinstance(value, str):
         raise NotAuthenticated(f"the {name} that the token speaks of is no text")

@@ -1,0 +1,122 @@
+"""Claims: what a proven token says, typed, and unchangeable all the way down (RFC 7519 4.1).
+
+They are shared by all who handle a request, and remembered for the next one with the same token: whoever could change
+a list in them would change what others are allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TypeAlias
+
+from istio_auth.strict_json import JSON
+from istio_auth.tokens.fault import TokenFault, TokenRefused
+
+FrozenJSON: TypeAlias = bool | int | float | str | tuple["FrozenJSON", ...] | Mapping[str, "FrozenJSON"] | None
+
+_NOTHING: Mapping[str, FrozenJSON] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a verified token says. Only a verifier makes these.
+
+    Args:
+        issuer: who signed it (`iss`); empty if it does not say.
+        subject: whom it speaks of (`sub`); empty if it does not say.
+        audiences: whom it is for (`aud`).
+        expires_at: when it ends (`exp`).
+        not_before: when it begins (`nbf`), if it says.
+        issued_at: when it was made (`iat`), if it says.
+        token_id: its own name (`jti`); empty if it has none.
+        members: everything it says, by name: lists as tuples, objects as mappings that can not be changed.
+    """
+
+    issuer: str
+    subject: str
+    audiences: tuple[str, ...]
+    expires_at: datetime
+    not_before: datetime | None = None
+    issued_at: datetime | None = None
+    token_id: str = ""
+    members: Mapping[str, FrozenJSON] = field(default_factory=lambda: _NOTHING, repr=False)
+
+    def to_document(self) -> dict[str, JSON]:
+        """Everything it says as plain lists and dictionaries, made anew: to write it as JSON, or to change the copy."""
+        return {name: _thawed(value) for name, value in self.members.items()}
+
+
+def claims_of(payload: Mapping[str, JSON], *, required: Collection[str] = ()) -> Claims:
+    """The typed claims of a payload. They are worth as much as its signature, at which nobody looks here.
+
+    Args:
+        payload: what the token says.
+        required: names of claims that must be there, besides `exp`, which always must.
+
+    Raises:
+        TokenRefused: one is missing, or is not of its type.
+    """
+    if missing := sorted({"exp", *required} - payload.keys()):
+        raise TokenRefused(TokenFault.CLAIM, f"it does not say its {', '.join(missing)}")
+    expires_at = instant(payload, "exp")
+    assert expires_at is not None  # it was needed
+    return Claims(
+        issuer=_text(payload, "iss"),
+        subject=_text(payload, "sub"),
+        audiences=_audiences(payload.get("aud", [])),
+        expires_at=expires_at,
+        not_before=instant(payload, "nbf"),
+        issued_at=instant(payload, "iat"),
+        token_id=_text(payload, "jti"),
+        members=MappingProxyType({name: _frozen(value) for name, value in payload.items()}),
+    )
+
+
+def instant(payload: Mapping[str, JSON], name: str) -> datetime | None:
+    """Seconds since 1970, fractions allowed (RFC 7519 2); None if the claim is not there.
+
+    Raises:
+        TokenRefused: it is no number, or no date.
+    """
+    value = payload.get(name)
+    if value is None and name not in payload:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TokenRefused(TokenFault.CLAIM, f"its {name!r} is no instant")
+    try:
+        return datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise TokenRefused(TokenFault.CLAIM, f"its {name!r} is no instant") from error
+
+
+def _text(payload: Mapping[str, JSON], name: str) -> str:
+    value = payload.get(name, "")
+    if not isinstance(value, str):
+        raise TokenRefused(TokenFault.CLAIM, f"its {name!r} is no text")
+    return value
+
+
+def _audiences(value: JSON) -> tuple[str, ...]:
+    """One text or a list of them (RFC 7519 4.1.3)."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        raise TokenRefused(TokenFault.CLAIM, "its 'aud' is neither a text nor a list of texts")
+    audiences = tuple(text for text in texts if isinstance(text, str))
+    if len(audiences) != len(texts):
+        raise TokenRefused(TokenFault.CLAIM, "its 'aud' is neither a text nor a list of texts")
+    return audiences
+
+
+def _frozen(value: JSON) -> FrozenJSON:
+    if isinstance(value, dict):
+        return MappingProxyType({name: _frozen(member) for name, member in value.items()})
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _thawed(value: FrozenJSON) -> JSON:
+    if isinstance(value, Mapping):
+        return {name: _thawed(member) for name, member in value.items()}
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
