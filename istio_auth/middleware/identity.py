@@ -1,0 +1,169 @@
+"""ASGI middleware that tells an application who calls: by TLS, by a trusted proxy in front of it, and by a token.
+
+Who the calling workload is comes from the TLS connection, which the server has put on the scope (see `istio_auth.peer`
+and `istio_auth.middleware.uvicorn`). If that peer is a trusted proxy, the caller is whom the proxy says that it saw, in
+the last element of `x-forwarded-client-cert`; a proxy that says nothing speaks for nobody, least of all with its own
+name. Everybody else's header is taken away before the application can read it. On whose behalf the workload calls comes
+from a verified token, which never makes up for a missing caller.
+
+What can not be trusted is refused here: 400 for a header that names nobody without doubt, 401 for a token, 403 for a
+caller. The reason is for our log alone.
+"""
+
+from __future__ import annotations
+
+import http
+import logging
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Protocol, cast
+
+from istio_auth.authorize import Authorizer
+from istio_auth.errors import Code, ConfigurationError, IstioAuthError, NotAuthenticated, NotAuthorized
+from istio_auth.middleware.asgi import Application, Headers, Receive, Scope, Send, extensions_of, refuse
+from istio_auth.peer import ASGI_EXTENSION, VerifiedPeer, WithScope, verified_peer
+from istio_auth.spiffe_id import SpiffeID
+from istio_auth.xfcc import InvalidXFCC, forwarded_id
+
+if TYPE_CHECKING:
+    from istio_auth.tokens import Claims
+
+_LOG = logging.getLogger(__name__)
+
+PROXY_EXTENSION = "istio_auth.proxy"
+CLAIMS_EXTENSION = "istio_auth.claims"
+
+_OURS = {ASGI_EXTENSION, PROXY_EXTENSION, CLAIMS_EXTENSION}
+_XFCC = b"x-forwarded-client-cert"
+_STATUS = {
+    Code.MALFORMED: http.HTTPStatus.BAD_REQUEST,
+    Code.NOT_AUTHENTICATED: http.HTTPStatus.UNAUTHORIZED,
+    Code.NOT_AUTHORIZED: http.HTTPStatus.FORBIDDEN,
+    Code.NOT_READY: http.HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.EXHAUSTED: http.HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_INVALID_TOKEN = ((b"www-authenticate", b'Bearer error="invalid_token"'),)  # RFC 6750, 3
+
+
+class TokenVerifier(Protocol):
+    """Finds the token of a request and verifies it."""
+
+    async def verify(self, headers: Headers, query: bytes) -> Claims | None:
+        """What the request's token says; None if it has none.
+
+        Args:
+            headers: names in lower case, and values.
+            query: the query string, without `?`.
+
+        Raises:
+            NotAuthenticated: there is a token, and it is refused.
+            NotReady: the keys of its issuer are not there.
+        """
+        ...
+
+
+class IdentityMiddleware:
+    """Puts caller and claims on the scope: read them with `istio_auth.peer_id` and `token_claims`.
+
+    Args:
+        app: the application.
+        authorize: decides on each caller. Behind a trusted proxy there must be one, because the authorizer of the TLS
+            context has only seen the proxy.
+        trusted_proxies: the SPIFFE IDs of the proxies whose word is taken for whom they serve.
+        require_caller: False lets requests in that come from nobody: without TLS, without client certificate, or from
+            a trusted proxy whose client has none.
+        tokens: verifies the tokens of requests; without one they are left to the application.
+
+    Raises:
+        ConfigurationError: proxies are trusted, and nothing decides on their callers.
+    """
+
+    def __init__(
+        self,
+        app: Application,
+        *,
+        authorize: Authorizer | None = None,
+        trusted_proxies: Collection[SpiffeID] = (),
+        require_caller: bool = True,
+        tokens: TokenVerifier | None = None,
+    ) -> None:
+        if trusted_proxies and authorize is None:
+            raise ConfigurationError(
+                "behind a trusted proxy an authorizer must decide on callers: any_id(), if all are"
+            )
+        self._app = app
+        self._authorize = authorize
+        self._trusted_proxies = frozenset(trusted_proxies)
+        self._require_caller = require_caller
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what comes in, or refuse it."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        try:
+            judged = await self._judged(scope)
+        except IstioAuthError as error:
+            status = _STATUS.get(error.code, http.HTTPStatus.INTERNAL_SERVER_ERROR)
+            _LOG.warning("request refused with %d: %s", status, error)
+            await refuse(scope, send, status, _INVALID_TOKEN if status is http.HTTPStatus.UNAUTHORIZED else ())
+        else:
+            await self._app(judged, receive, send)
+
+    async def _judged(self, scope: Scope) -> Scope:
+        """The scope as the application sees it.
+
+        Raises:
+            InvalidXFCC: a trusted proxy does not say without doubt whom it serves.
+            NotAuthorized: the caller is not welcome, or nobody.
+            NotAuthenticated: the token is refused.
+        """
+        headers = cast("Headers", scope["headers"])
+        extensions = {name: value for name, value in extensions_of(scope).items() if name not in _OURS}
+        caller = direct = _direct_peer(scope)
+        if direct is not None and direct.spiffe_id in self._trusted_proxies:
+            caller = _forwarded(headers, direct.spiffe_id)
+            extensions[PROXY_EXTENSION] = direct
+        else:
+            headers = [header for header in headers if not _is_xfcc(header)]
+        self._welcome(caller)
+        if caller is not None:
+            extensions[ASGI_EXTENSION] = caller
+        if self._tokens is not None:
+            query = cast("bytes", scope.get("query_string", b""))
+            if (claims := await self._tokens.verify(headers, query)) is not None:
+                extensions[CLAIMS_EXTENSION] = claims
+        return {**scope, "headers": headers, "extensions": extensions}
+
+    def _welcome(self, caller: VerifiedPeer | None) -> None:
+        if caller is None or caller.spiffe_id is None:
+            if self._require_caller:
+                raise NotAuthorized("nobody calls: no TLS on the scope that proves a SPIFFE ID, and none is forwarded")
+        elif self._authorize is not None:
+            self._authorize(caller.spiffe_id)
+
+
+def token_claims(request: WithScope | Scope) -> Claims | None:
+    """What the verified token of an ASGI request, or of its scope, says; None if it has none."""
+    scope = request if isinstance(request, Mapping) else request.scope
+    return cast("Claims | None", extensions_of(scope).get(CLAIMS_EXTENSION))
+
+
+def _direct_peer(scope: Scope) -> VerifiedPeer | None:
+    try:
+        return verified_peer(scope)
+    except NotAuthenticated:
+        return None
+
+
+def _forwarded(headers: Headers, proxy: SpiffeID) -> VerifiedPeer | None:
+    lines = [header[1] for header in headers if _is_xfcc(header)]
+    if len(lines) > 1:
+        raise InvalidXFCC(f"{proxy} sent x-forwarded-client-cert {len(lines)} times")
+    caller = forwarded_id(lines[0].decode("latin-1"), proxy=proxy) if lines else None
+    return None if caller is None else VerifiedPeer(caller, ())
+
+
+def _is_xfcc(header: tuple[bytes, bytes]) -> bool:
+    """Whether an application could take it for the header: gateways to WSGI make no difference between `-` and `_`."""
+    return header[0].lower().replace(b"_", b"-") == _XFCC

@@ -1,0 +1,53 @@
+"""uvicorn's HTTP protocol, which puts the TLS connection on the scope: uvicorn itself tells applications nothing of it.
+
+Give it to uvicorn as `http=HTTPProtocol`, together with a context of ours; `peer_id` then finds the peer of each HTTP
+request and WebSocket. Of uvicorn's inside it touches the attributes `app` and `ws_protocol_class` of a protocol alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from istio_auth.middleware.asgi import Application, Receive, Scope, Send, extensions_of
+from istio_auth.peer import ASGI_EXTENSION, JudgedConnection
+
+
+class _ServesApplication(Protocol):
+    app: Application
+
+
+class HTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # whichever parser is installed
+    """One connection to uvicorn, HTTP or WebSocket."""
+
+    app: Application
+    ws_protocol_class: Callable[..., _ServesApplication] | None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin, after the TLS handshake."""
+        super().connection_made(transport)
+        connection = transport.get_extra_info("ssl_object")
+        if isinstance(connection, JudgedConnection):
+            self.app = on_connection(self.app, connection)
+            if self.ws_protocol_class is not None:
+                self.ws_protocol_class = self._websocket(self.ws_protocol_class)
+
+    def _websocket(self, make: Callable[..., _ServesApplication]) -> Callable[..., _ServesApplication]:
+        def made(**settings: object) -> _ServesApplication:
+            protocol = make(**settings)
+            protocol.app = self.app
+            return protocol
+
+        return made
+
+
+def on_connection(app: Application, connection: JudgedConnection) -> Application:
+    """The application for the requests of one connection."""
+
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "extensions": {**extensions_of(scope), ASGI_EXTENSION: connection}}, receive, send)
+
+    return told
