@@ -18,7 +18,7 @@ class MemorySource(Source):
     """
 
     def __init__(self, context: X509Context | None = None, *, clock: Clock | None = None) -> None:
-        super().__init__("memory", "put one in with replace()", clock=clock, serve_ended=True)
+        super().__init__("memory", "its owner puts one in with replace()", clock=clock, serve_ended=True)
         if context is not None:
             self._hold(context)
 

@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -23,7 +23,8 @@ from typing import Self
 from istio_auth.bundle import TrustBundle
 from istio_auth.clock import Clock, in_words
 from istio_auth.errors import IstioAuthError, MissingError, NotReady
-from istio_auth.sources.expiry import Notice, Notices, due, notices
+from istio_auth.sources.expiry import Notice
+from istio_auth.sources.state import State
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.subscribers import Subscribers
 from istio_auth.svid import X509SVID
@@ -54,29 +55,6 @@ class SourceStatus:
     updates: int
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """All that changes, in one reference.
-
-    Args:
-        context: the snapshot; None before the first, and after it was lost.
-        since: when it came.
-        end: from when on it is not served; None for one whose owner decides.
-        lost: why there is none, where that was said.
-        trouble: what went wrong since.
-        pending: what will have to be said of its SVIDs.
-    """
-
-    context: X509Context | None = None
-    since: datetime | None = None
-    end: datetime | None = None
-    lost: IstioAuthError | None = None
-    trouble: str | None = None
-    updates: int = 0
-    pending: Notices = ()
-    closed: bool = False
-
-
 class Source:
     """The base of all sources: an `X509Source` that one can wait for, follow and ask how it is.
 
@@ -92,7 +70,7 @@ class Source:
         self._remedy = remedy
         self._clock = clock or SystemClock()
         self._serve_ended = serve_ended
-        self._state = _State()
+        self._state = State()
         self._subscribers = Subscribers()
         self._changed = threading.Condition()
         self._forked = False
@@ -106,7 +84,7 @@ class Source:
             IstioAuthError: the source was told that it may serve nothing any more; that reason.
         """
         state, now = self._used(), self._clock.now()
-        if state.context is None or state.closed or (state.end is not None and now >= state.end):
+        if state.context is None or not state.serves(now):
             raise self._refusal(state)
         return state.context
 
@@ -121,9 +99,11 @@ class Source:
             return context.svid
         for svid in context.svids:
             if svid.hint == hint:
+                if not self._serve_ended and self._clock.now() >= svid.not_after:
+                    raise NotReady(self._ended(svid, self._state))
                 return svid
         hints = ", ".join(repr(svid.hint) for svid in context.svids)
-        raise MissingError(f"no SVID of {self._origin} has the hint {hint!r}; there are {hints or 'no SVIDs'}")
+        raise MissingError(f"no SVID from {self._origin} has the hint {hint!r}; the hints are: {hints or 'none'}")
 
     def bundle(self, trust_domain: TrustDomain) -> TrustBundle:
         """The bundle of a trust domain (see `x509_context`).
@@ -179,32 +159,30 @@ class Source:
         """
         last = None
         with self._heard() as changed:
-            while not self._state.closed:
+            while not (state := self._state).closed:
                 changed.clear()
-                context = self._state.context if self._serves(self._state) else None
-                if context is None or context is last:
+                if state.context is None or state.context is last or not state.serves(self._clock.now()):
                     await changed.wait()
                 else:
-                    last = context
-                    yield context
+                    last = state.context
+                    yield last
 
     def status(self) -> SourceStatus:
         """How the source is now; cheap, callable from any thread."""
         state, now = self._used(), self._clock.now()
-        svid = state.context.svids[0] if state.context is not None and state.context.svids else None
-        serves = self._serves(state)
+        svid, serves = state.default, state.serves(now)
         return SourceStatus(
             ready=serves,
             spiffe_id=None if svid is None else svid.id,
             age=None if state.since is None else max(now - state.since, timedelta()),
             remaining=None if svid is None else max(svid.not_after - now, timedelta()),
-            trouble=state.trouble if serves else str(self._refusal(state)),
+            trouble=state.trouble if serves else self._why_not(state),
             updates=state.updates,
         )
 
     def close(self) -> None:
         """Serve nothing any more, and end who waits. For good; more than once does nothing."""
-        self._replace(lambda state: replace(state, context=None, since=None, end=None, pending=(), closed=True))
+        self._replace(State.closing)
 
     def __enter__(self) -> Self:
         return self
@@ -224,44 +202,35 @@ class Source:
 
     # For subclasses ------------------------------------------------------------------------------------------------
 
-    def _hold(self, context: X509Context) -> None:
-        """Put a snapshot in the place of the old one, and tell everybody. Any trouble is over."""
-        now = self._clock.now()
-        end = context.svids[0].not_after if context.svids and not self._serve_ended else None
+    def _hold(self, context: X509Context, *, trouble: Exception | None = None) -> None:
+        """Put a snapshot in the place of the old one, and tell everybody. Any trouble but this is over."""
+        now, ends = self._clock.now(), not self._serve_ended
+        self._replace(lambda state: state.holding(context, now, ends=ends, trouble=trouble))
 
-        def held(state: _State) -> _State:
-            before = state.context.svids if state.context is not None else ()
-            pending = notices(context.svids, before, state.pending)
-            return _State(context, now, end, updates=state.updates + 1, pending=pending)
-
-        self._replace(held)
-
-    def _offer(self, context: X509Context) -> None:
-        """Hold a snapshot, unless it says what is held already: then that one stays, and any trouble is over."""
-        state = self._state
-        if state.context is None or _content(state.context) != _content(context):
-            self._hold(context)
-        elif state.trouble is not None:
-            self._replace(lambda state: replace(state, trouble=None))
+    def _offer(self, context: X509Context, *, trouble: Exception | None = None) -> None:
+        """Hold a snapshot, unless it says what is held already: then that one stays. Any trouble but this is over."""
+        if self._state.says(context):
+            self._replace(lambda state: state.troubled(trouble))
+        else:
+            self._hold(context, trouble=trouble)
 
     def _lose(self, reason: IstioAuthError) -> None:
         """Serve nothing any more, until the next snapshot: `x509_context` raises this reason."""
-        self._replace(lambda state: _State(lost=copy.copy(reason), trouble=str(reason), updates=state.updates))
+        self._replace(lambda state: state.losing(reason))
 
     def _trouble(self, error: Exception) -> None:
         """Keep the last good snapshot, and tell of this by `status` and, if it is new, in the log."""
-        self._replace(lambda state: replace(state, trouble=str(error) or type(error).__name__))
+        self._replace(lambda state: state.troubled(error))
 
     def _look(self) -> None:
         """Say in the log what must be said of SVIDs that end. For a source's own thread, now and then."""
-        if not (self._state.pending and self._clock.now() >= self._state.pending[0].at):
+        now, pending = self._clock.now(), self._state.pending
+        if not pending or now < pending[0].at:
             return
         with self._changed:
-            now, state = self._clock.now(), self._state
-            said, later = due(state.pending, now)
-            self._state = replace(state, pending=later)
+            said, self._state = self._state.told(now)
         for notice in said:
-            self._say(notice, now, state.trouble)
+            self._say(notice, now)
 
     def _resume(self) -> None:
         """Called in a forked child at the first use there: start again what a thread did. Does nothing by default."""
@@ -274,7 +243,7 @@ class Source:
 
     # ---------------------------------------------------------------------------------------------------------------
 
-    def _used(self) -> _State:
+    def _used(self) -> State:
         if self._forked:
             with self._changed:
                 first, self._forked = self._forked, False
@@ -283,58 +252,58 @@ class Source:
         self._look()
         return self._state
 
-    def _serves(self, state: _State) -> bool:
-        ended = state.end is not None and self._clock.now() >= state.end
-        return state.context is not None and not state.closed and not ended
-
     def _decided(self) -> bool:
-        return self._state.closed or self._serves(self._state)
+        state = self._state
+        return state.closed or state.serves(self._clock.now())
 
-    def _replace(self, change: Callable[[_State], _State]) -> None:
+    def _replace(self, change: Callable[[State], State]) -> None:
         with self._changed:
             old = self._state
             if old.closed:
                 return
             self._state = new = change(old)
             self._changed.notify_all()
-        if new.trouble is not None and new.trouble != old.trouble:
-            stays = "what was held is not served any more" if new.lost else "what is held stays"
-            _LOG.warning("%s: %s (%s)", self._origin, new.trouble, stays if old.context else "nothing is held yet")
-        elif old.trouble is not None and new.trouble is None and not new.closed:
-            _LOG.info("%s: all is well again", self._origin)
+        self._say_trouble(old, new)
         if new.context is not old.context or new.closed:
             self._subscribers.tell()
 
-    def _refusal(self, state: _State) -> IstioAuthError:
-        if state.closed:
-            return NotReady(f"the source of {self._origin} is closed")
-        if state.lost is not None:
-            return copy.copy(state.lost)  # one error raised by several threads would gather all their tracebacks
-        if state.context is None:
-            return NotReady(f"no SVID has arrived yet from {self._origin}{_because(state.trouble)}")
-        svid = state.context.svid
-        return NotReady(
-            f"the SVID {svid.id} from {self._origin} has ended at {svid.not_after.isoformat()} and was not renewed"
-            f"{_because(state.trouble)}; {self._remedy}"
-        )
+    def _refusal(self, state: State) -> IstioAuthError:
+        # One error raised by several threads would gather all their tracebacks.
+        return NotReady(self._why_not(state)) if state.lost is None else copy.copy(state.lost)
 
     def _refuse_unready(self, patience: timedelta) -> None:
         state = self._state
-        if state.closed:
-            raise self._refusal(state)
-        if not self._serves(state):
-            waited = f"not ready after {in_words(patience)}"
-            raise NotReady(f"{waited}: {str(self._refusal(state)).removesuffix(f'; {self._remedy}')}; {self._remedy}")
+        if not state.serves(self._clock.now()):
+            waited = "" if state.closed else f"not ready after {in_words(patience)}: "
+            raise NotReady(waited + self._why_not(state))
 
-    def _say(self, notice: Notice, now: datetime, trouble: str | None) -> None:
-        end, why = notice.at.isoformat(), _because(trouble)
+    def _why_not(self, state: State) -> str:
+        if state.closed:
+            return f"the source of {self._origin} is closed: open another one"
+        if state.default is not None:
+            return self._ended(state.default, state)
+        what = "nothing is served any more from" if state.lost else "no SVID has arrived yet from"
+        return f"{what} {self._origin}{_because(state)}; {self._remedy}"
+
+    def _ended(self, svid: X509SVID, state: State) -> str:
+        ended = f"the SVID {svid.id} from {self._origin} has ended at {svid.not_after.isoformat()}"
+        return f"{ended} and was not renewed{_because(state)}; {self._remedy}"
+
+    def _say_trouble(self, old: State, new: State) -> None:
+        if new.trouble is not None and new.trouble != old.trouble:
+            held = "what is held stays in use" if new.context else "nothing is held"
+            _LOG.warning("%s: %s (%s)", self._origin, new.trouble, held)
+        elif old.trouble is not None and new.trouble is None and not new.closed:
+            _LOG.info("%s: all is well again", self._origin)
+
+    def _say(self, notice: Notice, now: datetime) -> None:
+        svid, state = notice.svid, self._state
         if notice.ended:
-            text = "the SVID %s from %s has ended at %s and was not renewed%s; %s"
-            _LOG.error(text, notice.svid.id, self._origin, end, why, self._remedy)
+            _LOG.error("%s", self._ended(svid, state))
         else:
-            end, left = notice.svid.not_after.isoformat(), in_words(notice.svid.not_after - now)
+            left, end = in_words(svid.not_after - now), svid.not_after.isoformat()
             text = "the SVID %s from %s ends at %s, in %s, and no renewal has come%s; %s"
-            _LOG.warning(text, notice.svid.id, self._origin, end, left, why, self._remedy)
+            _LOG.warning(text, svid.id, self._origin, end, left, _because(state), self._remedy)
 
     @contextmanager
     def _heard(self) -> Generator[asyncio.Event]:
@@ -365,9 +334,5 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _content(context: X509Context) -> tuple[object, ...]:
-    return context.svids, frozenset(context.bundles)
-
-
-def _because(trouble: str | None) -> str:
-    return f" ({trouble})" if trouble else ""
+def _because(state: State) -> str:
+    return f" ({state.trouble})" if state.trouble else ""
