@@ -141,6 +141,11 @@ def write_private_key(key: PrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
+def write_der_private_key(key: PrivateKey) -> bytes:
+    """A private key as unencrypted PKCS#8 DER. For memory and sockets only."""
+    return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+
+
 def write_traditional_private_key(key: PrivateKey) -> bytes:
     """A private key as unencrypted PKCS#1 (RSA) or SEC 1 (EC) PEM, for those who read nothing newer. See above."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())

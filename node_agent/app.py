@@ -17,7 +17,7 @@ from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
 from istio_auth.door import Door, UnixCaller
 from istio_auth.errors import IstioAuthError, NotAuthorized
 from istio_auth.registration import Registration
-from istio_auth.rpc.server import Limits, RpcServer
+from istio_auth.rpc.server import Limits, RpcServer, Service
 from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.system_clock import SystemClock
@@ -37,8 +37,11 @@ from node_agent.operator_files import OperatorFile, local_registrations, trust_b
 from node_agent.renewal import Renewals, first_to_lapse
 from node_agent.sds.service import SecretDiscovery
 from node_agent.state import StateFolder, read_token
-from node_agent.sync import Sync
+from node_agent.sync import Consumers, Sync
 from node_agent.trust import Trust, at_start
+from node_agent.workload_api.health import Health
+from node_agent.workload_api.reflection import reflection
+from node_agent.workload_api.service import WorkloadAPI
 
 LOOK_AT_FILES = timedelta(seconds=10)
 DRAIN = timedelta(seconds=5)
@@ -125,14 +128,19 @@ class Agent:
             metrics=self.metrics,
         )
         self.renewals = Renewals(self.cache, proven, ready=self.identity.lives, clock=clock, metrics=self.metrics)
-        self.discovery = SecretDiscovery(
-            self.cache, config.trust_domain, attestors=(UnixAttestor(), SocketAttestor()), metrics=self.metrics
+        attestors = (UnixAttestor(), SocketAttestor())
+        self.discovery = SecretDiscovery(self.cache, config.trust_domain, attestors=attestors, metrics=self.metrics)
+        self.workload_api = WorkloadAPI(
+            self.cache,
+            attestors=attestors,
+            registrations_missing=self._registrations_missing,
+            metrics=self.metrics,
         )
         self.sync = Sync(
             proven,
             trust=self.trust,
             ready=self.identity.lives,
-            consumers=self.discovery.consumers,
+            consumers=self._consumers,
             registered=None if self._local else self.cache.register,
             metrics=self.metrics,
         )
@@ -154,6 +162,7 @@ class Agent:
         self.identity.subscribe(self.renewals.look_again)
         self.identity.subscribe(self.sync.look_again)
         self.discovery.subscribe(self.sync.report)
+        self.workload_api.subscribe(self.sync.report)
         self.cache.subscribe(self.sync.report)
 
     def _trust_changed(self) -> None:
@@ -180,11 +189,12 @@ class Agent:
         gauge("bundle_sequence", "Of the bundle of our own trust domain", lambda: self.trust.own.sequence or 0)
         gauge("sds_clients", "Open streams of SDS clients", self.discovery.clients)
         gauge("sds_clients_waiting", "Of these, how many wait for something", self.discovery.waiting)
-        gauge("bundle_consumers", "Clients that want the bundle", lambda: self.discovery.consumers().total)
-        gauge("bundle_consumers_current", "Of these, who accepted the present one", self._current)
+        gauge("workload_api_clients", "Open streams of the Workload API", self.workload_api.clients)
+        gauge("bundle_consumers", "Clients that want the bundle", lambda: self._consumers().total)
+        gauge("bundle_consumers_current", "Of these, who took the present one", lambda: self._consumers().current)
 
-    def _current(self) -> float:
-        return self.discovery.consumers().current
+    def _consumers(self) -> Consumers:
+        return self.discovery.consumers() + self.workload_api.consumers()
 
     @asynccontextmanager
     async def serving(self, daemon: Daemon) -> AsyncIterator[None]:
@@ -199,7 +209,7 @@ class Agent:
                 HealthServer(self.config.metrics_listen, daemon.readiness, self.metrics.registry)
             )
             door = await stack.enter_async_context(Door(on_refused=self._refused))
-            server = RpcServer(door, [self.discovery.service()], limits=LIMITS)
+            server = RpcServer(door, self._services(daemon), limits=LIMITS)
             await server.start()
             stack.push_async_callback(server.stop, DRAIN)
             for each in self.config.sockets:
@@ -212,6 +222,11 @@ class Agent:
             daemon.supervise("files", self._follow_files(alarm))
             daemon.on_reload("files", self._reload)
             yield
+
+    def _services(self, daemon: Daemon) -> list[Service]:
+        workloads = [self.discovery.service(), self.workload_api.service()]
+        health = Health(workloads, lambda: not daemon.readiness.problems()).service()
+        return [*workloads, health, *reflection([*workloads, health])]
 
     def _registrations_missing(self) -> str | None:
         if self._local is not None or self.sync.heard:

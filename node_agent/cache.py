@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from istio_auth.bundle import BundleSet
-from istio_auth.registration import Registration, Selector, earned
+from istio_auth.registration import Registration
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.subscribers import Subscribers
 from istio_auth.svid import X509SVID
@@ -50,10 +50,6 @@ class Snapshot:
     registrations: tuple[Registration, ...] = ()
     wanted: Mapping[SpiffeID, Want] = field(default_factory=dict)
     held: Mapping[SpiffeID, Held] = field(default_factory=dict)
-
-    def ids_for(self, selectors: AbstractSet[Selector]) -> tuple[SpiffeID, ...]:
-        """The identities that a workload with these selectors earns, its default first."""
-        return tuple(dict.fromkeys(each.spiffe_id for each in earned(self.registrations, selectors)))
 
     def context_of(self, ids: Iterable[SpiffeID]) -> X509Context:
         """What a workload with these identities holds now."""

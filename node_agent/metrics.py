@@ -28,6 +28,8 @@ class Metrics:
         self.sds_responses = self._counter("sds_responses", "Answers sent to SDS clients")
         self.sds_nacks = self._counter("sds_nacks", "Secrets that SDS clients refused", "resource")
 
+        self.workload_api_responses = self._counter("workload_api_responses", "Messages sent by the Workload API")
+
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", about, labels, registry=self.registry)
 

@@ -8,9 +8,10 @@ for everything. A CA that does not have the stream is asked again now and then: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 import structlog
 
@@ -25,6 +26,7 @@ from node_agent.trust import BundleRefused, Trust
 REPORT_EVERY = timedelta(seconds=30)
 SETTLE = timedelta(milliseconds=200)  # what changes within this time is one report
 ASK_AGAIN = timedelta(minutes=5)
+MAX_LAGGARDS = 20  # by name, in a report
 log = structlog.get_logger()
 
 
@@ -41,6 +43,15 @@ class Consumers:
     total: int = 0
     current: int = 0
     laggards: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, total: int, behind: Sequence[str]) -> Self:
+        """So many, of whom these have not taken it."""
+        return cls(total, total - len(behind), tuple(behind[:MAX_LAGGARDS]))
+
+    def __add__(self, other: Consumers) -> Consumers:
+        laggards = (*self.laggards, *other.laggards)[:MAX_LAGGARDS]
+        return Consumers(self.total + other.total, self.current + other.current, laggards)
 
 
 class Sync:

@@ -18,6 +18,7 @@ from istio_auth.spiffe_id import TrustDomain
 from istio_auth.subscribers import Subscribers
 from node_agent.attest import WorkloadAttestor, attest_all
 from node_agent.cache import WorkloadCache
+from node_agent.entitlement import Entitlement
 from node_agent.metrics import Metrics
 from node_agent.sds.client import SDSClient
 from node_agent.sds.secrets import Renderer
@@ -26,7 +27,6 @@ from node_agent.sync import Consumers
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
 _MAX_REQUEST = 512 << 10  # a hundred names of the greatest length, and what Envoy says of itself
-_MAX_LAGGARDS = 20
 
 
 class SecretDiscovery:
@@ -76,14 +76,13 @@ class SecretDiscovery:
         holdings = [(client, client.holding()) for client in self._clients]
         behind = sorted(client.name() for client, holding in holdings if holding is Holding.LAGGING)
         current = sum(holding is Holding.CURRENT for _, holding in holdings)
-        return Consumers(current + len(behind), current, tuple(behind[:_MAX_LAGGARDS]))
+        return Consumers.of(current + len(behind), behind)
 
     async def _stream(self, requests: AsyncIterator[DiscoveryRequest], call: Call) -> AsyncIterator[DiscoveryResponse]:
         if not isinstance(call.caller, UnixCaller):
             raise NotAuthenticated(f"{call.caller} is no process of this machine")
         client = SDSClient(
-            call.caller,
-            attest_all(self._attestors, call.caller),
+            Entitlement(call.caller, attest_all(self._attestors, call.caller), self._cache),
             cache=self._cache,
             render=self._render,
             trust_domain=self._trust_domain,

@@ -16,6 +16,7 @@ import pytest
 import structlog
 
 from istio_auth.bundle import BundleSet
+from istio_auth.registration import earned
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.verify import verify_chain
 from node_agent.config import SocketSettings
@@ -281,7 +282,7 @@ class TestCallers:
 
     async def test_a_caller_that_no_registration_fits_waits_until_one_does(self, joined: RunningAgent) -> None:
         joined.server.register(web=registration("/web", "socket:elsewhere"))
-        await until(lambda: not joined.agent.cache.snapshot.ids_for({MINE}))
+        await until(lambda: not earned(joined.agent.cache.snapshot.registrations, {MINE}))
         with structlog.testing.capture_logs() as lines:
             async with SDSStream(joined.socket, "default") as stream:
                 await until(lambda: any(line.get("missing") == ["socket:elsewhere"] for line in lines))

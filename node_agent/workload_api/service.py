@@ -1,0 +1,186 @@
+"""The X.509 profile of the SPIFFE Workload API (Workload Endpoint 3 to 6, Workload API 4 and 5).
+
+Each stream is the whole state at once, and again after each change that this caller can see. A caller without an
+identity is refused with PermissionDenied, also in mid-stream: its client drops what it holds then (WA-14). One whose
+first SVID is still being made waits. Why somebody is refused is in our log; the caller learns the standard's words.
+
+The JWT and WIT profiles are not served: gRPC answers their methods with UNIMPLEMENTED (WA-02).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TypeVar
+
+import structlog
+from google.protobuf.message import Message
+
+from istio_auth.door import UnixCaller
+from istio_auth.errors import IstioAuthError, MalformedError, NotAuthorized, NotReady
+from istio_auth.proto import workload_api_pb2 as messages
+from istio_auth.rpc.method import Call, Method, Service
+from istio_auth.subscribers import Subscribers
+from node_agent.attest import WorkloadAttestor, attest_all
+from node_agent.cache import WorkloadCache
+from node_agent.entitlement import Entitlement
+from node_agent.metrics import Metrics
+from node_agent.sync import Consumers
+from node_agent.workload_api.responses import Renderer
+
+SERVICE = "SpiffeWorkloadAPI"
+_SECURITY_HEADER = "workload.spiffe.io"
+_MAX_REQUEST = 16 << 10  # of these methods all are empty
+_Response = TypeVar("_Response", bound=Message)
+log = structlog.get_logger()
+
+
+class WorkloadAPI:
+    """The service.
+
+    Args:
+        cache: what the workloads hold.
+        attestors: look at callers.
+        registrations_missing: why nobody is known yet; None once registrations are there.
+        metrics: counts.
+    """
+
+    def __init__(
+        self,
+        cache: WorkloadCache,
+        *,
+        attestors: Iterable[WorkloadAttestor],
+        registrations_missing: Callable[[], str | None],
+        metrics: Metrics,
+    ) -> None:
+        self._cache, self._attestors, self._metrics = cache, tuple(attestors), metrics
+        self._registrations_missing = registrations_missing
+        self._render = Renderer()
+        self._streams: set[_Stream] = set()
+        self._subscribers = Subscribers()
+        cache.subscribe(lambda: self._render.keep(self._cache.snapshot.held))
+
+    def service(self) -> Service:
+        """What a server serves."""
+        svids = Method.stream(
+            self._svids, messages.X509SVIDRequest, messages.X509SVIDResponse, max_request_bytes=_MAX_REQUEST
+        )
+        bundles = Method.stream(
+            self._bundles, messages.X509BundlesRequest, messages.X509BundlesResponse, max_request_bytes=_MAX_REQUEST
+        )
+        return Service(SERVICE, {"FetchX509SVID": svids, "FetchX509Bundles": bundles})
+
+    def subscribe(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever `consumers` may say something else, for as long as we run."""
+        self._subscribers.add(changed)
+
+    def clients(self) -> int:
+        """How many streams are open."""
+        return len(self._streams)
+
+    def consumers(self) -> Consumers:
+        """Who is served bundles, and who of them was sent the present ones: this API has no acknowledgement."""
+        served = [stream for stream in self._streams if stream.sent is not None]
+        behind = sorted(stream.name() for stream in served if stream.sent is not self._cache.snapshot.bundles)
+        return Consumers.of(len(served), behind)
+
+    def _svids(
+        self, requests: AsyncIterator[messages.X509SVIDRequest], call: Call
+    ) -> AsyncIterator[messages.X509SVIDResponse]:
+        def render(entitled: Entitlement) -> messages.X509SVIDResponse | None:
+            response = self._render.svids(entitled.context, entitled.registrations)
+            return response if response.svids else None
+
+        return self._stream(requests, call, render)
+
+    def _bundles(
+        self, requests: AsyncIterator[messages.X509BundlesRequest], call: Call
+    ) -> AsyncIterator[messages.X509BundlesResponse]:
+        return self._stream(requests, call, lambda entitled: self._render.bundles(entitled.context.bundles))
+
+    async def _stream(
+        self, requests: AsyncIterator[Message], call: Call, render: Callable[[Entitlement], _Response | None]
+    ) -> AsyncIterator[_Response]:
+        """The present state, and each one after it that looks different from here."""
+        check_security_header(call)
+        if await anext(requests, None) is None:
+            raise MalformedError("the call ended without a request", public="there is no request")
+        stream = _Stream(self._entitlement(call))
+        changed = asyncio.Event()
+        end = self._cache.subscribe(changed.set)
+        self._streams.add(stream)
+        try:
+            while True:
+                changed.clear()
+                self._require_identity(stream.entitled)
+                bundles = stream.entitled.context.bundles
+                if (response := render(stream.entitled)) is not None and stream.is_new(response):
+                    self._metrics.workload_api_responses.inc()
+                    yield response
+                if response is not None:
+                    stream.sent = bundles
+                    self._subscribers.tell()
+                await changed.wait()
+        finally:
+            end()
+            self._streams.discard(stream)
+            self._subscribers.tell()
+
+    def _entitlement(self, call: Call) -> Entitlement:
+        """What the caller may have.
+
+        Raises:
+            NotAuthorized: it is no process of this machine, or not the one it was.
+        """
+        if not isinstance(call.caller, UnixCaller):
+            raise _no_identity(f"{call.caller} is no process of this machine")
+        try:
+            return Entitlement(call.caller, attest_all(self._attestors, call.caller), self._cache)
+        except IstioAuthError as error:
+            raise _no_identity(str(error)) from error
+
+    def _require_identity(self, entitled: Entitlement) -> None:
+        if entitled.ids:
+            return
+        if (missing := self._registrations_missing()) is not None:
+            raise NotReady(missing, public="the agent is starting")
+        self._metrics.callers_unknown.inc()
+        log.warning(
+            "no registration fits this caller; it is refused", caller=str(entitled.caller), **entitled.explained()
+        )
+        raise _no_identity(f"no registration fits {entitled.caller}")
+
+
+class _Stream:
+    """One stream: whose it is, and what was sent on it."""
+
+    def __init__(self, entitled: Entitlement) -> None:
+        self.entitled = entitled
+        self.sent: object = None  # the bundles that the last message spoke of
+        self._digest = b""
+
+    def is_new(self, response: Message) -> bool:
+        """Whether it differs from the last one; it is the last one now. No second copy of a key is kept for that."""
+        before, self._digest = self._digest, hashlib.sha256(response.SerializeToString(deterministic=True)).digest()
+        return self._digest != before
+
+    def name(self) -> str:
+        """How to call it where it is one of many."""
+        ids, caller = self.entitled.ids, self.entitled.caller
+        return f"{ids[0] if ids else caller} (pid {caller.pid})"
+
+
+def check_security_header(call: Call) -> None:
+    """Make sure that no web page could have sent this (WE-05).
+
+    Raises:
+        MalformedError: the header is not there, once, with the value that the standard names.
+    """
+    if call.metadata.get(_SECURITY_HEADER, ()) != ("true",):
+        message = "security header missing from request"
+        raise MalformedError(f"{message}: {_SECURITY_HEADER} must be true, once", public=message)
+
+
+def _no_identity(message: str) -> NotAuthorized:
+    return NotAuthorized(message, public="no identity issued")
