@@ -66,7 +66,7 @@ def test_each_named_test_exists(name: str) -> None:
 
 def test_each_named_metric_is_exported() -> None:
     assert {name for name in METRICS if not is_exported(name.removesuffix("_total"))} == set()
-    assert not is_exported("istio_auth_agent_nothing")
+    assert not is_exported("istio_auth_agent_no_such_metric")
 
 
 def is_exported(name: str) -> bool:
