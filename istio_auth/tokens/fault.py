@@ -17,6 +17,7 @@ class TokenFault(enum.Enum):
 
     TOO_LONG = "token too long"
     SEVERAL = "several tokens"
+    LOCATION = "wrong place"
     MALFORMED = "malformed"
     EXTENSION = "critical extension"
     HEADER = "forbidden header"

@@ -7,12 +7,13 @@ times. `exp` is never optional, and `aud` only for who asks for no audience.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import jwt
 
 from istio_auth.jwks import ALGORITHMS, KeySet, VerificationKey
+from istio_auth.strict_json import JSON
 from istio_auth.tokens.claims import Claims, claims_of
 from istio_auth.tokens.compact import CompactToken, take_apart
 from istio_auth.tokens.fault import TokenFault, TokenRefused
@@ -51,12 +52,7 @@ def verify_token(
     """
     parts = take_apart(token)
     check_signature(parts, keys, algorithms)
-    claims = claims_of(parts.document(), required=required if audiences is None else {*required, "aud"})
-    if issuer is not None and claims.issuer != issuer:
-        raise TokenRefused(TokenFault.ISSUER, f"made by {claims.issuer[:200]!a}, not by {issuer!a}")
-    if audiences is not None and not set(audiences) & set(claims.audiences):
-        meant = ", ".join(f"{audience[:100]!a}" for audience in claims.audiences[:5])
-        raise TokenRefused(TokenFault.AUDIENCE, f"for {meant or 'nobody'}, not for {', '.join(sorted(audiences))}")
+    claims = check_claims(parts.document(), issuer=issuer, audiences=audiences, required=required)
     check_times(claims, now, leeway=leeway, longest_life=longest_life)
     return claims
 
@@ -81,6 +77,27 @@ def check_signature(parts: CompactToken, keys: KeySet, algorithms: Collection[st
     if not fitting:
         raise TokenRefused(TokenFault.ALGORITHM, f"{name} is not used with {parts.algorithm}")
     raise TokenRefused(TokenFault.SIGNATURE, f"it is not {name} that made it")
+
+
+def check_claims(
+    payload: Mapping[str, JSON],
+    *,
+    issuer: str | None,
+    audiences: Collection[str] | None,
+    required: Collection[str] = (),
+) -> Claims:
+    """The claims of a payload whose signature is proven, if it is by this issuer, and for one of these audiences.
+
+    Raises:
+        TokenRefused: it is not, or a claim is missing or malformed.
+    """
+    claims = claims_of(payload, required=required if audiences is None else {*required, "aud"})
+    if issuer is not None and claims.issuer != issuer:
+        raise TokenRefused(TokenFault.ISSUER, f"made by {claims.issuer[:200]!a}, not by {issuer!a}")
+    if audiences is not None and not set(audiences) & set(claims.audiences):
+        meant = ", ".join(f"{audience[:100]!a}" for audience in claims.audiences[:5])
+        raise TokenRefused(TokenFault.AUDIENCE, f"for {meant or 'nobody'}, not for {', '.join(sorted(audiences))}")
+    return claims
 
 
 def check_times(claims: Claims, now: datetime, *, leeway: timedelta, longest_life: timedelta | None = None) -> None:

@@ -1,0 +1,194 @@
+"""Fetching the keys of a token issuer over HTTPS: bounded in size and time, one hop, and only what was asked for.
+
+Nothing of the environment counts (no proxies), no redirect is followed, no compression taken, and each address is
+judged right before it is dialled (`istio_auth.tokens.addresses`). Each issuer resolves names in a thread of its own:
+one whose name servers are silent keeps nobody else waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from http import HTTPStatus
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from istio_auth.errors import ConfigurationError, MalformedError, NotReady
+from istio_auth.jwks import KeySet
+from istio_auth.strict_json import JSON, parse_json
+from istio_auth.tokens.addresses import why_not_dialled
+from istio_auth.tokens.key_sources import DiscoveredKeys, RemoteKeys, check_url, discovery_url
+
+MAX_BYTES = 1 << 20
+_CHUNK = 64 << 10
+_CALLERS = aiohttp.ClientTimeout(total=None)  # whoever calls bounds the time
+_HEADERS = {"Accept": "application/json, application/jwk-set+json", "Accept-Encoding": "identity"}
+_MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
+_NOT_KEPT = re.compile(r"(?:^|[,\s])no-(?:cache|store)(?:$|[,\s=])", re.IGNORECASE)
+_TROUBLE = (aiohttp.ClientError, OSError, ValueError)
+
+
+class FetchedKeys(NamedTuple):
+    """Keys as they came.
+
+    Args:
+        keys: the keys.
+        good_for: for how long the server says they are; None if it does not say.
+    """
+
+    keys: KeySet
+    good_for: timedelta | None
+
+
+class KeyFetcher:
+    """Fetches the keys of one issuer. Lives on one event loop.
+
+    Args:
+        issuer: whose keys.
+        source: where they are.
+    """
+
+    def __init__(self, issuer: str, source: RemoteKeys | DiscoveredKeys) -> None:
+        self._issuer = issuer
+        self._source = source
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="token-keys")
+
+    async def fetch(self) -> FetchedKeys:
+        """Fetch them now. Whoever calls bounds the time.
+
+        Raises:
+            NotReady: nobody answered as they should.
+            MalformedError: the answer can not be used.
+        """
+        url = self._source.url if isinstance(self._source, RemoteKeys) else await self._discovered()
+        document, good_for = await self._get(url)
+        try:
+            return FetchedKeys(KeySet.from_document(document), good_for)
+        except MalformedError as error:
+            raise MalformedError(f"{url}: {error}") from error
+
+    def close(self) -> None:
+        """Let go of the thread; a look-up that hangs is not waited for."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _discovered(self) -> str:
+        """Where the issuer says that its keys are (OpenID Connect Discovery 1.0, 4.3)."""
+        url = discovery_url(self._issuer)
+        document, _ = await self._get(url)
+        if not isinstance(document, dict) or document.get("issuer") != self._issuer:
+            said = document.get("issuer") if isinstance(document, dict) else None
+            raise MalformedError(f"{url}: it is about the issuer {str(said)[:200]!a}, not about {self._issuer!a}")
+        keys_url = document.get("jwks_uri")
+        if not isinstance(keys_url, str):
+            raise MalformedError(f"{url}: it has no 'jwks_uri'")
+        try:
+            check_url(keys_url)
+        except ConfigurationError as error:
+            raise MalformedError(f"{url}: its 'jwks_uri' can not be used: {error}") from error
+        return keys_url
+
+    async def _get(self, url: str) -> tuple[JSON, timedelta | None]:
+        try:
+            context = await self._context()
+            connector = aiohttp.TCPConnector(
+                ssl=context, resolver=_Resolver(self._thread), socket_factory=self._socket, force_close=True
+            )
+            async with (
+                aiohttp.ClientSession(connector=connector, auto_decompress=False, timeout=_CALLERS) as session,
+                session.get(url, headers=_HEADERS, allow_redirects=False) as response,
+            ):
+                _check_head(response)
+                return _parsed(await _body(response), response.content_type), _good_for(response.headers)
+        except _TROUBLE as error:
+            raise NotReady(f"{url}: {_plain(error)}") from error
+        except MalformedError as error:
+            raise MalformedError(f"{url}: {error}") from error
+
+    async def _context(self) -> ssl.SSLContext:
+        tls = self._source.tls
+        if isinstance(tls, ssl.SSLContext):
+            return tls
+        return await asyncio.get_running_loop().run_in_executor(self._thread, tls.context)
+
+    def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        """A socket for an address that is about to be dialled; an error for one that must not be."""
+        family, kind, protocol, _, address = info
+        if reason := why_not_dialled(str(address[0]), allow_loopback=self._source.allow_loopback):
+            raise OSError(reason)
+        return socket.socket(family, kind, protocol)
+
+
+class _Resolver(AbstractResolver):
+    """The machine's own name resolution, in a given thread."""
+
+    def __init__(self, thread: ThreadPoolExecutor) -> None:
+        self._thread = thread
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(
+            self._thread, socket.getaddrinfo, host, port, family, socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
+        )
+        return [
+            ResolveResult(hostname=host, host=str(address[0]), port=port, family=kind, proto=protocol, flags=_LITERAL)
+            for kind, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """The thread is its owner's."""
+
+
+_LITERAL = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+
+
+def _check_head(response: aiohttp.ClientResponse) -> None:
+    if 300 <= response.status < 400:
+        to = urlsplit(response.headers.get("Location", "")).netloc
+        raise MalformedError(f"it redirects to {to[:200]!a}, and redirects are not followed: name the URL itself")
+    if response.status != HTTPStatus.OK:
+        raise aiohttp.ClientPayloadError(f"it answers with status {response.status}")
+    if (encoding := response.headers.get("Content-Encoding", "identity").lower()) != "identity":
+        raise MalformedError(f"it answers in {encoding[:40]!a}, which was not asked for")
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK):
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise MalformedError(f"it answers with more than {MAX_BYTES} bytes")
+    return bytes(body)
+
+
+def _parsed(body: bytes, content_type: str) -> JSON:
+    try:
+        return parse_json(body, limit=MAX_BYTES)
+    except MalformedError as error:
+        if body.lstrip()[:1] == b"<" or "html" in content_type:
+            raise MalformedError("it answers with HTML, not JSON: is the URL right, is there a login page?") from error
+        raise
+
+
+def _good_for(headers: Mapping[str, str]) -> timedelta | None:
+    """What Cache-Control says (RFC 9111 5.2.2)."""
+    said = headers.get("Cache-Control", "")
+    if _NOT_KEPT.search(said):
+        return timedelta()
+    found = _MAX_AGE.search(said)
+    return timedelta(seconds=int(found[1])) if found else None
+
+
+def _plain(error: Exception) -> str:
+    """What went wrong, without the inner workings of the HTTP client."""
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    return str(cause)[:300] or type(cause).__name__

@@ -1,0 +1,215 @@
+"""IssuerKeys: the keys of one issuer, fetched again and again, and kept while they can not be (a state machine's loop).
+
+One fetch at a time, however many ask. Keys are fetched when they have aged as long as their server says, within
+bounds; soon after a failure, waiting longer each time; and when a token names a key that is not among them, but not
+within `cooldown` of the last fetch. That pause is all there is against made-up names: it costs no memory, and a key
+that really is new is found by the next token after it.
+
+The last good keys stay through an outage, for as long as `keep`, for a key that was taken back meanwhile stays too.
+Before the first ones have come nobody is let in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+from istio_auth.clock import Clock, in_words
+from istio_auth.errors import ConfigurationError, IstioAuthError, NotReady
+from istio_auth.jwks import KeySet
+from istio_auth.rotation import retry_delay
+from istio_auth.tokens.fetch import FetchedKeys
+
+_LOG = logging.getLogger(__name__)
+_JITTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class KeySetTimes:
+    """How often keys are fetched, and for how long they count.
+
+    Args:
+        every: the age at which keys are fetched again if their server does not say.
+        soonest: the youngest age at which they are, whatever it says.
+        latest: the oldest.
+        retry: the wait after a first failure; it doubles up to `every`.
+        cooldown: the shortest time between two fetches when tokens name unknown keys.
+        deadline: how long a fetch may take, discovery included.
+        keep: for how long the last keys count when no fetch succeeds any more.
+    """
+
+    every: timedelta = timedelta(minutes=5)
+    soonest: timedelta = timedelta(minutes=1)
+    latest: timedelta = timedelta(hours=1)
+    retry: timedelta = timedelta(seconds=1)
+    cooldown: timedelta = timedelta(seconds=10)
+    deadline: timedelta = timedelta(seconds=5)
+    keep: timedelta = timedelta(days=7)
+
+    def __post_init__(self) -> None:
+        shortest = min(self.every, self.soonest, self.retry, self.cooldown, self.deadline)
+        if shortest <= timedelta() or self.latest < self.soonest or self.keep <= self.latest:
+            raise ConfigurationError("the times of key sets are longer than nothing: soonest <= latest < keep")
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerStatus:
+    """How it stands with the keys of an issuer.
+
+    Args:
+        issuer: whose keys.
+        ready: whether its tokens can be judged.
+        keys: how many keys are held.
+        left_out: why entries of its key set are not among them.
+        age: how long ago they were fetched; None if they never were, or need not be.
+        trouble: why the last fetch failed; empty if it did not.
+    """
+
+    issuer: str
+    ready: bool
+    keys: int = 0
+    left_out: tuple[str, ...] = ()
+    age: timedelta | None = None
+    trouble: str = ""
+
+
+class IssuerKeys:
+    """Keeps the keys of one issuer. Lives on one event loop.
+
+    Args:
+        issuer: whose keys.
+        fetch: fetches them; raises errors of ours.
+        clock: tells how old they are.
+        times: see there.
+    """
+
+    def __init__(
+        self, issuer: str, fetch: Callable[[], Awaitable[FetchedKeys]], *, clock: Clock, times: KeySetTimes
+    ) -> None:
+        self._issuer = issuer
+        self._fetch = fetch
+        self._clock = clock
+        self._times = times
+        self._keys: KeySet | None = None
+        self._fetched_at = clock.now()
+        self._failures = 0
+        self._trouble = "nobody fetches them: enter the token verifier first (`async with`)"
+        self._fetching = False
+        self._begun = self._due = 0.0  # by the loop's clock: the last fetch, and the next
+        self._wanted = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin to fetch them, until the task is cancelled."""
+        self._fetching = True
+        return asyncio.create_task(self._run(), name=f"keys of {self._issuer}")
+
+    async def _run(self) -> None:
+        """Fetch them whenever it is time."""
+        try:
+            while True:
+                wait = await self._attempt()
+                self._wake()
+                await self._pause(wait)
+        finally:
+            self._fetching = False
+            self._keys, self._trouble = None, "the token verifier is closed"
+            self._wake()
+
+    async def keys(self) -> KeySet:
+        """The keys that count now; the very first fetch is waited for.
+
+        Raises:
+            NotReady: there are none, or they are too old.
+        """
+        if self._keys is None and self._fetching and not self._failures:
+            await self._ended.wait()
+        if self._keys is None:
+            raise self._not_ready(f"the keys of the token issuer {self._issuer} could not be fetched: {self._trouble}")
+        if (age := self._clock.now() - self._fetched_at) > self._times.keep:
+            raise self._not_ready(
+                f"the keys of the token issuer {self._issuer} are from {in_words(age)} ago: {self._trouble}"
+            )
+        return self._keys
+
+    async def newer(self, than: KeySet) -> KeySet | None:
+        """Other keys than these, which could not judge a token: a fetch is waited for, unless it is too soon."""
+        if self._keys is than and (self._fetching or self._now() >= self._begun + self._times.cooldown.total_seconds()):
+            self._wanted.set()
+            await self._ended.wait()
+        return None if self._keys is than else self._keys
+
+    def status(self) -> IssuerStatus:
+        """How it stands."""
+        if self._keys is None:
+            return IssuerStatus(self._issuer, ready=False, trouble=self._trouble)
+        age = self._clock.now() - self._fetched_at
+        ready = age <= self._times.keep
+        return IssuerStatus(self._issuer, ready, len(self._keys.keys), self._keys.left_out, age, self._trouble)
+
+    async def _attempt(self) -> timedelta:
+        """Fetch them once; how long to wait then."""
+        self._fetching, self._begun = True, self._now()
+        self._trouble = self._trouble if self._failures else ""
+        try:
+            async with asyncio.timeout(self._times.deadline.total_seconds()):
+                fetched = await self._fetch()
+        except TimeoutError:
+            return self._fail(f"no whole answer within {in_words(self._times.deadline)}")
+        except IstioAuthError as error:
+            return self._fail(str(error))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not be the last fetch
+            _LOG.exception("the keys of the token issuer %s: a fault in fetching them", self._issuer)
+            return self._fail(repr(error))
+        finally:
+            self._fetching = False
+            self._wanted.clear()
+        return self._take(fetched)
+
+    def _take(self, fetched: FetchedKeys) -> timedelta:
+        if self._failures:
+            _LOG.info("the keys of the token issuer %s are fetched again", self._issuer)
+        if self._keys != fetched.keys:  # else the old object stays, and what was verified by it
+            self._keys = fetched.keys
+            if not fetched.keys.keys:
+                _LOG.warning("the token issuer %s has no usable key: none of its tokens is accepted", self._issuer)
+        self._fetched_at, self._failures, self._trouble = self._clock.now(), 0, ""
+        age = self._times.every if fetched.good_for is None else fetched.good_for
+        age = min(max(age, self._times.soonest), self._times.latest)
+        return age * (1 - _JITTER * random.random())  # noqa: S311  # nobody gains by guessing it
+
+    def _fail(self, trouble: str) -> timedelta:
+        if trouble != self._trouble:
+            _LOG.warning("the keys of the token issuer %s can not be fetched: %s", self._issuer, trouble)
+        self._trouble = trouble
+        self._failures += 1
+        return retry_delay(
+            self._failures,
+            draw=random.random(),  # noqa: S311  # the same
+            first=self._times.retry,
+            longest=self._times.every,
+        )
+
+    async def _pause(self, wait: timedelta) -> None:
+        self._due = self._now() + wait.total_seconds()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._due):
+                await self._wanted.wait()
+
+    def _wake(self) -> None:
+        """Let those go on who wait for the end of a fetch."""
+        self._ended.set()
+        self._ended = asyncio.Event()
+
+    def _not_ready(self, message: str) -> NotReady:
+        wait = max(1, round(self._due - self._now()))
+        return NotReady(message, retry_after=timedelta(seconds=wait))
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
