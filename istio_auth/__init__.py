@@ -27,11 +27,20 @@ if TYPE_CHECKING:
 
     # isort: split
     # Names that need an extra are not in __all__, so that `from istio_auth import *` works without.
+    from istio_auth.jwks import KeySet as KeySet
     from istio_auth.jwt_bundle import JWTBundle as JWTBundle
     from istio_auth.jwt_bundle import JWTBundleSet as JWTBundleSet
     from istio_auth.jwt_bundle import JWTBundleSource as JWTBundleSource
     from istio_auth.jwt_svid import JWTSVID as JWTSVID
     from istio_auth.jwt_svid import validate_jwt_svid as validate_jwt_svid
+    from istio_auth.tokens import Claims as Claims
+    from istio_auth.tokens import TokenFault as TokenFault
+    from istio_auth.tokens import TokenRefused as TokenRefused
+    from istio_auth.tokens import verify_token as verify_token
+    from istio_auth.tokens.key_sources import DiscoveredKeys as DiscoveredKeys
+    from istio_auth.tokens.key_sources import RemoteKeys as RemoteKeys
+    from istio_auth.tokens.rules import TokenRule as TokenRule
+    from istio_auth.tokens.verifier import TokenVerifier as TokenVerifier
 
 __all__ = [
     "X509SVID",
@@ -76,6 +85,11 @@ _HOMES = {
 _HOMES_WITH_EXTRAS = {
     "istio_auth.jwt_bundle": ("JWTBundle", "JWTBundleSet", "JWTBundleSource"),  # jwt
     "istio_auth.jwt_svid": ("JWTSVID", "validate_jwt_svid"),  # jwt
+    "istio_auth.jwks": ("KeySet",),  # jwt
+    "istio_auth.tokens": ("Claims", "TokenFault", "TokenRefused", "verify_token"),  # jwt
+    "istio_auth.tokens.key_sources": ("DiscoveredKeys", "RemoteKeys"),  # jwt
+    "istio_auth.tokens.rules": ("TokenRule",),  # jwt
+    "istio_auth.tokens.verifier": ("TokenVerifier",),  # jwt
 }
 _HOME_OF = {name: home for home, names in (_HOMES | _HOMES_WITH_EXTRAS).items() for name in names}
 

@@ -21,6 +21,11 @@ Headers: TypeAlias = Iterable[tuple[str | bytes, str | bytes]]
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # a token in the sense of RFC 9110 5.6.2
 
 
+def _check_name(kind: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(f"{name[:100]!a} is no name of a {kind}")
+
+
 @dataclass(frozen=True, slots=True)
 class InHeader:
     """In a header, after a prefix.
@@ -136,8 +141,3 @@ def _cookies(value: str) -> Iterator[tuple[str, str]]:
 
 def _text(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("latin-1")
-
-
-def _check_name(kind: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise ConfigurationError(f"{name[:100]!a} is no name of a {kind}")
