@@ -17,7 +17,17 @@ from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import SpiffeID
 
 _SELECTOR = re.compile(r"([a-z][a-z0-9-]*):([\x21-\x7e]{1,500})")
-_UNIX_VALUE = re.compile(r"[ug]id:(?:0|[1-9][0-9]*)")  # as its attestor writes it
+# As the attestors write them: what is spelled otherwise would fit nobody.
+_VALUES = {
+    "unix": re.compile(r"(?:uid|gid|supplementary_gid):(?:0|[1-9][0-9]*)|path:/.*|sha256:[0-9a-f]{64}"),
+    "systemd": re.compile(r"unit:[^/]+\.[a-z]+"),
+    "cgroup": re.compile(r"path:/.+"),
+}
+_SPELLINGS = {
+    "unix": "unix:uid:NUMBER, unix:gid:NUMBER, unix:supplementary_gid:NUMBER, unix:path:/PATH or unix:sha256:HEX",
+    "systemd": "systemd:unit:NAME.service",
+    "cgroup": "cgroup:path:/PATH",
+}
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -42,8 +52,8 @@ class Selector:
         """
         if not (match := _SELECTOR.fullmatch(text)):
             raise ConfigurationError(f"{text[:100]!r} is no selector: write type:value, for instance unix:uid:1000")
-        if match[1] == "unix" and not _UNIX_VALUE.fullmatch(match[2]):
-            raise ConfigurationError(f"{text[:100]!r} fits nobody: write unix:uid:NUMBER or unix:gid:NUMBER")
+        if (values := _VALUES.get(match[1])) is not None and not values.fullmatch(match[2]):
+            raise ConfigurationError(f"{text[:100]!r} fits nobody: write {_SPELLINGS[match[1]]}")
         return cls(match[1], match[2])
 
     def __str__(self) -> str:

@@ -22,7 +22,9 @@ from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.system_clock import SystemClock
 from istio_auth.x509_source import X509Context
+from node_agent.attest.process import ProcessAttestor
 from node_agent.attest.socket import SocketAttestor
+from node_agent.attest.systemd import SystemdAttestor
 from node_agent.attest.unix import UnixAttestor
 from node_agent.ca_client import AnyCA
 from node_agent.ca_link import CALink
@@ -128,7 +130,7 @@ class Agent:
             metrics=self.metrics,
         )
         self.renewals = Renewals(self.cache, proven, ready=self.identity.lives, clock=clock, metrics=self.metrics)
-        attestors = (UnixAttestor(), SocketAttestor())
+        attestors = (UnixAttestor(), ProcessAttestor(), SystemdAttestor(), SocketAttestor())
         self.discovery = SecretDiscovery(self.cache, config.trust_domain, attestors=attestors, metrics=self.metrics)
         self.workload_api = WorkloadAPI(
             self.cache,

@@ -7,6 +7,7 @@ gets nothing, and its stream stays open: it is served when a registration comes.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
@@ -81,8 +82,9 @@ class SecretDiscovery:
     async def _stream(self, requests: AsyncIterator[DiscoveryRequest], call: Call) -> AsyncIterator[DiscoveryResponse]:
         if not isinstance(call.caller, UnixCaller):
             raise NotAuthenticated(f"{call.caller} is no process of this machine")
+        selectors = await asyncio.to_thread(attest_all, self._attestors, call.caller)
         client = SDSClient(
-            Entitlement(call.caller, attest_all(self._attestors, call.caller), self._cache),
+            Entitlement(call.caller, selectors, self._cache),
             cache=self._cache,
             render=self._render,
             trust_domain=self._trust_domain,

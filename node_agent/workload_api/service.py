@@ -106,7 +106,7 @@ class WorkloadAPI:
         check_security_header(call)
         if await anext(requests, None) is None:
             raise MalformedError("the call ended without a request", public="there is no request")
-        stream = _Stream(self._entitlement(call))
+        stream = _Stream(await self._entitlement(call))
         changed = asyncio.Event()
         end = self._cache.subscribe(changed.set)
         self._streams.add(stream)
@@ -127,7 +127,7 @@ class WorkloadAPI:
             self._streams.discard(stream)
             self._subscribers.tell()
 
-    def _entitlement(self, call: Call) -> Entitlement:
+    async def _entitlement(self, call: Call) -> Entitlement:
         """What the caller may have.
 
         Raises:
@@ -136,9 +136,10 @@ class WorkloadAPI:
         if not isinstance(call.caller, UnixCaller):
             raise _no_identity(f"{call.caller} is no process of this machine")
         try:
-            return Entitlement(call.caller, attest_all(self._attestors, call.caller), self._cache)
+            selectors = await asyncio.to_thread(attest_all, self._attestors, call.caller)
         except IstioAuthError as error:
             raise _no_identity(str(error)) from error
+        return Entitlement(call.caller, selectors, self._cache)
 
     def _require_identity(self, entitled: Entitlement) -> None:
         if entitled.ids:

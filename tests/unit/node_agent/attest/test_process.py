@@ -1,0 +1,91 @@
+"""What is seen of a caller under /proc: of this very process, of one that we start, and of made-up ones."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from istio_auth.door import UnixCaller
+from istio_auth.registration import Selector
+from node_agent.attest.process import ProcessAttestor
+
+
+def caller(pid: int) -> UnixCaller:
+    return UnixCaller(os.getuid(), os.getgid(), pid, "main")
+
+
+def seen(attestor: ProcessAttestor, pid: int) -> set[str]:
+    return set(map(str, attestor.attest(caller(pid))))
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program of our own making."""
+    return Path(shutil.copy(shutil.which("sleep") or "", tmp_path / "web"))
+
+
+@pytest.fixture
+def running(program: Path) -> Iterator[int]:
+    with subprocess.Popen([program, "60"]) as process:
+        yield process.pid
+        process.kill()
+
+
+def test_a_process_shows_its_groups_its_executable_and_that_ones_hash() -> None:
+    found = seen(ProcessAttestor(), os.getpid())
+    executable = Path("/proc/self/exe").readlink()
+    digest = hashlib.sha256(Path(sys.executable).resolve().read_bytes()).hexdigest()
+    groups = {f"unix:supplementary_gid:{group}" for group in os.getgroups()}
+    assert found == {f"unix:path:{executable}", f"unix:sha256:{digest}", *groups}
+
+
+def test_a_program_that_was_replaced_while_it_runs_keeps_its_hash_and_has_no_path(program: Path, running: int) -> None:
+    attestor, digest = ProcessAttestor(), hashlib.sha256(program.read_bytes()).hexdigest()
+    assert {f"unix:path:{program}", f"unix:sha256:{digest}"} <= seen(attestor, running)
+    other = program.with_name("other")
+    other.write_bytes(b"another program")
+    other.replace(program)
+    found = seen(attestor, running)
+    assert f"unix:sha256:{digest}" in found
+    assert not any(each.startswith("unix:path:") for each in found)
+
+
+def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proc, program = tmp_path / "proc/7", tmp_path / "web"
+    proc.mkdir(parents=True)
+    program.write_bytes(b"one")
+    (proc / "exe").symlink_to(program)
+    attestor = ProcessAttestor(tmp_path / "proc")
+    counted = list[object]()
+    real = hashlib.sha256
+
+    def counting() -> object:
+        counted.append(None)
+        return real()
+
+    monkeypatch.setattr(hashlib, "sha256", counting)
+    for content, times in ((b"one", 1), (b"one", 1), (b"other", 2)):
+        if content != program.read_bytes():
+            program.write_bytes(content)
+        assert f"unix:sha256:{hashlib.new('sha256', content).hexdigest()}" in seen(attestor, 7)
+        assert len(counted) == times
+
+
+def test_what_can_not_be_seen_is_not_observed(tmp_path: Path) -> None:
+    assert seen(ProcessAttestor(tmp_path), 7) == set()
+    fifo = tmp_path / "8"
+    fifo.mkdir()
+    (fifo / "exe").mkdir()  # no regular file
+    assert seen(ProcessAttestor(tmp_path), 8) == set()
+
+
+@pytest.mark.parametrize("text", ["unix:path:/usr/bin/web", f"unix:sha256:{'0' * 64}", "unix:supplementary_gid:27"])
+def test_a_registration_can_ask_for_what_is_observed(text: str) -> None:
+    assert str(Selector.parse(text)) == text
