@@ -63,6 +63,16 @@ class Portal:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._listener: asyncio.Server | None = None
 
+    @property
+    def channel_options(self) -> tuple[tuple[str, int | str], ...]:
+        """What a gRPC channel that dials `target` must be told."""
+        return ("grpc.default_authority", self.authority), ("grpc.enable_http_proxy", 0)
+
+    @property
+    def unreached(self) -> str | None:
+        """Why calls get no answer, for whoever made them; None if nothing is known to be wrong."""
+        return None if (error := self.last_error) is None else f"{self.authority} was not reached: {error}"
+
     async def start(self) -> None:
         """Begin to take connections."""
         listening = listening_socket(self._path, 0o600)
@@ -121,8 +131,10 @@ class _Passage:
             self.out.abort()
 
     def fail(self, error: IstioAuthError) -> None:
-        """Tell why there is no connection."""
-        _LOG.info("no connection to %s: %s", self._portal.authority, error)
+        """Tell why there is no connection; loudly once, since gRPC tries again and again."""
+        last = self._portal.last_error
+        level = logging.INFO if last is not None and str(last) == str(error) else logging.WARNING
+        _LOG.log(level, "no connection to %s: %s", self._portal.authority, error)
         self._portal.last_error = error
 
     async def _dial(self) -> None:

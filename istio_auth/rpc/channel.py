@@ -104,11 +104,10 @@ class Channel:
                 ("grpc.max_receive_message_length", self._max_response_bytes),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2000),  # callers have a backoff of their own
-                ("grpc.enable_http_proxy", 0),
                 ("istio_auth.channel", next(_number)),  # no two channels share a connection behind our back
             ]
             if self._portal is not None:
-                options.append(("grpc.default_authority", self._portal.authority))
+                options += self._portal.channel_options
             self._channel = grpc.aio.insecure_channel(
                 self._portal.target if self._portal is not None else self._target, options=options
             )
@@ -117,9 +116,8 @@ class Channel:
     def _failure(self, path: str, error: grpc.aio.AioRpcError) -> IstioAuthError:
         """What a failed call means. If the way out was refused, that is the reason, whatever gRPC makes of it."""
         found = error_of(path, error)
-        if isinstance(found, NotReady) and self._portal is not None and self._portal.last_error is not None:
-            refusal = self._portal.last_error
-            return NotReady(f"{path}: {self._portal.authority} was not reached: {refusal}")
+        if isinstance(found, NotReady) and self._portal is not None and self._portal.unreached is not None:
+            return NotReady(f"{path}: {self._portal.unreached}")
         return found
 
 

@@ -1,0 +1,179 @@
+"""Who may call which method: server interceptors that ask an authorizer for each call, and refuse where none is named.
+
+The door decides who may connect at all; this decides call by call. A refused caller learns only that it is refused;
+method, caller and reason are in our log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import TypeAlias, TypeVar, cast
+
+import grpc
+
+from istio_auth.authorize import Authorizer
+from istio_auth.errors import Code, ConfigurationError, IstioAuthError, NotAuthenticated, NotAuthorized
+from istio_auth.grpc.peers import PeerContext, peer_id
+from istio_auth.spiffe_id import SpiffeID
+
+_LOG = logging.getLogger("istio_auth.grpc")
+
+_Handler: TypeAlias = "grpc.RpcMethodHandler[object, object]"
+_AioContext: TypeAlias = "grpc.aio.ServicerContext[object, object]"
+_FoundHandler = TypeVar("_FoundHandler", "_Handler", "_Handler | None")
+_Answer: TypeAlias = tuple[grpc.StatusCode, str]
+
+_UNKNOWN_CALLER: _Answer = (grpc.StatusCode.UNAUTHENTICATED, Code.NOT_AUTHENTICATED.value)
+_NOT_WELCOME: _Answer = (grpc.StatusCode.PERMISSION_DENIED, Code.NOT_AUTHORIZED.value)
+
+
+class MethodRules:
+    """Which authorizer decides on which method; a method without one is closed to everybody.
+
+    Args:
+        rules: an authorizer for each `/package.Service/Method`, for all other methods of a `/package.Service/`, or for
+            all other methods of the server: `/`. The longest one decides, alone.
+
+    Raises:
+        ConfigurationError: a rule is for none of these.
+    """
+
+    def __init__(self, rules: Mapping[str, Authorizer]) -> None:
+        for name in rules:
+            if not _is_rule(name):
+                raise ConfigurationError(
+                    f"{name!r} names no methods: write /package.Service/Method, /package.Service/ for all of a service,"
+                    " or / for all that have no rule of their own"
+                )
+        self._rules = dict(rules)
+
+    def check(self, method: str, peer: SpiffeID) -> None:
+        """Whether a caller may call a method.
+
+        Args:
+            method: its path, `/package.Service/Method`.
+            peer: the caller.
+
+        Raises:
+            NotAuthorized: it may not, or there is no rule for the method.
+        """
+        service = method.rpartition("/")[0] + "/"
+        for name in (method, service, "/"):
+            if (authorize := self._rules.get(name)) is not None:
+                authorize(peer)
+                return
+        raise NotAuthorized(f"there is no rule for {method}, so nobody may call it")
+
+
+class AuthorizingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs alone
+    """Asks for each call of a `grpc.aio.server` behind `serve_grpc`; put it before all other interceptors.
+
+    Args:
+        rules: see `MethodRules`.
+
+    Raises:
+        ConfigurationError: a rule names no methods.
+    """
+
+    def __init__(self, rules: Mapping[str, Authorizer]) -> None:
+        self._rules = MethodRules(rules)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """Have the method's handler ask first: here gRPC does not tell yet who calls."""
+        return _guarded(await continuation(handler_call_details), self._rules, handler_call_details.method)
+
+
+class BlockingAuthorizingInterceptor(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs alone
+    """The same for a `grpc.server` with threads (see `AuthorizingInterceptor`)."""
+
+    def __init__(self, rules: Mapping[str, Authorizer]) -> None:
+        self._rules = MethodRules(rules)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], _Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler | None:
+        """Have the method's handler ask first."""
+        return _guarded(continuation(handler_call_details), self._rules, handler_call_details.method)
+
+
+_Behavior: TypeAlias = Callable[[object, object], object]
+_KINDS: Mapping[tuple[bool, bool], tuple[str, Callable[..., _Handler]]] = {  # by whether requests, responses stream
+    (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
+    (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
+    (True, False): ("stream_unary", grpc.stream_unary_rpc_method_handler),
+    (True, True): ("stream_stream", grpc.stream_stream_rpc_method_handler),
+}
+
+
+def _guarded(handler: _FoundHandler, rules: MethodRules, method: str) -> _FoundHandler:
+    if handler is None:
+        return handler  # there is no such method, as gRPC will answer
+    kind, make = _KINDS[handler.request_streaming, handler.response_streaming]
+    behavior = _asking_first(getattr(handler, kind), functools.partial(_refusal, rules, method))
+    return make(behavior, handler.request_deserializer, handler.response_serializer)
+
+
+def _asking_first(behavior: _Behavior, refusal: Callable[[PeerContext], _Answer | None]) -> _Behavior:
+    """A method of the same kind: gRPC treats coroutines, asynchronous generators and functions differently."""
+    if inspect.isasyncgenfunction(behavior):
+
+        @functools.wraps(behavior)
+        async def generator(request: object, context: _AioContext) -> AsyncGenerator[object, None]:
+            if (answer := refusal(context)) is not None:
+                await context.abort(*answer)
+            async with contextlib.aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    yield response
+
+        return cast("_Behavior", generator)
+    if inspect.iscoroutinefunction(behavior):
+
+        @functools.wraps(behavior)
+        async def coroutine(request: object, context: _AioContext) -> object:
+            if (answer := refusal(context)) is not None:
+                await context.abort(*answer)
+            return await behavior(request, context)
+
+        return cast("_Behavior", coroutine)
+
+    @functools.wraps(behavior)
+    def function(request: object, context: grpc.ServicerContext) -> object:
+        if (answer := refusal(context)) is not None:
+            context.abort(*answer)
+        return behavior(request, context)
+
+    return cast("_Behavior", function)
+
+
+def _refusal(rules: MethodRules, method: str, context: PeerContext) -> _Answer | None:
+    """What a refused caller is told; None if it is welcome."""
+    caller: object = context.peer()
+    try:
+        caller = peer = peer_id(context)
+        rules.check(method, peer)
+    except IstioAuthError as error:
+        reason = error
+    except Exception as error:  # noqa: BLE001  # whatever an authorizer raises, it has not said yes
+        reason = NotAuthorized(f"deciding on it failed: {error!r}")
+    else:
+        return None
+    _LOG.warning("call refused: method=%s peer=%s reason=%s", method, caller, reason)
+    return _UNKNOWN_CALLER if isinstance(reason, NotAuthenticated) else _NOT_WELCOME
+
+
+def _is_rule(name: str) -> bool:
+    """Whether it is `/`, `/package.Service/` or `/package.Service/Method`."""
+    if name == "/":
+        return True
+    empty, service, _method = name.split("/") if name.count("/") == 2 else ("", "", "")
+    return not empty and bool(service) and "*" not in name

@@ -1,0 +1,208 @@
+"""A gRPC server of an application's own behind a door: every caller is proven in the handshake, before gRPC hears it.
+
+The application makes the server, with its servicers, interceptors and options, and hands it over before it is started;
+here it gets a private port and is started, and at the end it is stopped: no new callers, time for the calls in flight,
+then the end of every connection. A connection keeps the identities that it began with; a server that wants them proven
+anew now and then sets gRPC's own option `grpc.max_connection_age_ms`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import overload
+
+import grpc
+
+from istio_auth.authorize import Authorizer
+from istio_auth.clock import Clock
+from istio_auth.door import Door, DoorLimits
+from istio_auth.errors import ConfigurationError, IstioAuthError
+from istio_auth.grpc.loop_thread import LoopThread
+from istio_auth.grpc.peers import known
+from istio_auth.host_port import HostPort
+from istio_auth.tls import server_context
+from istio_auth.x509_source import X509Source
+
+_GRACE = timedelta(seconds=10)
+_FAREWELL_SECONDS = 1.0  # for the last bytes of the last calls, however long those took
+_FIRST_WORD_SECONDS = 5.0  # a server that runs speaks first (RFC 9113 3.4), and at once
+_USED = "the gRPC server was {} before: hand it to serve_grpc unused, which starts and stops it"
+
+
+class GrpcDoor:
+    """Where a server's callers come in.
+
+    Args:
+        door: the door.
+        address: where it listens.
+    """
+
+    def __init__(self, door: Door, address: HostPort) -> None:
+        self._door = door
+        self._address = address
+
+    @property
+    def host(self) -> str:
+        """The address that was taken."""
+        return self._address.host
+
+    @property
+    def port(self) -> int:
+        """The port that was taken."""
+        return self._address.port
+
+    @property
+    def address(self) -> str:
+        """Both as one writes them: `127.0.0.1:8443`, `[::1]:8443`."""
+        return str(self._address)
+
+    @property
+    def connections(self) -> int:
+        """How many callers are connected now, those in their handshake included."""
+        return self._door.connections
+
+    @property
+    def accepted(self) -> int:
+        """How many callers were let through so far."""
+        return self._door.accepted
+
+    @property
+    def refused(self) -> int:
+        """How many callers were turned away so far."""
+        return self._door.refused
+
+
+@overload
+def serve_grpc(
+    server: grpc.aio.Server,
+    source: X509Source,
+    authorize: Authorizer,
+    address: str,
+    *,
+    grace: timedelta = ...,
+    limits: DoorLimits | None = ...,
+    on_refused: Callable[[str, IstioAuthError], None] | None = ...,
+    clock: Clock | None = ...,
+) -> AbstractAsyncContextManager[GrpcDoor]: ...
+
+
+@overload
+def serve_grpc(
+    server: grpc.Server,
+    source: X509Source,
+    authorize: Authorizer,
+    address: str,
+    *,
+    grace: timedelta = ...,
+    limits: DoorLimits | None = ...,
+    on_refused: Callable[[str, IstioAuthError], None] | None = ...,
+    clock: Clock | None = ...,
+) -> AbstractContextManager[GrpcDoor]: ...
+
+
+def serve_grpc(
+    server: grpc.aio.Server | grpc.Server,
+    source: X509Source,
+    authorize: Authorizer,
+    address: str,
+    *,
+    grace: timedelta = _GRACE,
+    limits: DoorLimits | None = None,
+    on_refused: Callable[[str, IstioAuthError], None] | None = None,
+    clock: Clock | None = None,
+) -> AbstractAsyncContextManager[GrpcDoor] | AbstractContextManager[GrpcDoor]:
+    """Serve callers whose SPIFFE ID is proven and welcome, from entering to leaving.
+
+    Args:
+        server: made by `grpc.aio.server` (use `async with`) or `grpc.server` (use `with`), and not started yet.
+        source: holds the SVID and the bundles; asked at each handshake.
+        authorize: decides on each caller whose SPIFFE ID is proven.
+        address: where to listen, as `host:port`, `[IPv6 address]:port` or `:port`; port 0 takes one that is free.
+        grace: how long calls in flight may take when it ends.
+        limits: how many callers it takes on.
+        on_refused: told of each caller that was turned away: `tls` and the reason.
+        clock: tells when a chain must be valid; the machine's by default.
+
+    Raises:
+        ConfigurationError: the address can not be had, or the server was started or stopped before.
+        NotReady: somebody else listens there.
+    """
+    context = server_context(source, authorize, alpn=("h2",), clock=clock)
+    where = HostPort.parse(address)
+
+    def behind_door(behind: grpc.aio.Server | _BlockingServer) -> AbstractAsyncContextManager[GrpcDoor]:
+        return _behind_door(behind, lambda: Door(limits=limits, on_refused=on_refused), context, where, grace)
+
+    if isinstance(server, grpc.aio.Server):
+        return behind_door(server)
+    return _in_thread(behind_door(_BlockingServer(server)))
+
+
+class _BlockingServer:
+    """A server with threads, as one of asyncio's."""
+
+    def __init__(self, server: grpc.Server) -> None:
+        self._server = server
+
+    def add_insecure_port(self, address: str) -> int:
+        return self._server.add_insecure_port(address)
+
+    async def wait_for_termination(self, timeout: float) -> bool:  # noqa: ASYNC109  # gRPC's signature
+        return self._server.wait_for_termination(timeout)
+
+    async def start(self) -> None:
+        try:
+            self._server.start()
+        except ValueError as error:
+            raise ConfigurationError(_USED.format("started")) from error
+
+    async def stop(self, grace: float) -> None:
+        await asyncio.to_thread(self._server.stop(grace).wait)
+
+
+@contextmanager
+def _in_thread(served: AbstractAsyncContextManager[GrpcDoor]) -> Iterator[GrpcDoor]:
+    with LoopThread("istio-auth-door") as loop, loop.using(served) as door:
+        yield door
+
+
+@asynccontextmanager
+async def _behind_door(
+    server: grpc.aio.Server | _BlockingServer,
+    make_door: Callable[[], Door],
+    context: ssl.SSLContext,
+    where: HostPort,
+    grace: timedelta,
+) -> AsyncIterator[GrpcDoor]:
+    if not await server.wait_for_termination(0):  # a port more would be the end of the process
+        raise ConfigurationError(_USED.format("stopped"))
+    async with make_door() as door:
+        with known(door):
+            server.add_insecure_port(door.target)
+            taken = HostPort(*await door.listen_tls(where.host, where.port, context))
+            await server.start()
+            await _check_started(door.target)
+            try:
+                yield GrpcDoor(door, taken)
+            finally:
+                over = time.monotonic() + grace.total_seconds()
+                door.stop_listening()
+                await server.stop(grace.total_seconds())
+                await door.close(timedelta(seconds=max(over - time.monotonic(), _FAREWELL_SECONDS)))
+
+
+async def _check_started(target: str) -> None:
+    """A server that was running already takes another port and never answers there."""
+    reader, writer = await asyncio.open_unix_connection(target.removeprefix("unix:"))
+    try:
+        async with asyncio.timeout(_FIRST_WORD_SECONDS):
+            await reader.read(1)
+    except TimeoutError:
+        raise ConfigurationError(_USED.format("started")) from None
+    finally:
+        writer.close()
