@@ -29,7 +29,7 @@ from istio_auth.peer import VerifiedPeer
 from istio_auth.pem import read_der_certificate
 from istio_auth.system_clock import SystemClock
 from istio_auth.tls import alpn as mesh_alpn
-from istio_auth.tls.judged import JudgedObject, JudgedSocket, JudgingContext
+from istio_auth.tls.judged import GatedObject, GatedSocket, JudgingContext
 from istio_auth.tls.loading import load_roots, load_svid
 from istio_auth.verify import MAX_CHAIN, verify_chain
 from istio_auth.x509_source import X509Context, X509Source
@@ -268,8 +268,8 @@ class FollowingContext(ssl.SSLContext):
         inner = JudgingContext(self.protocol)
         inner.minimum_version = ssl.TLSVersion.TLSv1_2
         inner.check_hostname = False  # peers are known by SPIFFE ID
-        inner.sslobject_class = JudgedObject
-        inner.sslsocket_class = JudgedSocket
+        inner.sslobject_class = GatedObject
+        inner.sslsocket_class = GatedSocket
         inner.judge = self._rules.judge
         inner.renewed = self.current
         inner.istio_alpn = self._rules.istio_alpn

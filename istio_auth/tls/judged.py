@@ -2,8 +2,10 @@
 
 A hook on `do_handshake` alone would be no gate: OpenSSL finishes a handshake inside the first read or write as well,
 and resumes sessions. So every method that can start or finish one comes through `_pass_gate`, which completes handshake
-and verdict or raises; a refusal stays. A socket whose TLS layer is gone (shut down, or a connect that failed) moves no
-bytes at all: the base class would fall back to plain text.
+and verdict or raises; a refusal stays. A welcome peer costs nothing more: its connection becomes one of the class below
+the gate, whose reads and writes are those of the standard library. A socket whose TLS layer is gone (shut down, or a
+connect that failed) stands behind the gate again and moves no bytes at all: the base class would fall back to plain
+text.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Never, Protocol, cast
+from typing import TYPE_CHECKING, ClassVar, Never, Protocol, cast
 
 from istio_auth.errors import Fault, IstioAuthError, NotAuthenticated, NotReady, VerificationError
 from istio_auth.peer import HandshakeRefused, PeerRefused, VerifiedPeer
@@ -51,8 +53,8 @@ class JudgingContext(ssl.SSLContext):
     istio_alpn = False
 
 
-class _Gate:
-    """The verdict on one connection."""
+class _Judged:
+    """A connection with a verdict on its peer."""
 
     _judging: JudgingContext | None = None
     _verdict: VerifiedPeer | IstioAuthError | None = None
@@ -66,6 +68,23 @@ class _Gate:
         if isinstance(self._verdict, VerifiedPeer):
             return self._verdict
         raise NotAuthenticated(str(self._verdict) if self._verdict else "the TLS handshake is not over")
+
+    def verify_client_post_handshake(self) -> Never:
+        """Refused: a second certificate would come after the verdict.
+
+        Raises:
+            HandshakeRefused: always.
+        """
+        raise HandshakeRefused(NotAuthenticated("the peer's certificate is asked for in the handshake only"))
+
+    def _plain_name(self, selected: str | None) -> str | None:
+        return alpn.meant(selected) if self._judging is not None and self._judging.istio_alpn else selected
+
+
+class _Gate(_Judged):
+    """A connection that waits for its verdict, or was refused."""
+
+    _welcome: ClassVar[type]
 
     def _pass_gate(self, context: ssl.SSLContext, handshake: Callable[[], object]) -> None:
         """Complete the handshake and the verdict, once.
@@ -97,9 +116,7 @@ class _Gate:
         except BaseException:
             self._verdict = IstioAuthError("judging the peer was interrupted")
             raise
-
-    def _plain_name(self, selected: str | None) -> str | None:
-        return alpn.meant(selected) if self._judging is not None and self._judging.istio_alpn else selected
+        self.__class__ = self._welcome  # reads and writes of the base from now on
 
     def _refuse(self, reason: IstioAuthError, cause: Exception) -> None:
         self._verdict = reason
@@ -107,8 +124,18 @@ class _Gate:
         raise PeerRefused(reason) from cause
 
 
-class JudgedObject(_Gate, ssl.SSLObject):
-    """TLS over memory, as asyncio uses it."""
+class JudgedObject(_Judged, ssl.SSLObject):
+    """TLS over memory, as asyncio uses it, once its peer is verified."""
+
+    def selected_alpn_protocol(self) -> str | None:
+        """The protocol that both ends speak, by its plain name."""
+        return self._plain_name(super().selected_alpn_protocol())
+
+
+class GatedObject(_Gate, JudgedObject):
+    """TLS over memory whose peer is not verified yet."""
+
+    _welcome = JudgedObject
 
     def do_handshake(self) -> None:
         """Complete the handshake and the verdict, or raise."""
@@ -117,29 +144,21 @@ class JudgedObject(_Gate, ssl.SSLObject):
     def read(self, len: int = 1024, buffer: WriteableBuffer | None = None) -> bytes:  # noqa: A002  # the base's name
         """Read, once the peer is verified."""
         self.do_handshake()
-        return super().read(len, buffer)
+        return self.read(len, buffer)
 
     def write(self, data: ReadableBuffer) -> int:
         """Write, once the peer is verified."""
         self.do_handshake()
-        return super().write(data)
+        return self.write(data)
 
     def unwrap(self) -> None:
         """Begin or end the closing of the TLS layer, once the peer is verified."""
         self.do_handshake()
-        super().unwrap()
-
-    def selected_alpn_protocol(self) -> str | None:
-        """The protocol that both ends speak, by its plain name."""
-        return self._plain_name(super().selected_alpn_protocol())
-
-    def verify_client_post_handshake(self) -> None:
-        """Refused: a second certificate would come after the verdict."""
-        raise HandshakeRefused(NotAuthenticated("the peer's certificate is asked for in the handshake only"))
+        self.unwrap()
 
 
-class JudgedSocket(_Gate, ssl.SSLSocket):
-    """TLS over a socket, blocking or not."""
+class JudgedSocket(_Judged, ssl.SSLSocket):
+    """TLS over a socket, blocking or not, once its peer is verified."""
 
     # What the base keeps and its published types do not tell.
     _context: ssl.SSLContext
@@ -148,6 +167,38 @@ class JudgedSocket(_Gate, ssl.SSLSocket):
     suppress_ragged_eofs: bool
 
     _unwrapped = False
+
+    def shutdown(self, how: int) -> None:
+        """End the TLS layer, and with it this connection for reading or writing."""
+        self.__class__ = GatedSocket
+        ssl.SSLSocket.shutdown(self, how)
+
+    def unwrap(self) -> socket.socket:
+        """Go back to plain text."""
+        plain = ssl.SSLSocket.unwrap(self)
+        self._unwrapped = True
+        return plain
+
+    def sendto(self, *_args: object) -> Never:
+        """Refused: TLS has no addresses.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("sendto has no meaning over TLS")
+
+    def selected_alpn_protocol(self) -> str | None:
+        """The protocol that both ends speak, by its plain name."""
+        return self._plain_name(super().selected_alpn_protocol())
+
+
+class GatedSocket(_Gate, JudgedSocket):
+    """TLS over a socket whose peer is not verified yet, or that listens, or whose TLS layer is gone.
+
+    Each method passes the gate and then goes on as the base does, whatever the socket has become.
+    """
+
+    _welcome = JudgedSocket
 
     def do_handshake(self, block: bool = False) -> None:  # the base's signature
         """Complete the handshake and the verdict, or raise."""
@@ -162,12 +213,12 @@ class JudgedSocket(_Gate, ssl.SSLSocket):
     def connect(self, addr: _Address) -> None:
         """Connect, under the snapshot of this moment."""
         self._renew()
-        super().connect(addr)
+        ssl.SSLSocket.connect(self, addr)
 
     def connect_ex(self, addr: _Address) -> int:
         """Connect, under the snapshot of this moment."""
         self._renew()
-        return super().connect_ex(addr)
+        return ssl.SSLSocket.connect_ex(self, addr)
 
     def accept(self) -> tuple[ssl.SSLSocket, _RetAddress]:
         """Accept a connection, under the snapshot of this moment."""
@@ -191,72 +242,54 @@ class JudgedSocket(_Gate, ssl.SSLSocket):
     def read(self, len: int = 1024, buffer: WriteableBuffer | None = None) -> bytes:  # noqa: A002  # the base's name
         """Read, once the peer is verified."""
         self._come_in()
-        return super().read(len, buffer)
+        return ssl.SSLSocket.read(self, len, buffer)
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """Read, once the peer is verified."""
         self._come_in()
-        return super().recv(buflen, flags)
+        return ssl.SSLSocket.recv(self, buflen, flags)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
         """Read, once the peer is verified."""
         self._come_in()
-        return super().recv_into(buffer, nbytes, flags)
+        return ssl.SSLSocket.recv_into(self, buffer, nbytes, flags)
 
     def recvfrom(self, buflen: int = 1024, flags: int = 0) -> tuple[bytes, _RetAddress]:
         """Read, once the peer is verified; TLS itself refuses it."""
         self._come_in()
-        return super().recvfrom(buflen, flags)
+        return ssl.SSLSocket.recvfrom(self, buflen, flags)
 
     def recvfrom_into(
         self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0
     ) -> tuple[int, _RetAddress]:
         """Read, once the peer is verified; TLS itself refuses it."""
         self._come_in()
-        return super().recvfrom_into(buffer, nbytes, flags)
+        return ssl.SSLSocket.recvfrom_into(self, buffer, nbytes, flags)
 
     def write(self, data: ReadableBuffer) -> int:
         """Write, once the peer is verified."""
         self._come_in()
-        return super().write(data)
+        return ssl.SSLSocket.write(self, data)
 
     def send(self, data: ReadableBuffer, flags: int = 0) -> int:
         """Write, once the peer is verified."""
         self._come_in()
-        return super().send(data, flags)
+        return ssl.SSLSocket.send(self, data, flags)
 
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
         """Write, once the peer is verified."""
         self._come_in()
-        super().sendall(data, flags)
-
-    def sendto(self, *_args: object) -> Never:
-        """Refused: TLS has no addresses.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("sendto has no meaning over TLS")
+        ssl.SSLSocket.sendall(self, data, flags)
 
     def sendfile(self, file: _SendableFile, offset: int = 0, count: int | None = None) -> int:
         """Write, once the peer is verified."""
         self._come_in()
-        return super().sendfile(file, offset, count)
+        return ssl.SSLSocket.sendfile(self, file, offset, count)
 
     def unwrap(self) -> socket.socket:
         """Go back to plain text, once the peer is verified."""
         self._come_in()
-        plain = super().unwrap()
-        self._unwrapped = True
-        return plain
-
-    def selected_alpn_protocol(self) -> str | None:
-        """The protocol that both ends speak, by its plain name."""
-        return self._plain_name(super().selected_alpn_protocol())
-
-    def verify_client_post_handshake(self) -> None:
-        """Refused: a second certificate would come after the verdict."""
-        raise HandshakeRefused(NotAuthenticated("the peer's certificate is asked for in the handshake only"))
+        return JudgedSocket.unwrap(self)
 
 
 def _judging(context: ssl.SSLContext) -> JudgingContext:

@@ -400,3 +400,21 @@ def test_our_connections_are_what_libraries_expect() -> None:
         assert over_socket.server_hostname == NAME
         assert isinstance(over_socket.makefile("rb"), io.BufferedReader)
         over_socket.close()
+
+
+IN_THE_WAY_OF_BYTES = ("read", "write", "recv", "recv_into", "send", "sendall", "sendfile")
+
+
+def test_a_welcome_peer_leaves_nothing_of_ours_in_the_way_of_bytes() -> None:
+    client, server = begin(client_context(OURS, any_id()), server_context(OURS, any_id()))
+    go_on(client, server)
+    talk(client, server)
+    for end in (client, server):
+        assert (type(end.tls).read, type(end.tls).write) == (ssl.SSLObject.read, ssl.SSLObject.write)
+    with Meeting("server", GOOD, ssl.TLSVersion.TLSv1_3) as meeting:
+        before = type(meeting.ours)
+        assert meeting.ours.recv(len(WORD)) == WORD
+        for name in IN_THE_WAY_OF_BYTES:
+            assert getattr(type(meeting.ours), name) is getattr(ssl.SSLSocket, name)
+        meeting.ours.shutdown(socket.SHUT_WR)
+        assert type(meeting.ours) is before  # the TLS layer is gone: nothing may pass as plain text
