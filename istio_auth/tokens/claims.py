@@ -17,6 +17,7 @@ from istio_auth.tokens.fault import TokenFault, TokenRefused
 
 FrozenJSON: TypeAlias = bool | int | float | str | tuple["FrozenJSON", ...] | Mapping[str, "FrozenJSON"] | None
 
+_DEEPEST = 50  # who reads claims does so by recursion, and Python's own bound may be near
 _NOTHING: Mapping[str, FrozenJSON] = MappingProxyType({})
 
 
@@ -110,10 +111,14 @@ def _audiences(value: JSON) -> tuple[str, ...]:
     return audiences
 
 
-def _frozen(value: JSON) -> FrozenJSON:
-    if isinstance(value, dict):
-        return MappingProxyType({name: _frozen(member) for name, member in value.items()})
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _frozen(value: JSON, *, depth: int = 0) -> FrozenJSON:
+    if not isinstance(value, dict | list):
+        return value
+    if depth > _DEEPEST:
+        raise TokenRefused(TokenFault.CLAIM, f"a claim is nested more than {_DEEPEST} times")
+    if isinstance(value, list):
+        return tuple(_frozen(item, depth=depth + 1) for item in value)
+    return MappingProxyType({name: _frozen(member, depth=depth + 1) for name, member in value.items()})
 
 
 def _thawed(value: FrozenJSON) -> JSON:
