@@ -197,7 +197,7 @@ def _below(found: object) -> object:
         return None  # somebody else's
     ask: Callable[[str], object] | None = getattr(found, "get_extra_info", None)
     if callable(ask) and (tls := ask("ssl_object")) is not None:
-        return tls
+        return getattr(tls, "owner", tls)  # httpx's blocking stream tells the inside of an SSL socket
     for name in _ATTRIBUTES:
         if (below := getattr(found, name, None)) is not None:
             return below

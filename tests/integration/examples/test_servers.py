@@ -1,0 +1,76 @@
+"""Each example of a server knows its clients, refuses strangers with the reason, and follows a change of the root."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+
+import pytest
+
+from docs.examples import socket_client
+from istio_auth.authorize import is_id
+from istio_auth.peer import peer_id
+from istio_auth.tls import client_context
+from istio_auth.x509_source import X509Source
+from tests.fakes.waiting import until
+from tests.integration.examples import servers
+from tests.integration.examples.world import CLIENT, OTHER, SERVER, World
+
+
+def fetch(source: X509Source, port: int) -> str:
+    """What an HTTP server answers, after its name."""
+    context = client_context(source, is_id(SERVER))
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
+    try:
+        connection.request("GET", "/")
+        server = peer_id(connection)
+        response = connection.getresponse()
+        assert response.status == 200
+        return f"{server} answers {response.read().decode()}"
+    finally:
+        connection.close()
+
+
+def say(source: X509Source, port: int) -> str:
+    """What a server of lines answers, after its name."""
+    answer = socket_client.ask(source, port=port)
+    if answer.endswith(" answers "):
+        raise ConnectionError("closed without an answer")
+    return answer
+
+
+SERVERS = {
+    "asyncio_server": (servers.on_asyncio, say, f"{SERVER} answers {CLIENT} says hello\n"),
+    "socket_server": (servers.on_sockets, say, f"{SERVER} answers {CLIENT} says hello\n"),
+    "socketserver_server": (servers.on_socketserver, say, f"{SERVER} answers {CLIENT} says hello\n"),
+    "http_server": (servers.on_http_server, fetch, f"{SERVER} answers {CLIENT}\n"),
+    "aiohttp_server": (servers.on_aiohttp, fetch, f"{SERVER} answers {CLIENT}\n"),
+    "uvicorn_server": (servers.on_uvicorn, fetch, f"{SERVER} answers {CLIENT}\n"),
+    "hypercorn_server": (servers.on_hypercorn, fetch, f"{SERVER} answers welcome\n"),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_a_server_knows_its_client_and_refuses_others_before_and_after_a_new_root(
+    name: str, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    running, ask, answer = SERVERS[name]
+    async with running(world.server) as port:
+        assert await asyncio.to_thread(ask, world.client, port) == answer
+
+        async def refused_for(reason: str) -> None:
+            with pytest.raises((OSError, http.client.HTTPException)):
+                await asyncio.to_thread(ask, world.client, port)
+            await until(lambda: reason in caplog.text)  # the alert may be here before the server's log
+
+        world.client_is(OTHER)
+        await refused_for(f"{OTHER} is refused: welcome is {CLIENT}")
+        world.client_is(CLIENT)
+        assert await asyncio.to_thread(ask, world.client, port) == answer
+
+        of_the_old_root = world.svid(CLIENT)
+        world.rotate_root()
+        assert await asyncio.to_thread(ask, world.client, port) == answer
+        assert "does not chain to the bundle" not in caplog.text
+        world.client_holds(of_the_old_root)
+        await refused_for("does not chain to the bundle")
