@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from istio_auth.authorize import Authorizer, any_id, in_namespace, is_id, member_of, one_of
     from istio_auth.bundle import BundleSet, BundleSource, TrustBundle
     from istio_auth.errors import Code, Fault, IstioAuthError, VerificationError
+    from istio_auth.sources.files import FileSource
     from istio_auth.sources.memory import MemorySource
     from istio_auth.sources.source import Source, SourceStatus
+    from istio_auth.sources.svid_files import SVIDFiles, SVIDLayout, write_svid
     from istio_auth.spiffe_id import SpiffeID, TrustDomain
     from istio_auth.svid import X509SVID
     from istio_auth.tls import client_context, peer_id, server_context
@@ -49,8 +51,11 @@ __all__ = [
     "BundleSource",
     "Code",
     "Fault",
+    "FileSource",
     "IstioAuthError",
     "MemorySource",
+    "SVIDFiles",
+    "SVIDLayout",
     "Source",
     "SourceStatus",
     "SpiffeID",
@@ -68,14 +73,17 @@ __all__ = [
     "peer_id",
     "server_context",
     "verify_chain",
+    "write_svid",
 ]
 
 _HOMES = {
     "istio_auth.authorize": ("Authorizer", "any_id", "in_namespace", "is_id", "member_of", "one_of"),
     "istio_auth.bundle": ("BundleSet", "BundleSource", "TrustBundle"),
     "istio_auth.errors": ("Code", "Fault", "IstioAuthError", "VerificationError"),
+    "istio_auth.sources.files": ("FileSource",),
     "istio_auth.sources.memory": ("MemorySource",),
     "istio_auth.sources.source": ("Source", "SourceStatus"),
+    "istio_auth.sources.svid_files": ("SVIDFiles", "SVIDLayout", "write_svid"),
     "istio_auth.spiffe_id": ("SpiffeID", "TrustDomain"),
     "istio_auth.svid": ("X509SVID",),
     "istio_auth.tls": ("client_context", "peer_id", "server_context"),

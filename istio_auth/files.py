@@ -58,7 +58,7 @@ def refuse_exposed(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise _translated(error, path, "look at") from error
+        raise file_error(error, path, "look at") from error
     _refuse_mode(path, mode, "600")
 
 
@@ -77,7 +77,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _translated(error, path, "write", absent=ConfigurationError) from error
+        raise file_error(error, path, "write", absent=ConfigurationError) from error
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -108,13 +108,31 @@ def private_folder(path: Path) -> Path:
             path.mkdir(mode=0o700)
         found = path.stat()
     except OSError as error:
-        raise _translated(error, path, "make the folder", absent=ConfigurationError) from error
+        raise file_error(error, path, "make the folder", absent=ConfigurationError) from error
     if not stat.S_ISDIR(found.st_mode):
         raise ConfigurationError(f"{path} is no folder")
     if found.st_uid != os.geteuid():
         raise ConfigurationError(f"{path} belongs to uid {found.st_uid}, and we are uid {os.geteuid()}")
     _refuse_mode(path, found.st_mode, "700")
     return path
+
+
+def file_error(
+    error: OSError, path: Path, doing: str, *, absent: type[IstioAuthError] = MissingError
+) -> IstioAuthError:
+    """What an error of the file system means: a thing that is not there, one to mend, or one that may pass.
+
+    Args:
+        error: as it came.
+        path: of which file or folder.
+        doing: what was tried, a verb.
+        absent: what it is when there is nothing of this name.
+    """
+    message = f"can not {doing} {path}: {os.strerror(error.errno or 0)}"
+    if error.errno == errno.ENOENT:
+        # A link to nothing is a mount that is away or a mistake, and not a thing that was never there.
+        return ConfigurationError(f"{message} (a dangling link)") if path.is_symlink() else absent(message)
+    return NotReady(message) if error.errno in _PASSING else ConfigurationError(message)
 
 
 class FileLock:
@@ -138,14 +156,14 @@ class FileLock:
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise _translated(error, self._path, "lock", absent=ConfigurationError) from error
+            raise file_error(error, self._path, "lock", absent=ConfigurationError) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
             if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
                 raise ConflictError(f"another process holds {self._path}") from error
-            raise _translated(error, self._path, "lock") from error
+            raise file_error(error, self._path, "lock") from error
         self._descriptor = descriptor
 
     def __exit__(
@@ -161,7 +179,7 @@ def _read(path: Path, limit: int, *, secret: bool) -> bytes:
         # Not blocking: a FIFO in the place of a file would otherwise hold us for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise _translated(error, path, "read") from error
+        raise file_error(error, path, "read") from error
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
@@ -171,7 +189,7 @@ def _read(path: Path, limit: int, *, secret: bool) -> bytes:
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(limit + 1)
     except OSError as error:
-        raise _translated(error, path, "read") from error
+        raise file_error(error, path, "read") from error
     finally:
         os.close(descriptor)
     if len(content) > limit:
@@ -192,13 +210,3 @@ def _refuse_mode(path: Path, mode: int, wanted: str) -> None:
     if mode & _EXPOSED:
         command = f"chmod {wanted} {shlex.quote(str(path))}"
         raise ConfigurationError(f"{path} is open to others (mode {stat.S_IMODE(mode):04o}): run `{command}`")
-
-
-def _translated(
-    error: OSError, path: Path, doing: str, *, absent: type[IstioAuthError] = MissingError
-) -> IstioAuthError:
-    message = f"can not {doing} {path}: {os.strerror(error.errno or 0)}"
-    if error.errno == errno.ENOENT:
-        # A link to nothing is a mount that is away or a mistake, and not a thing that was never there.
-        return ConfigurationError(f"{message} (a dangling link)") if path.is_symlink() else absent(message)
-    return NotReady(message) if error.errno in _PASSING else ConfigurationError(message)

@@ -49,5 +49,5 @@ class SourceMetrics(Collector):
         yield from (ready, age, remaining, updates)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing beforehand: registering asks no source."""
-        yield from ()
+        """The names alone, so that a registry sees who shows them already; registering asks no source."""
+        return SourceMetrics({}).collect()

@@ -53,5 +53,12 @@ def test_remaining_life_ends_at_nothing(authority: FakeAuthority, clock: FakeClo
     assert line.endswith("} 0.0")
 
 
+def test_two_collectors_in_one_registry_are_told_at_once() -> None:
+    registry = CollectorRegistry()
+    registry.register(SourceMetrics({"server": MemorySource()}))
+    with pytest.raises(ValueError, match="istio_auth_source_ready"):
+        registry.register(SourceMetrics({"client": MemorySource()}))
+
+
 def figures(registry: CollectorRegistry) -> set[str]:
     return {line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")}

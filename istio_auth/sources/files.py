@@ -1,0 +1,197 @@
+"""FileSource: an SVID and its roots from files that somebody else writes and rotates.
+
+Key and certificate are taken together when they match, and with the roots as one whole; until then the last good
+snapshot stays. One thread looks at the files, and a change counts when two looks agree, because a writer may be in the
+middle of it; files that are swapped as one whole count at once. A bundle of another trust domain that can not be read
+keeps its last good content and holds up nothing else; one whose file was removed is not trusted any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from istio_auth.bundle import BundleSet, TrustBundle
+from istio_auth.clock import Clock
+from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError
+from istio_auth.pem import MAX_CERTIFICATES_BYTES, MAX_KEY_BYTES
+from istio_auth.sources.file_contents import BundleFile, Contents, roots_in, svid_in
+from istio_auth.sources.source import Source, SourceStatus
+from istio_auth.sources.svid_files import Marks, SVIDFiles, SVIDLayout, is_exposed, marks, read_together
+from istio_auth.spiffe_id import TrustDomain
+from istio_auth.x509_source import X509Context
+
+_LOG = logging.getLogger(__name__)
+_SETTLE = 0.1  # seconds from a look that saw a change to the next
+_OWN = 3  # chain, key and roots come first among the marks
+_REMEDY = "see whether whoever writes them still does, and whether this process may read them"
+
+
+class FileSource(Source):
+    """Follows an SVID in files. Opening it reads them once; what is not there or not good yet is waited for.
+
+    Args:
+        place: a folder with Istio's layout or that of Kubernetes, or the files themselves.
+        layout: the names of the files in the folder; by default found out from what is there.
+        trust_domain: for whom the roots vouch; by default the SVID's own trust domain.
+        federated: bundles of other trust domains, each a file of CA certificates in PEM.
+        bundle_map: a file with bundles of several trust domains, as a SPIFFE bundle map in JSON; it says nothing of a
+            trust domain that has a file of its own.
+        interval: how often the files are looked at.
+        clock: tells when an SVID has ended; the machine's by default.
+
+    Raises:
+        ConfigurationError: a setting makes no sense.
+    """
+
+    _thread: threading.Thread | None = None
+    _finalizer: weakref.finalize[[], FileSource] | None = None
+
+    def __init__(
+        self,
+        place: str | Path | SVIDFiles,
+        *,
+        layout: SVIDLayout | None = None,
+        trust_domain: TrustDomain | None = None,
+        federated: Mapping[TrustDomain, str | Path] | None = None,
+        bundle_map: str | Path | None = None,
+        interval: timedelta = timedelta(seconds=1),
+        clock: Clock | None = None,
+    ) -> None:
+        if interval <= timedelta():
+            raise ConfigurationError("the interval at which files are looked at must be longer than nothing")
+        if layout is not None and isinstance(place, SVIDFiles):
+            raise ConfigurationError("a layout is for a folder: give the folder, or the files without a layout")
+        super().__init__(f"the files {_in_words(place)}", _REMEDY, clock=clock)
+        self._place = place if isinstance(place, SVIDFiles) else Path(place)
+        self._layout = layout
+        self._trust_domain = trust_domain
+        self._foreign = [BundleFile.of_pem(Path(path), domain) for domain, path in (federated or {}).items()]
+        if bundle_map is not None:
+            self._foreign.append(BundleFile.of_map(Path(bundle_map)))
+        self._kept: dict[BundleFile, tuple[TrustBundle, ...]] = {}
+        self._interval = interval.total_seconds()
+        self._reading = threading.RLock()
+        self._seen: Marks = ()  # at the last look
+        self._taken: Marks = ()  # at the last look that agreed with the one before it
+        self._exposed: set[Path] = set()
+        self._ending = threading.Event()
+        self.reload()
+        self._start(_SETTLE)
+
+    def reload(self) -> SourceStatus:
+        """Read the files now, even if they changed a moment ago.
+
+        Returns:
+            how the source is after it; what is wrong with the files is its trouble.
+        """
+        with self._reading:
+            files = self._files()
+            self._seen = marks(self._limits(files))
+            self._read(files)
+        return self.status()
+
+    def close(self) -> None:
+        """End the thread, and serve nothing any more."""
+        super().close()
+        self._ending.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def look(self) -> float:
+        """Look at the files once, as the thread does.
+
+        Returns:
+            the seconds until the next look.
+        """
+        self._look()
+        with self._reading:
+            files = self._files()
+            seen = marks(self._limits(files))
+            if seen != self._seen:
+                alone, self._seen = seen[_OWN:] == self._seen[_OWN:], seen
+                if files.swapped and alone:
+                    self._read(files)
+            elif seen != self._taken or self._state.trouble is not None:
+                self._taken = seen
+                self._read(files)
+        return self._interval if self._seen == self._taken else min(_SETTLE, self._interval)
+
+    def _files(self) -> SVIDFiles:
+        if isinstance(self._place, SVIDFiles):
+            return self._place
+        return SVIDFiles.in_folder(self._place, self._layout) if self._layout else SVIDFiles.detect(self._place)
+
+    def _limits(self, files: SVIDFiles) -> dict[Path, int]:
+        own = {files.chain: MAX_CERTIFICATES_BYTES, files.key: MAX_KEY_BYTES, files.roots: MAX_CERTIFICATES_BYTES}
+        return own | {file.path: file.limit for file in self._foreign}
+
+    def _read(self, files: SVIDFiles) -> None:
+        try:
+            contents = read_together(self._limits(files))
+            svid = svid_in(files, contents, self._clock.now())
+            own = roots_in(files.roots, contents, self._trust_domain or svid.id.trust_domain)
+        except IstioAuthError as error:
+            self._trouble(error)
+            return
+        self._warn_if_exposed(files.key)
+        trouble = self._read_foreign(contents)
+        bundles = [own, *(bundle for file in self._foreign for bundle in self._kept.get(file, ()))]
+        first = {bundle.trust_domain: bundle for bundle in reversed(bundles)}
+        self._offer(X509Context((svid,), BundleSet(tuple(first.values()))), trouble=trouble)
+
+    def _read_foreign(self, contents: Contents) -> IstioAuthError | None:
+        troubles = []
+        for file in self._foreign:
+            try:
+                self._kept[file] = file.bundles(contents)
+            except IstioAuthError as error:
+                troubles.append(str(error))
+                # Only a folder that is there can tell that a file was removed.
+                if isinstance(error, MissingError) and file.path.parent.is_dir():
+                    self._kept.pop(file, None)
+        return ConfigurationError("; ".join(troubles)) if troubles else None
+
+    def _warn_if_exposed(self, key: Path) -> None:
+        if key not in self._exposed and is_exposed(key):
+            self._exposed.add(key)
+            _LOG.warning("everybody on this machine may read the private key %s: give it mode 0600", key)
+
+    def _start(self, first: float) -> None:
+        self._finalizer = weakref.finalize(self, self._ending.set)
+        self._finalizer.atexit = False
+        arguments = (weakref.ref(self), self._ending, first)
+        self._thread = threading.Thread(target=_follow, args=arguments, name="istio-auth files", daemon=True)
+        self._thread.start()
+
+    def _resume(self) -> None:
+        if not self._state.closed:
+            self._start(0)
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._reading, self._ending, self._thread = threading.RLock(), threading.Event(), None
+
+
+def _follow(reference: weakref.ref[FileSource], ending: threading.Event, wait: float) -> None:
+    """Look at the files until the source is closed, or nobody holds it any more."""
+    while not ending.wait(wait):
+        source = reference()
+        if source is None:
+            return
+        try:
+            wait = source.look()
+        except Exception:  # noqa: BLE001  # one failed look must not be the last
+            _LOG.exception("looking at files failed")
+            wait = 60
+        del source
+
+
+def _in_words(place: str | Path | SVIDFiles) -> str:
+    return ", ".join(map(str, place.paths)) if isinstance(place, SVIDFiles) else f"in {place}"

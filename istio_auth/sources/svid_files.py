@@ -1,0 +1,206 @@
+"""An SVID and its roots in files: where they are, reading them as one whole, and writing them as one whole.
+
+Readers are told apart from a writer in the middle of its work by the files' marks (inode, size, times): what was read
+counts only if no mark changed meanwhile. The writer does as Kubernetes does with a volume: a new folder with all files,
+and then one link, `..data`, that is swapped from the old folder to the new.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self, TypeAlias
+
+from istio_auth.errors import ConfigurationError, IstioAuthError, NotReady
+from istio_auth.files import atomic_write, file_error, read_bounded, sync_folder
+from istio_auth.x509_source import X509Context
+
+_DATA = "..data"
+_FRESH = "..svid-"  # how the names begin of folders and links that are ours
+_TRIES = 5
+
+Mark: TypeAlias = tuple[int, ...]
+Marks: TypeAlias = tuple[Mark, ...]
+Content: TypeAlias = bytes | IstioAuthError
+
+
+@dataclass(frozen=True, slots=True)
+class SVIDLayout:
+    """The names of the files in a folder: the chain (leaf first), the private key, and the roots, all in PEM.
+
+    `ISTIO` is what Istio has in `/etc/certs`; `KUBERNETES_TLS` what stands in Kubernetes' secrets of type
+    `kubernetes.io/tls` and in the volumes of SPIFFE CSI drivers.
+    """
+
+    ISTIO: ClassVar[SVIDLayout]
+    KUBERNETES_TLS: ClassVar[SVIDLayout]
+
+    chain: str
+    key: str
+    roots: str
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """The three names."""
+        return self.chain, self.key, self.roots
+
+
+SVIDLayout.ISTIO = SVIDLayout("cert-chain.pem", "key.pem", "root-cert.pem")
+SVIDLayout.KUBERNETES_TLS = SVIDLayout("tls.crt", "tls.key", "ca.crt")
+
+
+@dataclass(frozen=True, slots=True)
+class SVIDFiles:
+    """Where the files are.
+
+    Args:
+        chain: the certificates, leaf first, without the root, in PEM.
+        key: the private key, in PEM.
+        roots: the CA certificates that vouch for a trust domain, in PEM.
+    """
+
+    chain: Path
+    key: Path
+    roots: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path, layout: SVIDLayout) -> Self:
+        """The files of a folder."""
+        return cls(*(folder / name for name in layout.names))
+
+    @classmethod
+    def detect(cls, folder: Path) -> Self:
+        """The files of a folder that has Istio's layout or that of Kubernetes: the one of which more is there."""
+        layouts = (cls.in_folder(folder, layout) for layout in (SVIDLayout.ISTIO, SVIDLayout.KUBERNETES_TLS))
+        return max(layouts, key=lambda files: sum(map(is_there, files.paths)))
+
+    @property
+    def paths(self) -> tuple[Path, Path, Path]:
+        """The three files."""
+        return self.chain, self.key, self.roots
+
+    @property
+    def swapped(self) -> bool:
+        """Whether they come as one whole through a link that is swapped, as in a volume of Kubernetes."""
+        # Not pathlib's: it raises for a loop of links, and for a folder that is closed to us.
+        return all(
+            os.path.dirname(os.path.realpath(path)) == os.path.realpath(path.parent / _DATA)  # noqa: PTH120
+            for path in self.paths
+        )
+
+
+def marks(paths: Iterable[Path]) -> Marks:
+    """By what one sees that a file is not any more what it was; a file that can not be looked at has a mark as well."""
+    return tuple(map(_mark, paths))
+
+
+def read_together(limits: Mapping[Path, int]) -> dict[Path, Content]:
+    """What these files held at one moment: for each its bytes, or why there are none.
+
+    Args:
+        limits: the files, and how many bytes each may have.
+
+    Raises:
+        NotReady: they changed again and again while they were read.
+    """
+    for _ in range(_TRIES):
+        before = marks(limits)
+        contents = {path: _read(path, limit) for path, limit in limits.items()}
+        if marks(limits) == before:
+            return contents
+    raise NotReady("the files change again and again while they are read")
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything of this name that we can look at."""
+    return len(_mark(path)) > 1
+
+
+def is_exposed(path: Path) -> bool:
+    """Whether everybody on the machine may read a file."""
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
+def write_svid(folder: str | Path, context: X509Context, *, layout: SVIDLayout = SVIDLayout.ISTIO) -> SVIDFiles:
+    """Write the default SVID and the roots of its trust domain for programs that read files, all at once.
+
+    A reader sees the old files or the new ones. The key has mode 0600, whatever the umask. For one writer per folder.
+
+    Args:
+        folder: where; made (mode 0755) if it is not there.
+        context: what to write.
+        layout: the names of the files.
+
+    Returns:
+        where they are.
+
+    Raises:
+        NotReady: there is no SVID, or the disk is full or failed; the old files are as they were.
+        VerificationError: there is no bundle for the trust domain of the SVID.
+        ConfigurationError: the folder can not be made or may not be written to.
+    """
+    folder, svid = Path(folder), context.svid
+    contents = {
+        layout.key: (svid.key_pem(), 0o600),
+        layout.chain: (svid.chain_pem(), 0o644),
+        layout.roots: (context.bundle(svid.id.trust_domain).to_pem(), 0o644),
+    }
+    fresh = folder / f"{_FRESH}{secrets.token_hex(8)}"
+    try:
+        fresh.mkdir(parents=True)
+        fresh.chmod(0o755)
+        for name, (content, mode) in contents.items():
+            atomic_write(fresh / name, content, mode=mode)
+        _link(folder / _DATA, fresh.name)
+        for name in contents:
+            _link(folder / name, f"{_DATA}/{name}")
+        sync_folder(folder)
+    except OSError as error:
+        raise file_error(error, folder, "write into", absent=ConfigurationError) from error
+    finally:
+        _remove_old(folder)
+    return SVIDFiles.in_folder(folder, layout)
+
+
+def _mark(path: Path) -> Mark:
+    try:
+        found = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _read(path: Path, limit: int) -> Content:
+    try:
+        return read_bounded(path, limit)
+    except IstioAuthError as error:
+        return error
+
+
+def _link(path: Path, target: str) -> None:
+    """Let the path be a link to this target from one moment to the next, whatever it was."""
+    if path.is_symlink() and str(path.readlink()) == target:
+        return
+    temporary = path.with_name(f"{_FRESH}{secrets.token_hex(8)}")
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove the folders that `..data` does not lead to, and links that a killed writer left."""
+    with suppress(OSError):
+        current = (folder / _DATA).resolve().name
+        for path in folder.glob(f"{_FRESH}*"):
+            if path.is_symlink():
+                path.unlink()
+            elif path.name != current:
+                shutil.rmtree(path, ignore_errors=True)
