@@ -5,7 +5,8 @@ The sidecar is told by flags, or by a file where every listener has settings of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,6 @@ from istio_auth.envoy.spec import (
 )
 from istio_auth.errors import ConfigurationError, MalformedError
 from istio_auth.spiffe_id import SpiffeID
-from node_agent.sidecar_file import read_sidecar
 
 _UPSTREAM_FORM = "NAME[/PROTOCOL]=LISTEN->CONNECT,ID[,ID...]"
 
@@ -84,6 +84,36 @@ AgeOption = Annotated[
         "--max-connection-age", metavar="DURATION", help="After how long an HTTP connection makes way for a new one."
     ),
 ]
+TokensOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--request-authentication",
+        metavar="FILE",
+        help="Istio RequestAuthentication policies, in YAML: whose tokens HTTP requests may carry. A token that is not "
+        "valid is refused (401); without one a request passes. It says on whose behalf a request is made. Only mutual "
+        "TLS says which peer makes it.",
+    ),
+]
+RequireOption = Annotated[
+    bool, typer.Option("--require-token", help="Refuse HTTP requests without a valid token too (401).")
+]
+LabelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", metavar="KEY=VALUE", help="A label of the workload, for policies with a selector. Repeatable."
+    ),
+]
+CAOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--jwks-ca",
+        metavar="FILE",
+        help="Authorities, in PEM, of the servers that have the keys of token issuers; by default those of the system.",
+    ),
+]
+RefreshOption = Annotated[
+    str, typer.Option("--jwks-refresh", metavar="DURATION", help="How often keys of token issuers are fetched anew.")
+]
 
 
 def sidecar_config(
@@ -99,34 +129,50 @@ def sidecar_config(
     admin: AdminOption = "",
     certificate: CertificateOption = DEFAULT_CERTIFICATE,
     max_connection_age: AgeOption = "1h",
+    request_authentication: TokensOption = None,
+    require_token: RequireOption = False,
+    label: LabelOption = None,
+    jwks_ca: CAOption = None,
+    jwks_refresh: RefreshOption = "5m",
 ) -> None:
     """Print the Envoy bootstrap of a workload's sidecar: `envoy -c` takes it as it is. It holds no secret."""
     # Here, so that the daemon, which shares the command line, does not pay for it.
     import json
 
     from istio_auth.envoy.bootstrap import sidecar_bootstrap
+    from node_agent.sidecar_file import read_sidecar
+    from node_agent.token_policy import cautions, read_token_rules
 
     if file:
-        if spiffe_id or agent_socket or inbound or upstream or allow or admin:
+        if any((spiffe_id, agent_socket, inbound, upstream, allow, admin, request_authentication, require_token)):
             raise ConfigurationError("a sidecar is told by --file or by flags, not by both")
-        spec = read_sidecar(file)
+        spec = read_sidecar(file, _tell)
     else:
+        own_id, tokens = _spiffe_id(_given(spiffe_id, "--id")), None
+        if request_authentication:
+            refresh = parse_duration(jwks_refresh)
+            tokens = read_token_rules(
+                request_authentication, own_id, labels=label or (), ca_file=jwks_ca, refresh=refresh, tell=_tell
+            )
+        allowed, parse = _spiffe_ids(allow or ()), partial(parse_inbound, protocol=protocol, mode=mode)
         spec = SidecarSpec(
-            _spiffe_id(_given(spiffe_id, "--id")),
+            own_id,
             UnixPath(_given(agent_socket, "--agent-socket")),
-            tuple(parse_inbound(text, protocol, mode, _spiffe_ids(allow or ())) for text in inbound or ()),
+            tuple(parse(text, allow=allowed, require_token=require_token) for text in inbound or ()),
             tuple(map(parse_upstream, upstream or ())),
             parse_endpoint(admin) if admin else None,
             certificate,
             parse_duration(max_connection_age),
+            tokens,
         )
-    for one in spec.inbound:
-        if one.mode is not Mode.DISABLE and not one.allow:
-            typer.echo(f"{one.label} lets nobody in by mutual TLS: name its callers with allow", err=True)
+    for caution in (*_closed(spec), *cautions(spec)):
+        _tell(caution)
     typer.echo(json.dumps(sidecar_bootstrap(spec), indent=2))
 
 
-def parse_inbound(text: str, protocol: Protocol, mode: Mode, allow: tuple[SpiffeID, ...]) -> Inbound:
+def parse_inbound(
+    text: str, *, protocol: Protocol, mode: Mode, allow: tuple[SpiffeID, ...], require_token: bool = False
+) -> Inbound:
     """The inbound listener that `LISTEN=FORWARD` spells.
 
     Raises:
@@ -135,7 +181,8 @@ def parse_inbound(text: str, protocol: Protocol, mode: Mode, allow: tuple[Spiffe
     listen, separator, forward = text.partition("=")
     if not separator:
         raise ConfigurationError(f"{text[:100]!r} is no inbound listener: write LISTEN=FORWARD")
-    return Inbound(parse_endpoint(listen), parse_endpoint(forward), protocol, mode, allow)
+    places = parse_endpoint(listen), parse_endpoint(forward)
+    return Inbound(*places, protocol, mode, allow, require_token=require_token)
 
 
 def parse_upstream(text: str) -> Upstream:
@@ -155,6 +202,16 @@ def parse_upstream(text: str) -> Upstream:
         )
     spoken = Protocol(protocol) if slash else Protocol.HTTP
     return Upstream(name, parse_endpoint(listen), parse_endpoint(connect), _spiffe_ids(expect), spoken)
+
+
+def _closed(spec: SidecarSpec) -> Iterator[str]:
+    for one in spec.inbound:
+        if one.mode is not Mode.DISABLE and not one.allow:
+            yield f"{one.label} lets nobody in by mutual TLS: name its callers with allow"
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _given(value: str, flag: str) -> str:

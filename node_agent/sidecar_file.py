@@ -3,6 +3,7 @@
     id = "spiffe://cluster.local/ns/shop/sa/web"
     agent_socket = "/run/istio-auth/agent.sock"
     admin = "unix:/run/web/admin.sock"
+    request_authentication = "tokens.yaml"                # whose tokens HTTP listeners take
 
     [[inbound]]
     listen = "0.0.0.0:8443"
@@ -10,6 +11,7 @@
     protocol = "http"                                     # http, http2 (so gRPC) or tcp
     mode = "STRICT"                                       # STRICT, PERMISSIVE or DISABLE
     allow = ["spiffe://cluster.local/ns/shop/sa/front"]
+    require_token = true                                  # refuse requests without one
 
     [[upstream]]
     name = "db"
@@ -23,6 +25,7 @@ An unknown key is an error, as in the daemons' own files. What each means is tol
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,18 +41,24 @@ from istio_auth.envoy.spec import (
     SidecarSpec,
     Upstream,
 )
+from istio_auth.envoy.token_rules import DEFAULT_REFRESH
 from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import SpiffeID
+from node_agent.token_policy import read_token_rules
 
 
-def read_sidecar(path: Path) -> SidecarSpec:
+def read_sidecar(path: Path, tell: Callable[[str], None] = lambda _: None) -> SidecarSpec:
     """The sidecar that a file describes.
+
+    Args:
+        path: the file.
+        tell: hears what is no mistake but may surprise.
 
     Raises:
         ConfigurationError: it can not be read, or describes none; the message names the file.
     """
     try:
-        return load(_SidecarFile, Sources(file=path, file_required=True)).config.spec()
+        return load(_SidecarFile, Sources(file=path, file_required=True)).config.spec(tell)
     except ConfigurationError as error:
         told = str(error)
         raise ConfigurationError(told if str(path) in told else f"{path}: {told}") from error
@@ -63,10 +72,11 @@ class _InboundTable:
     mode: Mode = Mode.STRICT
     allow: tuple[SpiffeID, ...] = ()
     name: str = ""
+    require_token: bool = False
 
     def inbound(self) -> Inbound:
         listen, forward = parse_endpoint(self.listen), parse_endpoint(self.forward)
-        return Inbound(listen, forward, self.protocol, self.mode, self.allow, self.name)
+        return Inbound(listen, forward, self.protocol, self.mode, self.allow, self.name, self.require_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +101,24 @@ class _SidecarFile:
     admin: str | None = None
     certificate: str = DEFAULT_CERTIFICATE
     max_connection_age: timedelta = DEFAULT_CONNECTION_AGE
+    request_authentication: Path | None = None
+    labels: tuple[str, ...] = ()
+    jwks_ca: Path | None = None
+    jwks_refresh: timedelta = DEFAULT_REFRESH
 
-    def spec(self) -> SidecarSpec:
+    def spec(self, tell: Callable[[str], None]) -> SidecarSpec:
         if self.id is None or self.agent_socket is None:
             raise ConfigurationError("id and agent_socket must be set")
+        tokens = None
+        if self.request_authentication:
+            tokens = read_token_rules(
+                self.request_authentication,
+                self.id,
+                labels=self.labels,
+                ca_file=self.jwks_ca,
+                refresh=self.jwks_refresh,
+                tell=tell,
+            )
         return SidecarSpec(
             id=self.id,
             agent_socket=UnixPath(str(self.agent_socket)),
@@ -103,4 +127,5 @@ class _SidecarFile:
             admin=parse_endpoint(self.admin) if self.admin else None,
             certificate=self.certificate,
             max_connection_age=self.max_connection_age,
+            tokens=tokens,
         )

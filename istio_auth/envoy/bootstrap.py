@@ -9,6 +9,7 @@ from istio_auth.bundle import JSON
 from istio_auth.envoy.clusters import MAX_CONNECTIONS, agent_cluster, application_cluster, upstream_cluster
 from istio_auth.envoy.endpoint import listen_address
 from istio_auth.envoy.extension import extension
+from istio_auth.envoy.key_sets import key_clusters
 from istio_auth.envoy.listeners import inbound_listener, outbound_listener
 from istio_auth.envoy.spec import SidecarSpec
 
@@ -20,12 +21,14 @@ def sidecar_bootstrap(spec: SidecarSpec) -> dict[str, JSON]:
     clusters = [agent_cluster(spec)]
     clusters += [application_cluster(inbound) for inbound in spec.inbound]
     clusters += [upstream_cluster(spec, upstream) for upstream in spec.upstreams]
+    clusters += key_clusters(spec.tokens) if spec.tokens else []
     return {
         "node": {"id": str(spec.id), "cluster": spec.id.trust_domain.name},
         **({"admin": {"address": listen_address(spec.admin)}} if spec.admin else {}),
         "static_resources": {"listeners": [*listeners], "clusters": [*clusters]},
         "stats_config": {"stats_tags": _stats_tags(spec)},
         "overload_manager": {"resource_monitors": [_connection_limit()]},
+        **({"layered_runtime": {"layers": [_limits_of_patterns()]}} if spec.tokens else {}),
     }
 
 
@@ -34,6 +37,11 @@ def _stats_tags(spec: SidecarSpec) -> list[JSON]:
         {"tag_name": "spiffe_id", "fixed_value": str(spec.id)},
         {"tag_name": "listener", "regex": r"^(?:listener|http|tcp)\.(((?:in|out)bound_[a-z0-9_-]+)\.)"},
     ]
+
+
+def _limits_of_patterns() -> JSON:
+    # A parameter's name in all its spellings is more than the 100 steps that Envoy allows by itself.
+    return {"name": "patterns", "static_layer": {"re2.max_program_size.error_level": 10_000}}
 
 
 def _connection_limit() -> JSON:

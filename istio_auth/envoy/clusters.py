@@ -24,7 +24,7 @@ def application_name(inbound: Inbound) -> str:
 
 def application_cluster(inbound: Inbound) -> dict[str, JSON]:
     """The application behind an inbound listener, in plaintext."""
-    cluster = _cluster(application_name(inbound), inbound.forward)
+    cluster = plain_cluster(application_name(inbound), inbound.forward)
     if inbound.protocol is Protocol.TCP:
         return cluster
     spoken: dict[str, JSON] = {"http_protocol_options": {}}
@@ -36,7 +36,7 @@ def application_cluster(inbound: Inbound) -> dict[str, JSON]:
 
 def upstream_cluster(spec: SidecarSpec, upstream: Upstream) -> dict[str, JSON]:
     """Another workload, by mutual TLS; for HTTP it says by ALPN whether it takes HTTP/2."""
-    cluster = _cluster(upstream.label, upstream.connect)
+    cluster = plain_cluster(upstream.label, upstream.connect)
     cluster["transport_socket"] = client_socket(spec, upstream)
     cluster["upstream_connection_options"] = {"tcp_keepalive": {"keepalive_time": 60, "keepalive_interval": 20}}
     if upstream.protocol is not Protocol.TCP:
@@ -52,10 +52,11 @@ def upstream_cluster(spec: SidecarSpec, upstream: Upstream) -> dict[str, JSON]:
 def agent_cluster(spec: SidecarSpec) -> dict[str, JSON]:
     """The node agent, which serves the secrets over its Unix socket."""
     options: dict[str, JSON] = {"explicit_http_config": {"http2_protocol_options": _KEEPALIVE}}
-    return _cluster(SDS_CLUSTER, spec.agent_socket) | _http(options)
+    return plain_cluster(SDS_CLUSTER, spec.agent_socket) | _http(options)
 
 
-def _cluster(name: str, endpoint: Endpoint) -> dict[str, JSON]:
+def plain_cluster(name: str, endpoint: Endpoint) -> dict[str, JSON]:
+    """A cluster of one endpoint, reached without TLS by whatever the cluster's user speaks."""
     by_name = isinstance(endpoint, HostPort) and not endpoint.is_address
     return {
         "name": name,

@@ -7,10 +7,13 @@ nothing was proven. Frameworks that map headers to variables take '_' for '-', s
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from istio_auth.bundle import JSON
 from istio_auth.envoy.access_log import inbound_log, outbound_log
 from istio_auth.envoy.extension import extension, seconds
+from istio_auth.envoy.jwt_authn import token_filters
+from istio_auth.envoy.one_token import refusal_reply
 from istio_auth.envoy.spec import Inbound, SidecarSpec, Upstream
 
 _FILTERS = "envoy.extensions.filters.http"
@@ -38,7 +41,9 @@ def inbound_http(spec: SidecarSpec, inbound: Inbound, cluster: str) -> dict[str,
             "http1_safe_max_connection_duration": True,
             "route_config": _routes(inbound.label, {"cluster": cluster, "timeout": "0s"}),
             "access_log": inbound_log(inbound),
+            **({"local_reply_config": refusal_reply()} if spec.tokens else {}),
         },
+        token_filters(spec.tokens, required=inbound.require_token) if spec.tokens else [],
     )
 
 
@@ -58,7 +63,7 @@ def outbound_http(upstream: Upstream) -> dict[str, JSON]:
     )
 
 
-def _manager(stat_prefix: str, fields: dict[str, JSON]) -> dict[str, JSON]:
+def _manager(stat_prefix: str, fields: dict[str, JSON], filters: Sequence[JSON] = ()) -> dict[str, JSON]:
     router = extension("envoy.filters.http.router", f"{_FILTERS}.router.v3.Router", {"suppress_envoy_headers": True})
     return extension(
         "envoy.filters.network.http_connection_manager",
@@ -73,7 +78,7 @@ def _manager(stat_prefix: str, fields: dict[str, JSON]) -> dict[str, JSON]:
             "stream_idle_timeout": _IDLE_TIMEOUT,
             "http2_protocol_options": {"allow_connect": True},
             "upgrade_configs": [{"upgrade_type": "websocket"}],
-            "http_filters": [router],
+            "http_filters": [*filters, router],
             **fields,
         },
     )

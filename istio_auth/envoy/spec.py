@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from istio_auth.envoy.endpoint import Endpoint, HostPort, UnixPath
+from istio_auth.envoy.token_rules import TokenRules
 from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import SpiffeID
 
@@ -55,6 +56,8 @@ class Inbound:
         allow: the SPIFFE IDs of the callers that mutual TLS lets in, each exact; a trust domain's own ID stands for
             all of its workloads. None lets nobody in. Plaintext has no caller: PERMISSIVE and DISABLE let it all in.
         name: what it is called in metrics and logs; by default the port.
+        require_token: whether requests without a valid token are refused. A token says on whose behalf a request is
+            made, never which peer makes it: that is for mutual TLS.
 
     Raises:
         ConfigurationError: the parts do not fit together.
@@ -66,6 +69,7 @@ class Inbound:
     mode: Mode = Mode.STRICT
     allow: tuple[SpiffeID, ...] = ()
     name: str = ""
+    require_token: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -78,6 +82,8 @@ class Inbound:
             raise ConfigurationError(f"inbound {self.name}: it would forward to itself, at {self.listen}")
         if self.mode is Mode.DISABLE and self.allow:
             raise ConfigurationError(f"inbound {self.name}: without TLS there is no caller to allow: use STRICT")
+        if self.require_token and not self.protocol.is_http:
+            raise ConfigurationError(f"inbound {self.name}: TCP has no place for a token: require it of HTTP only")
 
     @property
     def label(self) -> str:
@@ -140,6 +146,7 @@ class SidecarSpec:
         certificate: the agent's name for the SVID: `default`, or the SPIFFE ID for a workload that has several.
         max_connection_age: after how long an HTTP connection makes way for a new one, so that no connection goes on
             for days with the certificates it began with.
+        tokens: whose tokens its HTTP listeners take; None leaves tokens to the application.
 
     Raises:
         ConfigurationError: the parts do not fit together.
@@ -152,6 +159,7 @@ class SidecarSpec:
     admin: Endpoint | None = None
     certificate: str = DEFAULT_CERTIFICATE
     max_connection_age: timedelta = DEFAULT_CONNECTION_AGE
+    tokens: TokenRules | None = None
 
     def __post_init__(self) -> None:
         if not self.id.path:
@@ -164,7 +172,15 @@ class SidecarSpec:
             raise ConfigurationError(f"whoever reaches {self.admin} could stop Envoy: keep it on loopback")
         if self.max_connection_age < timedelta(milliseconds=100):
             raise ConfigurationError("connections need some time to live: at least 100ms")
+        self._check_tokens()
         self._check_distinct()
+
+    def _check_tokens(self) -> None:
+        if self.tokens and not any(inbound.protocol.is_http for inbound in self.inbound):
+            raise ConfigurationError("tokens are looked for in HTTP requests, and no inbound listener takes any")
+        required = [inbound.name for inbound in self.inbound if inbound.require_token]
+        if required and not self.tokens:
+            raise ConfigurationError(f"inbound {required[0]} requires a token: say whose, by request authentication")
 
     def _check_distinct(self) -> None:
         places: list[Inbound | Upstream] = [*self.inbound, *self.upstreams]

@@ -1,0 +1,137 @@
+"""A request carries one token, in one place, and nothing that only a token may say.
+
+Envoy's jwt_authn filter would take several tokens and leave open whose request it is (so says Istio's API); it finds a
+token anywhere in a header's value, and does not see `bearer` in another spelling, which applications do. Here a request
+with two tokens, or with one that only resembles a token, is refused: 401, as for a token that is not valid.
+
+Headers that claims are copied to are taken out of each request first, in every spelling ('_' for '-') and also where
+the tokens are not looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from istio_auth.bundle import JSON
+from istio_auth.envoy.extension import extension
+from istio_auth.envoy.token_rules import TokenRules
+
+_FILTERS = "envoy.extensions.filters.http"
+_SEVERAL, _MALFORMED = "several-tokens", "malformed-token"
+_CHARACTERS = "[A-Za-z0-9_.-]*"  # of a token in compact form (RFC 7515 7.1)
+
+
+def claim_header_remover(rules: TokenRules) -> list[JSON]:
+    """The filter that takes out what only a verified token may set; none if nothing may."""
+    spellings = [header.replace("-", "[-_]") for header in rules.output_headers]
+    removed: list[JSON] = [{"remove_on_match": {"key_matcher": _regex(one)}} for one in spellings]
+    if not removed:
+        return []
+    message = f"{_FILTERS}.header_mutation.v3.HeaderMutation"
+    return [extension("envoy.filters.http.header_mutation", message, {"mutations": {"request_mutations": removed}})]
+
+
+def one_token_filter(rules: TokenRules) -> JSON:
+    """The filter that refuses more than one token, and what only resembles one."""
+    headers = _headers(rules)
+    params = sorted({param for rule in rules.rules for param in rule.places.params})
+    cookies = sorted({cookie for rule in rules.rules for cookie in rule.places.cookies})
+    filled = [_filled(name, prefixes) for name, prefixes in headers.items()]
+    filled += [_header(":path", _regex(_param(param))) for param in params]
+    filled += [_header("cookie", _regex(_cookie(cookie))) for cookie in cookies]
+    several = [_all(one, _any(filled[place:])) for place, one in enumerate(filled[:-1], 1)]
+    several += [_header(":path", _regex(_param(param, twice=True))) for param in params]
+    several += [_header("cookie", _regex(_cookie(cookie, twice=True))) for cookie in cookies]
+    malformed = [
+        _all(_filled(name, prefixes), {"not_rule": _any(_whole(name, prefix) for prefix in prefixes)})
+        for name, prefixes in headers.items()
+    ]
+    policies: dict[str, JSON] = {
+        name: {"permissions": [*permissions], "principals": [{"any": True}]}
+        for name, permissions in ((_SEVERAL, several), (_MALFORMED, malformed))
+        if permissions
+    }
+    return extension(
+        "envoy.filters.http.rbac",
+        f"{_FILTERS}.rbac.v3.RBAC",
+        {"rules": {"action": "DENY", "policies": policies}, "rules_stat_prefix": "one_token"},
+    )
+
+
+def refusal_reply() -> dict[str, JSON]:
+    """How the refusal looks to the caller: the filter itself would answer 403."""
+    details = [f"'rbac_access_denied_matched_policy[{name}]'" for name in (_SEVERAL, _MALFORMED)]
+    refused = extension(
+        "envoy.access_loggers.extension_filters.cel",
+        "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+        {"expression": f"response.code_details in [{', '.join(details)}]"},
+    )
+    challenge: JSON = {"header": {"key": "www-authenticate", "value": 'Bearer error="invalid_request"'}}  # RFC 6750 3.1
+    return {
+        "mappers": [
+            {
+                "filter": {"extension_filter": refused},
+                "status_code": 401,
+                "body": {"inline_string": "a request carries one token, in one place"},
+                "headers_to_add": [challenge],
+            }
+        ]
+    }
+
+
+def _headers(rules: TokenRules) -> dict[str, list[str]]:
+    """The prefixes of tokens by the header that they stand in."""
+    found: dict[str, set[str]] = {}
+    for rule in rules.rules:
+        for header in rule.places.headers:
+            found.setdefault(header.name.lower(), set()).add(header.prefix)
+    return {name: sorted(prefixes) for name, prefixes in sorted(found.items())}
+
+
+def _filled(name: str, prefixes: Sequence[str]) -> dict[str, JSON]:
+    """Whether somebody could find a token in a header: the prefix anywhere, in capitals or not."""
+    if "" in prefixes:
+        return {"header": {"name": name, "present_match": True}}
+    return _any(_header(name, {"contains": prefix, "ignore_case": True}) for prefix in prefixes)
+
+
+def _whole(name: str, prefix: str) -> dict[str, JSON]:
+    """Whether a header is a prefix and one token, so that it holds one value as well."""
+    return _header(name, _regex(re.escape(prefix) + (" *" if prefix else "") + _CHARACTERS))
+
+
+def _param(name: str, *, twice: bool = False) -> str:
+    """A path with a query parameter, whose name may be encoded (RFC 3986 2.1)."""
+    spelled = "".join(map(_spellings, name.encode()))
+    before = rf"[^?]*\?(?:.*&)?{spelled}"
+    if twice:
+        before += rf"(?:=[^&]*)?&(?:.*&)?{spelled}"
+    return before + "(?:[=&].*)?"
+
+
+def _spellings(octet: int) -> str:
+    encoded = f"%(?i:{octet:02x})"
+    return f"(?:{re.escape(chr(octet))}|{encoded})" if octet < 128 else encoded
+
+
+def _cookie(name: str, *, twice: bool = False) -> str:
+    """Cookies with one of this name (RFC 6265 4.2.1); several headers are read as one, with commas between."""
+    one = rf"\s*{re.escape(name)}=.*"
+    return rf"(?:.*[;,])?{one}" + (f"[;,]{one}" if twice else "")
+
+
+def _header(name: str, matcher: dict[str, JSON]) -> dict[str, JSON]:
+    return {"header": {"name": name, "string_match": matcher}}
+
+
+def _regex(pattern: str) -> dict[str, JSON]:
+    return {"safe_regex": {"regex": pattern}}
+
+
+def _all(*permissions: dict[str, JSON]) -> dict[str, JSON]:
+    return {"and_rules": {"rules": [*permissions]}}
+
+
+def _any(permissions: Iterable[dict[str, JSON]]) -> dict[str, JSON]:
+    return {"or_rules": {"rules": [*permissions]}}
