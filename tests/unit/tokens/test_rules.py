@@ -18,7 +18,8 @@ ISSUER = "https://issuer.test"
 
 
 def rule(issuer: str = ISSUER, **changes: Any) -> TokenRule:
-    return TokenRule(issuer, **({"audiences": {"web"}, "keys": KeySet()} | changes))
+    usual: dict[str, Any] = {"audiences": {"web"}, "keys": KeySet()}
+    return TokenRule(issuer, **(usual | changes))
 
 
 def test_a_rule_has_the_defaults_of_istio() -> None:
