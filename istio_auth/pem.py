@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    load_der_private_key,
     load_der_public_key,
     load_pem_private_key,
 )
@@ -31,6 +32,8 @@ MAX_PUBLIC_KEY_BYTES = 4 << 10
 _PEM_START = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 # What cryptography raises for bytes that it can not read; the warning where a program makes warnings errors.
 _UNREADABLE = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm, CryptographyDeprecationWarning)
+# A sequence of a version and a sequence (RFC 5208 5): the older forms have something else in the latter's place.
+_PKCS8_START = re.compile(rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)\x02\x01[\x00\x01]\x30", re.DOTALL)
 _CSR_LABELS = (b"CERTIFICATE REQUEST", b"NEW CERTIFICATE REQUEST")
 
 
@@ -119,6 +122,23 @@ def read_private_key(pem: bytes, *, validate: bool = True) -> PrivateKey:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # Without the cause: a parser's message could quote the input, and this input is a secret.
         raise InvalidPEM("the private key does not parse, or is encrypted") from None
+    return allowed_private_key(key)
+
+
+def read_pkcs8_private_key(der: bytes) -> PrivateKey:
+    """A private key as PKCS#8 in DER, not encrypted.
+
+    Raises:
+        InvalidPEM: the bytes are not exactly one such key.
+        KeyRejected: its type or size is not allowed.
+    """
+    _bounded(der, MAX_KEY_BYTES, "a private key")
+    if not _PKCS8_START.match(der):
+        raise InvalidPEM("expected a private key as PKCS#8 in DER, not encrypted")
+    try:
+        key = load_der_private_key(der, password=None)
+    except (*_UNREADABLE, TypeError):
+        raise InvalidPEM("the private key does not parse") from None  # without the cause, as above
     return allowed_private_key(key)
 
 

@@ -1,22 +1,20 @@
-"""The only place where gRPC channels are made: calls to one server, with every failure as an `IstioAuthError`."""
+"""The asyncio way to a gRPC server: calls to one server, with every failure as an `IstioAuthError`."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Self, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from istio_auth.door import Portal
-from istio_auth.errors import IstioAuthError, MalformedError, NotReady
+from istio_auth.errors import IstioAuthError, NotReady
+from istio_auth.rpc.answers import channel_options, parsed
 from istio_auth.rpc.status import error_of
 
 Response = TypeVar("Response", bound=Message)
-
-_number = itertools.count()
 
 
 class Channel:
@@ -70,7 +68,7 @@ class Channel:
             request.SerializeToString(), timeout=timeout.total_seconds(), metadata=tuple(metadata)
         )
         try:
-            return _parsed(path, response_type, await call)
+            return parsed(path, response_type, await call)
         except grpc.aio.AioRpcError as error:
             raise self._failure(path, error) from error
 
@@ -81,7 +79,7 @@ class Channel:
         response_type: type[Response],
         *,
         metadata: Sequence[tuple[str, str]] = (),
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response]:
         """Call a method with a stream both ways; ends when the server ends it well.
 
         Raises:
@@ -92,7 +90,7 @@ class Channel:
         )
         try:
             async for response in call:
-                yield _parsed(path, response_type, response)
+                yield parsed(path, response_type, response)
         except grpc.aio.AioRpcError as error:
             raise self._failure(path, error) from error
         finally:
@@ -100,12 +98,7 @@ class Channel:
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
-            options: list[tuple[str, int | str]] = [
-                ("grpc.max_receive_message_length", self._max_response_bytes),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 2000),  # callers have a backoff of their own
-                ("istio_auth.channel", next(_number)),  # no two channels share a connection behind our back
-            ]
+            options = channel_options(self._max_response_bytes)
             if self._portal is not None:
                 options += self._portal.channel_options
             self._channel = grpc.aio.insecure_channel(
@@ -119,10 +112,3 @@ class Channel:
         if isinstance(found, NotReady) and self._portal is not None and self._portal.unreached is not None:
             return NotReady(f"{path}: {self._portal.unreached}")
         return found
-
-
-def _parsed(path: str, response_type: type[Response], data: bytes) -> Response:
-    try:
-        return response_type.FromString(data)
-    except DecodeError as error:
-        raise MalformedError(f"the answer to {path} does not parse") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from types import MappingProxyType
-from typing import cast
+from typing import Protocol, cast
 
 import grpc
 
@@ -67,7 +67,23 @@ def retry_metadata(error: IstioAuthError) -> tuple[tuple[str, str], ...]:
     return ((_RETRY_AFTER, str(int(error.retry_after.total_seconds() * 1000))),)
 
 
-def error_of(method: str, error: grpc.aio.AioRpcError) -> IstioAuthError:
+class Failure(Protocol):
+    """What gRPC raises when a call has failed, in either of its interfaces."""
+
+    def code(self) -> grpc.StatusCode:
+        """The status."""
+        ...
+
+    def details(self) -> str | None:
+        """What the server said."""
+        ...
+
+    def trailing_metadata(self) -> object:
+        """What came with it: pairs of a name and a value, or nothing."""
+        ...
+
+
+def error_of(method: str, error: Failure) -> IstioAuthError:
     """The error that a failed call means to its caller.
 
     Args:
@@ -80,7 +96,7 @@ def error_of(method: str, error: grpc.aio.AioRpcError) -> IstioAuthError:
     return kind(message, retry_after=_retry_after(error))
 
 
-def _retry_after(error: grpc.aio.AioRpcError) -> timedelta | None:
+def _retry_after(error: Failure) -> timedelta | None:
     trailing = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
     for name, value in trailing:
         if name == _RETRY_AFTER and isinstance(value, str) and value.isascii() and value.isdigit():

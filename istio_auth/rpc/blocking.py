@@ -1,0 +1,174 @@
+"""The blocking twin of `Channel`, for threads: calls to one server, with every failure as an `IstioAuthError`.
+
+It survives a fork of the process, in parent and child (see `istio_auth.rpc.forking`): calls that a fork meets end with
+`Interrupted`, and the next one opens a new connection. No error holds on to a call, for gRPC would stay at work then.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from datetime import timedelta
+from typing import Self, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from istio_auth.errors import IstioAuthError, NotReady
+from istio_auth.rpc.answers import channel_options, parsed
+from istio_auth.rpc.forking import dropping, starting
+from istio_auth.rpc.status import error_of
+
+Response = TypeVar("Response", bound=Message)
+
+_Metadata: TypeAlias = Sequence[tuple[str, str]]
+
+
+class Interrupted(NotReady):
+    """A call was cut off because this process forked, or because its channel was closed."""
+
+
+class BlockingChannel:
+    """A client's way to one server, from any thread. A context manager.
+
+    Args:
+        target: a gRPC target such as `unix:/run/agent.sock`.
+        max_response_bytes: the largest response that is read.
+    """
+
+    def __init__(self, target: str, *, max_response_bytes: int = 4 << 20) -> None:
+        self._target = target
+        self._max_response_bytes = max_response_bytes
+        self._channel: grpc.Channel | None = None
+        self._released = 0
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection and the calls on it, for good."""
+        self._closed = True
+        self.release()
+
+    def release(self) -> None:
+        """End the connection and the calls on it; the next call opens a new one."""
+        with dropping():
+            channel, self._channel = self._channel, None
+            self._released += 1
+        if channel is not None:
+            channel.close()
+
+    def unary(
+        self,
+        path: str,
+        request: Message,
+        response_type: type[Response],
+        *,
+        timeout: timedelta,
+        metadata: _Metadata = (),
+    ) -> Response:
+        """Call a method with one request and one response.
+
+        Args:
+            path: `/package.Service/Method`.
+            request: the request.
+            response_type: the message that comes back.
+            timeout: the longest time for it.
+            metadata: what goes with the request.
+
+        Raises:
+            IstioAuthError: it failed; `UnknownMethod` if the server does not have the method.
+        """
+        with starting(self):
+            future = (
+                self._open()
+                .unary_unary(path, None, None)
+                .future(request.SerializeToString(), timeout=timeout.total_seconds(), metadata=tuple(metadata))
+            )
+            before = self._released
+        try:
+            return parsed(path, response_type, future.result())
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            failure = self._failure(path, error, before)
+        finally:
+            del future
+        raise failure  # out here, or it would hold on to gRPC's own
+
+    def stream(
+        self,
+        path: str,
+        request: Message,
+        response_type: type[Response],
+        *,
+        first_within: timedelta,
+        metadata: _Metadata = (),
+    ) -> Generator[Response]:
+        """Call a method with one request and a stream of responses; ends when the server ends it well.
+
+        Args:
+            path: `/package.Service/Method`.
+            request: the request.
+            response_type: the messages that come back.
+            first_within: the longest time until the first of them.
+            metadata: what goes with the request.
+
+        Raises:
+            IstioAuthError: it failed (see `unary`).
+        """
+        with starting(self):
+            call = self._open().unary_stream(path, None, None)(request.SerializeToString(), metadata=tuple(metadata))
+            before = self._released
+        patience = _Patience(call, first_within)
+        try:
+            for data in call:
+                patience.over()
+                yield parsed(path, response_type, data)
+        except grpc.RpcError as error:
+            failure: IstioAuthError | None = self._failure(path, error, before)
+        else:
+            failure = None
+        finally:
+            patience.over()
+            call.cancel()  # type: ignore[no-untyped-call]  # the stubs leave it so
+            del call
+        if patience.lost:
+            raise NotReady(f"{path} was not answered within {first_within.total_seconds():g} seconds")
+        if failure is not None:
+            raise failure  # out here, or it would hold on to gRPC's own
+
+    def _open(self) -> grpc.Channel:
+        if self._closed:
+            raise Interrupted("the client is closed")
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(self._target, options=channel_options(self._max_response_bytes))
+        return self._channel
+
+    def _failure(self, path: str, error: Exception, before: int) -> IstioAuthError:
+        if self._released != before:
+            return Interrupted(f"{path}: the client was closed" if self._closed else f"{path}: this process forked")
+        assert isinstance(error, grpc.RpcError)  # nobody else cancels
+        return error_of(path, error)
+
+
+class _Patience:
+    """Cancels a call after a while, unless it is over before."""
+
+    def __init__(self, call: grpc.Call, patience: timedelta) -> None:
+        self.lost = False
+        self._call: grpc.Call | None = call
+        self._timer = threading.Timer(patience.total_seconds(), self._lose)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def over(self) -> None:
+        self._timer.cancel()
+        self._call = None
+
+    def _lose(self) -> None:
+        if (call := self._call) is not None:
+            self.lost = True
+            call.cancel()  # type: ignore[no-untyped-call]  # the stubs leave it so

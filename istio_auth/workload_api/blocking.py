@@ -1,0 +1,185 @@
+"""The blocking client of the Workload API, for threads; it survives a fork of the process (see `rpc.blocking`)."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import timedelta
+from typing import Self, TypeVar
+
+from google.protobuf.message import Message
+
+from istio_auth.bundle import BundleSet
+from istio_auth.errors import IstioAuthError, NotReady
+from istio_auth.jwt_bundle import JWTBundleSet
+from istio_auth.jwt_svid import JWTSVID
+from istio_auth.proto import workload_api_pb2 as messages
+from istio_auth.rpc.blocking import BlockingChannel, Interrupted
+from istio_auth.spiffe_id import SpiffeID
+from istio_auth.svid import X509SVID
+from istio_auth.workload_api import decode, methods
+from istio_auth.workload_api.address import chosen_address, grpc_target
+from istio_auth.workload_api.backoff import Backoff
+from istio_auth.workload_api.decode import InvalidResponse, ValidatedJWTSVID
+from istio_auth.workload_api.methods import METADATA, Subject
+from istio_auth.x509_source import X509Context
+
+_Response = TypeVar("_Response", bound=Message)
+_Value = TypeVar("_Value")
+
+
+class BlockingWorkloadAPIClient:
+    """Asks the Workload API, from any thread. A context manager.
+
+    To fetch is to ask once: a failure is told at once. To watch is to be told of each change, for ever: a stream that
+    ends is opened again, after a wait that fits the reason.
+
+    Args:
+        address: where it listens, as `unix:///run/spiffe/agent.sock`; by default what `SPIFFE_ENDPOINT_SOCKET` says.
+        timeout: the longest time for an answer, and for the first answer of a watch.
+
+    Raises:
+        ConfigurationError: the address is none, or nobody says it.
+    """
+
+    def __init__(self, address: str | None = None, *, timeout: timedelta = methods.TIMEOUT) -> None:
+        self.address = chosen_address(address, os.environ)
+        self._channel = BlockingChannel(grpc_target(self.address))
+        self._timeout = timeout
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; whoever waits for an answer hears `NotReady`, and watches end."""
+        self._closed.set()
+        self._channel.close()
+
+    def fetch_x509_context(self) -> X509Context:
+        """The SVIDs, the default first, and the bundles of this workload, the federated ones included.
+
+        Raises:
+            NotAuthorized: it has no identity.
+            NotReady: there was no answer; worth another try.
+            InvalidResponse: the answer breaks the standard.
+            IstioAuthError: anything else.
+        """
+        return self._first(methods.X509_CONTEXT)
+
+    def fetch_x509_svids(self) -> tuple[X509SVID, ...]:
+        """The SVIDs of this workload, the default first (see `fetch_x509_context`)."""
+        return self.fetch_x509_context().svids
+
+    def fetch_x509_bundles(self) -> BundleSet:
+        """The bundles that this workload may use, its own trust domain's among them (see `fetch_x509_context`)."""
+        return self._first(methods.X509_BUNDLES)
+
+    def fetch_jwt_svids(self, audience: Sequence[str], *, spiffe_id: SpiffeID | None = None) -> tuple[JWTSVID, ...]:
+        """New JWT-SVIDs, the default first.
+
+        Args:
+            audience: for whom they are; at least one, best exactly one.
+            spiffe_id: for which identity; by default one for each that this workload has (WA-17).
+
+        Raises:
+            ConfigurationError: no audience was named.
+            NotAuthorized: the workload has no identity, or not this one.
+            IstioAuthError: see `fetch_x509_context`.
+        """
+        request = methods.jwt_svid_request(audience, spiffe_id)
+        response = self._unary(methods.JWT_SVIDS, request, messages.JWTSVIDResponse)
+        return decode.jwt_svids(response, audience=audience, spiffe_id=spiffe_id)
+
+    def fetch_jwt_bundles(self) -> JWTBundleSet:
+        """The bundles to validate JWT-SVIDs with (see `fetch_x509_context`)."""
+        return self._first(methods.JWT_BUNDLES)
+
+    def validate_jwt_svid(self, token: str, audience: str) -> ValidatedJWTSVID:
+        """Have the Workload API validate a token.
+
+        Raises:
+            MalformedError: it refuses the token; its reason.
+            ConfigurationError: no audience or no token was given.
+            IstioAuthError: see `fetch_x509_context`.
+        """
+        request = methods.validation_request(token, audience)
+        return decode.validated(self._unary(methods.VALIDATE_JWT_SVID, request, messages.ValidateJWTSVIDResponse))
+
+    def watch_x509_context(self, on_error: Callable[[IstioAuthError], None]) -> Iterator[X509Context]:
+        """What `fetch_x509_context` gives, now and after each change, until the client is closed.
+
+        Args:
+            on_error: told of each failure before the next attempt. After `NotAuthorized` nothing that came before may
+                be used any more (WA-14); after anything else it may, and `InvalidResponse` tells of an answer that was
+                passed over.
+
+        Raises:
+            IstioAuthError: calling again can not help (see `istio_auth.workload_api.backoff`).
+        """
+        return self._watch(methods.X509_CONTEXT, on_error)
+
+    def watch_x509_bundles(self, on_error: Callable[[IstioAuthError], None]) -> Iterator[BundleSet]:
+        """What `fetch_x509_bundles` gives, now and after each change (see `watch_x509_context`)."""
+        return self._watch(methods.X509_BUNDLES, on_error)
+
+    def watch_jwt_bundles(self, on_error: Callable[[IstioAuthError], None]) -> Iterator[JWTBundleSet]:
+        """What `fetch_jwt_bundles` gives, now and after each change (see `watch_x509_context`)."""
+        return self._watch(methods.JWT_BUNDLES, on_error)
+
+    def _unary(self, path: str, request: Message, response_type: type[_Response]) -> _Response:
+        return self._channel.unary(path, request, response_type, timeout=self._timeout, metadata=METADATA)
+
+    def _first(self, subject: Subject[_Response, _Value]) -> _Value:
+        stream = self._stream(subject)
+        try:
+            for response in stream:
+                return subject.decode(response)
+        finally:
+            stream.close()
+        raise NotReady(f"{subject.path} ended without an answer")
+
+    def _watch(
+        self, subject: Subject[_Response, _Value], on_error: Callable[[IstioAuthError], None]
+    ) -> Iterator[_Value]:
+        backoff = Backoff(random.random)
+        wait = timedelta()
+        while not self._closed.wait(wait.total_seconds()):
+            began = time.monotonic()
+            try:
+                yield from self._values(subject, on_error)
+            except Interrupted:
+                wait = backoff.ended(_since(began))
+            except IstioAuthError as error:
+                if (after := backoff.failed(error, _since(began))) is None:
+                    raise
+                on_error(error)
+                wait = after
+            else:
+                wait = backoff.ended(_since(began))
+
+    def _values(
+        self, subject: Subject[_Response, _Value], on_error: Callable[[IstioAuthError], None]
+    ) -> Iterator[_Value]:
+        for response in self._stream(subject):
+            try:
+                value = subject.decode(response)
+            except InvalidResponse as error:
+                on_error(error)
+            else:
+                yield value
+
+    def _stream(self, subject: Subject[_Response, _Value]) -> Generator[_Response]:
+        return self._channel.stream(
+            subject.path, subject.request, subject.response_type, first_within=self._timeout, metadata=METADATA
+        )
+
+
+def _since(began: float) -> timedelta:
+    return timedelta(seconds=time.monotonic() - began)

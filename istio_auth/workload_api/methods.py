@@ -1,0 +1,80 @@
+"""The methods of the Workload API as both clients call them: names, what goes with each call, how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from istio_auth.bundle import BundleSet
+from istio_auth.errors import ConfigurationError
+from istio_auth.jwt_bundle import JWTBundleSet
+from istio_auth.proto import workload_api_pb2 as messages
+from istio_auth.spiffe_id import SpiffeID
+from istio_auth.workload_api import decode
+from istio_auth.x509_source import X509Context
+
+Response = TypeVar("Response", bound=Message)
+Value = TypeVar("Value")
+
+METADATA = (("workload.spiffe.io", "true"),)  # on every call (WE-05)
+TIMEOUT = timedelta(seconds=30)
+
+JWT_SVIDS = "/SpiffeWorkloadAPI/FetchJWTSVID"
+VALIDATE_JWT_SVID = "/SpiffeWorkloadAPI/ValidateJWTSVID"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject(Generic[Response, Value]):
+    """Something that the Workload API tells at once, and again after each change.
+
+    Args:
+        path: the method.
+        request: what it takes.
+        response_type: what it answers.
+        decode: makes a value of an answer, or raises `InvalidResponse`.
+    """
+
+    path: str
+    request: Message
+    response_type: type[Response]
+    decode: Callable[[Response], Value]
+
+
+X509_CONTEXT: Subject[messages.X509SVIDResponse, X509Context] = Subject(
+    "/SpiffeWorkloadAPI/FetchX509SVID", messages.X509SVIDRequest(), messages.X509SVIDResponse, decode.x509_context
+)
+X509_BUNDLES: Subject[messages.X509BundlesResponse, BundleSet] = Subject(
+    "/SpiffeWorkloadAPI/FetchX509Bundles",
+    messages.X509BundlesRequest(),
+    messages.X509BundlesResponse,
+    decode.x509_bundles,
+)
+JWT_BUNDLES: Subject[messages.JWTBundlesResponse, JWTBundleSet] = Subject(
+    "/SpiffeWorkloadAPI/FetchJWTBundles", messages.JWTBundlesRequest(), messages.JWTBundlesResponse, decode.jwt_bundles
+)
+
+
+def jwt_svid_request(audience: Sequence[str], spiffe_id: SpiffeID | None) -> messages.JWTSVIDRequest:
+    """What to ask for JWT-SVIDs.
+
+    Raises:
+        ConfigurationError: nobody is said for whom they are (WA-08).
+    """
+    if isinstance(audience, str) or not audience or not all(audience):
+        raise ConfigurationError("a JWT-SVID is for somebody: give a list of at least one audience, none of them empty")
+    return messages.JWTSVIDRequest(audience=audience, spiffe_id="" if spiffe_id is None else str(spiffe_id))
+
+
+def validation_request(token: str, audience: str) -> messages.ValidateJWTSVIDRequest:
+    """What to ask for the validation of a token.
+
+    Raises:
+        ConfigurationError: nobody is said for whom it must be, or there is no token (WA-08).
+    """
+    if not audience or not token:
+        raise ConfigurationError("to validate a JWT-SVID takes a token and an audience")
+    return messages.ValidateJWTSVIDRequest(audience=audience, svid=token)
