@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import http
 import logging
+import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -41,11 +42,10 @@ _STATUS = {
     Code.NOT_READY: http.HTTPStatus.SERVICE_UNAVAILABLE,
     Code.EXHAUSTED: http.HTTPStatus.SERVICE_UNAVAILABLE,
 }
-_INVALID_TOKEN = ((b"www-authenticate", b'Bearer error="invalid_token"'),)  # RFC 6750, 3
 
 
-class TokenVerifier(Protocol):
-    """Finds the token of a request and verifies it."""
+class RequestVerifier(Protocol):
+    """Finds the token of a request and verifies it: `istio_auth.tokens.verifier.TokenVerifier`."""
 
     async def verify(self, headers: Headers, query: bytes) -> Claims | None:
         """What the request's token says; None if it has none.
@@ -71,7 +71,8 @@ class IdentityMiddleware:
         trusted_proxies: the SPIFFE IDs of the proxies whose word is taken for whom they serve.
         require_caller: False lets requests in that come from nobody: without TLS, without client certificate, or from
             a trusted proxy whose client has none.
-        tokens: verifies the tokens of requests; without one they are left to the application.
+        tokens: verifies the tokens of requests, and is entered and left by whoever made it; without one tokens are left
+            to the application.
 
     Raises:
         ConfigurationError: proxies are trusted, and nothing decides on their callers.
@@ -84,7 +85,7 @@ class IdentityMiddleware:
         authorize: Authorizer | None = None,
         trusted_proxies: Collection[SpiffeID] = (),
         require_caller: bool = True,
-        tokens: TokenVerifier | None = None,
+        tokens: RequestVerifier | None = None,
     ) -> None:
         if trusted_proxies and authorize is None:
             raise ConfigurationError(
@@ -106,7 +107,7 @@ class IdentityMiddleware:
         except IstioAuthError as error:
             status = _STATUS.get(error.code, http.HTTPStatus.INTERNAL_SERVER_ERROR)
             _LOG.warning("request refused with %d: %s", status, error)
-            await refuse(scope, send, status, _INVALID_TOKEN if status is http.HTTPStatus.UNAUTHORIZED else ())
+            await refuse(scope, send, status, _hints(status, error))
         else:
             await self._app(judged, receive, send)
 
@@ -147,6 +148,15 @@ def token_claims(request: WithScope | Scope) -> Claims | None:
     """What the verified token of an ASGI request, or of its scope, says; None if it has none."""
     scope = request if isinstance(request, Mapping) else request.scope
     return cast("Claims | None", extensions_of(scope).get(CLAIMS_EXTENSION))
+
+
+def _hints(status: http.HTTPStatus, error: IstioAuthError) -> Headers:
+    """What the caller may know beside the status."""
+    if status is http.HTTPStatus.UNAUTHORIZED:
+        return [(b"www-authenticate", b'Bearer error="invalid_token"')]  # RFC 6750, 3
+    if error.retry_after is not None:
+        return [(b"retry-after", str(math.ceil(error.retry_after.total_seconds())).encode())]
+    return []
 
 
 def _direct_peer(scope: Scope) -> VerifiedPeer | None:

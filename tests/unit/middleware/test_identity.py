@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import pytest
 
 from istio_auth.authorize import Authorizer, any_id, is_id, one_of
 from istio_auth.errors import ConfigurationError, NotAuthenticated, NotReady
-from istio_auth.middleware import IdentityMiddleware, TokenVerifier, token_claims
+from istio_auth.middleware import IdentityMiddleware, RequestVerifier, token_claims
 from istio_auth.middleware.asgi import Headers, Message, Receive, Scope, Send
 from istio_auth.middleware.identity import PROXY_EXTENSION
 from istio_auth.peer import ASGI_EXTENSION, VerifiedPeer, peer_id
@@ -79,7 +79,7 @@ async def serve(
     authorize: Authorizer | None = None,
     trusted: Sequence[SpiffeID] = (),
     require_caller: bool = False,
-    tokens: TokenVerifier | None = None,
+    tokens: RequestVerifier | None = None,
 ) -> tuple[Application, list[Message]]:
     """What the application was served, and what the client is sent."""
     app, sent = Application(), []
@@ -232,6 +232,9 @@ class TestATokensClaims:
     async def test_wait_for_keys_that_are_not_there_yet(self) -> None:
         _, sent = await serve(request(WEB), tokens=Verifier(NotReady("no keys of the issuer yet")))
         assert (sent[0]["status"], sent[0]["headers"]) == (503, [(b"content-length", b"0")])
+        later = NotReady("no keys of the issuer yet", retry_after=timedelta(seconds=1.5))
+        _, sent = await serve(request(WEB), tokens=Verifier(later))
+        assert sent[0]["headers"] == [(b"content-length", b"0"), (b"retry-after", b"2")]
 
     async def test_do_not_make_up_for_a_missing_caller(self) -> None:
         verifier = Verifier(CLAIMS)
