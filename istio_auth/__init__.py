@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from istio_auth.authorize import Authorizer, any_id, in_namespace, is_id, member_of, one_of
     from istio_auth.bundle import BundleSet, BundleSource, TrustBundle
-    from istio_auth.errors import Code, Fault, IstioAuthError, VerificationError
+    from istio_auth.errors import Code, Fault, IstioAuthError, NotReady, VerificationError
     from istio_auth.sources.files import FileSource
     from istio_auth.sources.memory import MemorySource
     from istio_auth.sources.source import Source, SourceStatus
@@ -54,6 +54,7 @@ __all__ = [
     "FileSource",
     "IstioAuthError",
     "MemorySource",
+    "NotReady",
     "SVIDFiles",
     "SVIDLayout",
     "Source",
@@ -79,7 +80,7 @@ __all__ = [
 _HOMES = {
     "istio_auth.authorize": ("Authorizer", "any_id", "in_namespace", "is_id", "member_of", "one_of"),
     "istio_auth.bundle": ("BundleSet", "BundleSource", "TrustBundle"),
-    "istio_auth.errors": ("Code", "Fault", "IstioAuthError", "VerificationError"),
+    "istio_auth.errors": ("Code", "Fault", "IstioAuthError", "NotReady", "VerificationError"),
     "istio_auth.sources.files": ("FileSource",),
     "istio_auth.sources.memory": ("MemorySource",),
     "istio_auth.sources.source": ("Source", "SourceStatus"),

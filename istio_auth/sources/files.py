@@ -27,6 +27,7 @@ from istio_auth.x509_source import X509Context
 
 _LOG = logging.getLogger(__name__)
 _SETTLE = 0.1  # seconds from a look that saw a change to the next
+_PAUSE = 5.0  # seconds after a look that failed in a way that nobody thought of
 _OWN = 3  # chain, key and roots come first among the marks
 _REMEDY = "see whether whoever writes them still does, and whether this process may read them"
 
@@ -188,8 +189,8 @@ def _follow(reference: weakref.ref[FileSource], ending: threading.Event, wait: f
         try:
             wait = source.look()
         except Exception:  # noqa: BLE001  # one failed look must not be the last
-            _LOG.exception("looking at files failed")
-            wait = 60
+            _LOG.exception("looking at the files failed")
+            wait = _PAUSE
         del source
 
 

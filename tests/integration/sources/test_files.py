@@ -1,0 +1,178 @@
+"""A file source at work: its thread, the TLS contexts that follow it, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from istio_auth import TrustBundle, TrustDomain, VerificationError, any_id, client_context, server_context, write_svid
+from istio_auth.bundle import BundleSet
+from istio_auth.errors import Fault, NotReady
+from istio_auth.sources import files
+from istio_auth.sources.files import FileSource
+from istio_auth.sources.memory import MemorySource
+from istio_auth.sources.svid_files import SVIDLayout
+from istio_auth.x509_source import X509Context
+from tests.fakes.authority import HOUR, FakeAuthority
+from tests.fakes.clock import FakeClock
+from tests.fakes.svid_folder import SVIDFolder, generation
+from tests.fakes.tls import meet, talk
+from tests.fakes.waiting import until
+
+OFTEN, PATIENCE = timedelta(milliseconds=10), timedelta(seconds=20)
+LOCAL = TrustDomain("cluster.local")
+FIRST, SECOND = generation(1), generation(2)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[], int]]:
+    """How many threads there are beyond those before the test."""
+    before = threading.active_count()
+    yield lambda: threading.active_count() - before
+    assert threading.active_count() == before
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208  # the names are all that is wanted
+
+
+async def test_everybody_follows_what_is_written(tmp_path: Path) -> None:
+    async with FileSource(tmp_path / "certs", interval=OFTEN) as source:
+        coming = asyncio.create_task(source.ready(PATIENCE))
+        write_svid(tmp_path / "certs", FIRST)
+        await coming
+        updates = source.updates()
+        assert (await anext(updates)).svid == FIRST.svid
+        write_svid(tmp_path / "certs", SECOND)
+        async with asyncio.timeout(20):
+            assert (await anext(updates)).svid == SECOND.svid
+        await updates.aclose()
+
+
+def test_a_program_without_a_loop_waits_as_well(tmp_path: Path) -> None:
+    with FileSource(tmp_path, interval=OFTEN) as source:
+        changed = threading.Event()
+        source.subscribe(changed.set)
+        SVIDFolder(tmp_path, SVIDLayout.KUBERNETES_TLS).write(FIRST)
+        source.wait_until_ready(PATIENCE)
+        assert changed.wait(20)
+        assert source.svid() == FIRST.svid
+
+
+async def test_tls_follows_the_files_and_a_removed_root_is_trusted_no_more(tmp_path: Path) -> None:
+    old, new = FakeAuthority(), FakeAuthority()
+    with FileSource(tmp_path, interval=OFTEN) as source:
+        server = server_context(source, any_id())
+
+        def roots(*authorities: FakeAuthority) -> BundleSet:
+            return BundleSet((TrustBundle(LOCAL, tuple(authority.root for authority in authorities)),))
+
+        def client_of(authority: FakeAuthority) -> MemorySource:
+            return MemorySource(X509Context((authority.svid("/client"),), roots(old, new)))
+
+        async def rotate(issuer: FakeAuthority, *trusted: FakeAuthority) -> None:
+            write_svid(tmp_path, X509Context((issuer.svid("/server"),), roots(*trusted)))
+            await until(lambda: source.status().ready and source.x509_context().bundles == roots(*trusted))
+
+        await rotate(old, old)
+        talk(*meet(client_context(client_of(old), any_id()), server))
+        await rotate(new, old, new)
+        talk(*meet(client_context(client_of(old), any_id()), server))
+        await rotate(new, new)
+        talk(*meet(client_context(client_of(new), any_id()), server))
+        _, refusing = meet(client_context(client_of(old), any_id()), server)
+        assert isinstance(refusing.refusal, VerificationError)
+        assert refusing.refusal.fault is Fault.UNTRUSTED
+
+
+def test_a_writer_that_is_gone_for_an_hour_is_outlived_until_the_svid_ends(
+    tmp_path: Path, authority: FakeAuthority
+) -> None:
+    clock = FakeClock(authority.now)
+    svid = authority.svid("/web", not_before=authority.now, not_after=authority.now + 2 * HOUR)
+    context = X509Context((svid,), BundleSet((authority.bundle(),)))
+    written = write_svid(tmp_path, context)
+    with FileSource(tmp_path, interval=OFTEN, clock=clock) as source:
+        server = server_context(source, any_id(), clock=clock)
+        client = client_context(MemorySource(context), any_id(), clock=clock)
+        written.chain.resolve().unlink()
+        clock.advance(HOUR)
+        assert "dangling link" in str(source.reload().trouble)
+        talk(*meet(client, server))
+        clock.advance(HOUR)
+        _, refusing = meet(client, server)
+        assert isinstance(refusing.refusal, NotReady)
+        for word in (svid.id, "has ended", "dangling link", "whoever writes them"):
+            assert str(word) in str(refusing.refusal)
+
+
+class TestNothingIsLeft:
+    def test_of_a_thousand_rotations(self, tmp_path: Path, threads: Callable[[], int]) -> None:
+        for number, context in enumerate((FIRST, SECOND)):
+            write_svid(tmp_path / str(number), context)
+        live, fresh = tmp_path / "live", tmp_path / "fresh"
+        live.symlink_to("1")
+        with FileSource(live, interval=OFTEN) as source:
+            source.reload()
+            before = descriptors()
+            for number in range(1000):
+                fresh.symlink_to(str(number % 2))
+                fresh.replace(live)
+                source.reload()
+            assert source.status().updates == 1001
+            assert descriptors() == before
+            assert threads() == 1
+            gc.collect()
+            held = [it for it in gc.get_objects() if type(it) is X509Context and it.svid.id == FIRST.svid.id]
+            assert len(held) <= 2  # that of this test, and one that the thread may be about to compare
+
+    def test_of_one_that_is_closed_however_long_it_would_wait(self, tmp_path: Path, threads: Callable[[], int]) -> None:
+        source = FileSource(tmp_path, interval=timedelta(days=1))
+        assert threads() == 1
+        source.close()
+        source.close()
+        assert threads() == 0
+
+    def test_of_one_that_a_subscriber_closes(self, tmp_path: Path, threads: Callable[[], int]) -> None:
+        source = FileSource(tmp_path, interval=OFTEN)
+        source.subscribe(source.close)
+        thread = source._thread
+        assert thread is not None
+        write_svid(tmp_path, FIRST)
+        thread.join(20)
+        assert threads() == 0
+
+    def test_of_one_that_nobody_holds_any_more(self, tmp_path: Path, threads: Callable[[], int]) -> None:
+        source = FileSource(tmp_path, interval=timedelta(days=1))
+        thread = source._thread
+        assert thread is not None
+        del source
+        gc.collect()
+        thread.join(20)
+        assert threads() == 0
+
+
+def test_a_look_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = [RuntimeError("a bug")]
+    look = FileSource.look
+
+    def failing(source: FileSource) -> float:
+        if failures:
+            raise failures.pop()
+        return look(source)
+
+    monkeypatch.setattr(FileSource, "look", failing)
+    monkeypatch.setattr(files, "_PAUSE", 0.01)
+    with FileSource(tmp_path, interval=OFTEN) as source:
+        write_svid(tmp_path, FIRST)
+        source.wait_until_ready(PATIENCE)
+    assert "looking at the files failed" in caplog.text

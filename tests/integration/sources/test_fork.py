@@ -1,0 +1,164 @@
+"""Sources in a process that was forked while other threads were in the middle of something."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from istio_auth import write_svid
+from tests.fakes.svid_folder import generation
+
+# The threads of pytest itself would be in the way of a fork: each of these programs is a process of its own.
+_BEGIN = """
+import asyncio, os, signal, sys, threading
+from datetime import timedelta
+from pathlib import Path
+
+from istio_auth import FileSource, MemorySource, NotReady, write_svid
+from tests.fakes.svid_folder import generation
+
+OFTEN, PATIENCE = timedelta(milliseconds=10), timedelta(seconds=20)
+folder = Path(sys.argv[1])
+signal.alarm(60)
+
+def in_child(work):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.alarm(40)
+            work()
+            code = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
+
+def ended_well(pid):
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+def polling():
+    return [thread.name for thread in threading.enumerate() if thread.name == "istio-auth files"]
+"""
+
+_FOLLOWS = """
+source = FileSource(folder, interval=OFTEN)
+first = source.svid()
+
+def child():
+    assert polling() == []
+    assert source.svid() == first
+    assert len(polling()) == 1
+    changed = threading.Event()
+    source.subscribe(changed.set)
+    assert changed.wait(20)
+    assert source.svid().id != first.id
+    source.close()
+    assert polling() == []
+
+pid = in_child(child)
+write_svid(folder, generation(2))
+ended_well(pid)
+source.wait_until_ready(PATIENCE)
+assert len(polling()) == 1
+source.close()
+"""
+
+_LOCKED = """
+source, memory = FileSource(folder, interval=OFTEN), MemorySource(generation(1))
+held, go_on = threading.Event(), threading.Event()
+
+def hold():
+    held.set()
+    go_on.wait()
+
+source.subscribe(hold)
+write_svid(folder, generation(2))
+assert held.wait(20)  # the thread is in the middle of a look now
+
+def hold_locks():
+    with source._changed, memory._changed, source._subscribers._lock, memory._subscribers._lock:
+        held.set()
+        go_on.wait()
+
+held.clear()
+threading.Thread(target=hold_locks, daemon=True).start()
+assert held.wait(20)
+
+def child():
+    go_on.set()
+    source.wait_until_ready(PATIENCE)
+    source.subscribe(lambda: None)()
+    assert source.reload().ready
+    memory.replace(generation(3))
+    memory.wait_until_ready(PATIENCE)
+    source.close()
+    memory.close()
+
+pid = in_child(child)
+ended_well(pid)
+go_on.set()
+source.close()
+"""
+
+_LOOPS = """
+source = FileSource(folder, interval=OFTEN)
+
+async def parent():
+    updates = source.updates()
+    await anext(updates)
+
+    async def follow():
+        await source.ready(PATIENCE)
+        assert (await anext(source.updates())).svid == source.svid()
+
+    def child():
+        asyncio._set_running_loop(None)
+        asyncio.run(follow())
+        source.close()
+
+    ended_well(in_child(child))
+    write_svid(folder, generation(2))
+    async with asyncio.timeout(20):
+        assert (await anext(updates)).svid == source.svid()
+    await updates.aclose()
+
+asyncio.run(parent())
+source.close()
+"""
+
+_CLOSED = """
+source, other = FileSource(folder, interval=OFTEN), FileSource(folder, interval=OFTEN)
+source.close()
+
+def child():
+    other.close()
+    try:
+        source.svid()
+    except NotReady as error:
+        assert "closed" in str(error)
+    assert polling() == []
+
+ended_well(in_child(child))
+assert other.svid()
+other.close()
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [_FOLLOWS, _LOCKED, _LOOPS, _CLOSED],
+    ids=["the child follows the files", "locks were held", "a loop was running", "it was closed"],
+)
+def test_a_forked_child_has_working_sources_and_leaves_those_of_its_parent_alone(tmp_path: Path, program: str) -> None:
+    write_svid(tmp_path, generation(1))
+    done = subprocess.run(
+        [sys.executable, "-c", _BEGIN + program, tmp_path], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
