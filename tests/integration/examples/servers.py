@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, contextmanager
 from socketserver import TCPServer
 
 import hypercorn.asyncio
-import uvicorn
 
 from docs.examples import (
     aiohttp_server,
@@ -23,6 +22,7 @@ from docs.examples import (
     uvicorn_server,
 )
 from istio_auth.x509_source import X509Source
+from tests.fakes.asgi import serving
 
 
 @asynccontextmanager
@@ -44,18 +44,6 @@ async def on_aiohttp(source: X509Source) -> AsyncIterator[int]:
 async def on_uvicorn(source: X509Source) -> AsyncIterator[int]:
     async with serving(uvicorn_server.server(source, port=0)) as port:
         yield port
-
-
-@asynccontextmanager
-async def serving(server: uvicorn.Server) -> AsyncIterator[int]:
-    """Have uvicorn serve in this loop, without taking the signals of the test."""
-    server.config.load()
-    server.lifespan = server.config.lifespan_class(server.config)
-    await server.startup()
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        await server.shutdown()
 
 
 @asynccontextmanager
