@@ -60,7 +60,7 @@ class JWTSVID:
         said = unproven(token)
         _check_header(said.header)
         spiffe_id = _subject(said.payload)
-        claims = claims_of(dict(said.payload), required=("aud",))
+        claims = claims_of(dict(said.payload))
         if not claims.audiences:
             raise TokenRefused(TokenFault.CLAIM, "it is for nobody (JW-07)")
         return cls(spiffe_id, claims, token, hint)

@@ -121,9 +121,10 @@ class TestTheAlgorithm:
                 asked.append(trust_domain)
                 return BUNDLES.bundle(trust_domain)
 
-        everything: dict[str, JSON] = {"alg": "HS256", "cty": "x", "typ": "x"}
-        wrong = token(header=everything, sub="x", aud="x", exp=1)
-        assert fault(wrong, Watched()) is TokenFault.ALGORITHM
+        for algorithm in ("HS256", "EdDSA"):  # the other one is good for tokens that are no JWT-SVIDs
+            everything: dict[str, JSON] = {"alg": algorithm, "cty": "x", "typ": "x"}
+            assert fault(token(header=everything, sub="x", aud="x", exp=1), Watched()) is TokenFault.ALGORITHM
+            assert fault(token(header={"alg": algorithm}), Watched()) is TokenFault.ALGORITHM
         garbage = LOCAL.sign(b"no claims at all", header={"alg": "HS256"})
         assert fault(garbage, Watched()) is TokenFault.ALGORITHM
         assert asked == []
@@ -312,6 +313,7 @@ class TestOfOurOwnAgent:
         [
             ({"jku": "x"}, {}),
             ({"alg": "HS256"}, {}),
+            ({"alg": "EdDSA"}, {}),
             ({"typ": "x"}, {}),
             ({}, {"sub": None}),
             ({}, {"sub": "spiffe://cluster.local"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -169,7 +169,9 @@ class TestAllWhoAskAtOnce:
             answers = [threads.submit(cache.get, DB) for _ in range(2)]
             assert here.wait(10)
             go.set()
-            assert [str(answer.exception(10)) for answer in answers] == ["nobody is there"] * 2
+            told = [answer.exception(10) for answer in answers]
+        assert [str(error) for error in told] == ["nobody is there"] * 2
+        assert len({id(error) for error in (*told, agent.error)}) == 3  # else each would get the others' tracebacks
 
     def test_wait_for_no_renewal_while_one_is_good(self, cache: JWTSVIDCache, agent: Agent, clock: FakeClock) -> None:
         first = cache.get(DB)
@@ -207,12 +209,16 @@ class TestAllWhoAskAtOnce:
         assert [type(answer) for answer in answers] == [NotReady] * 3
 
     def test_are_not_left_waiting_by_one_who_was_interrupted(self, cache: JWTSVIDCache, agent: Agent) -> None:
+        flights: list[Future[JWTSVID]] = []
+
         def interrupt() -> None:
+            flights.append(cache._flights[DB])  # which the others wait for
             raise KeyboardInterrupt
 
         agent.meanwhile = interrupt
         with pytest.raises(KeyboardInterrupt):
             cache.get(DB)
+        assert isinstance(flights[0].exception(0), NotReady)
         agent.meanwhile = lambda: None
         assert number(cache.get(DB)) == "2"
 
