@@ -17,11 +17,11 @@ from pathlib import Path
 
 from istio_auth.bundle import BundleSet, TrustBundle
 from istio_auth.clock import Clock
-from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError
+from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError, NotReady
 from istio_auth.pem import MAX_CERTIFICATES_BYTES, MAX_KEY_BYTES
 from istio_auth.sources.file_contents import BundleFile, Contents, roots_in, svid_in
 from istio_auth.sources.source import Source, SourceStatus
-from istio_auth.sources.svid_files import Marks, SVIDFiles, SVIDLayout, is_exposed, marks, read_together
+from istio_auth.sources.svid_files import Marks, SVIDFiles, SVIDLayout, is_exposed, marks, read_together, read_unchanged
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.x509_source import X509Context
 
@@ -118,8 +118,10 @@ class FileSource(Source):
                 if files.swapped and alone:
                     self._read(files)
             elif seen != self._taken or self._state.trouble is not None:
-                self._taken = seen
-                self._read(files)
+                contents = read_unchanged(self._limits(files), seen)
+                if contents is not None:
+                    self._taken = seen
+                    self._take(files, contents)
         return self._interval if self._seen == self._taken else min(_SETTLE, self._interval)
 
     def _files(self) -> SVIDFiles:
@@ -134,6 +136,13 @@ class FileSource(Source):
     def _read(self, files: SVIDFiles) -> None:
         try:
             contents = read_together(self._limits(files))
+        except NotReady as error:
+            self._trouble(error)
+        else:
+            self._take(files, contents)
+
+    def _take(self, files: SVIDFiles, contents: Contents) -> None:
+        try:
             svid = svid_in(files, contents, self._clock.now())
             own = roots_in(files.roots, contents, self._trust_domain or svid.id.trust_domain)
         except IstioAuthError as error:

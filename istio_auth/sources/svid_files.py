@@ -110,11 +110,15 @@ def read_together(limits: Mapping[Path, int]) -> dict[Path, Content]:
         NotReady: they changed again and again while they were read.
     """
     for _ in range(_TRIES):
-        before = marks(limits)
-        contents = {path: _read(path, limit) for path, limit in limits.items()}
-        if marks(limits) == before:
+        if (contents := read_unchanged(limits, marks(limits))) is not None:
             return contents
     raise NotReady("the files change again and again while they are read")
+
+
+def read_unchanged(limits: Mapping[Path, int], seen: Marks) -> dict[Path, Content] | None:
+    """What these files hold (see `read_together`); None if they are not any more what they were when they were seen."""
+    contents = {path: _read(path, limit) for path, limit in limits.items()}
+    return contents if marks(limits) == seen else None
 
 
 def is_there(path: Path) -> bool:
