@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from istio_auth.jwt_bundle import JWTBundleSource as JWTBundleSource
     from istio_auth.jwt_svid import JWTSVID as JWTSVID
     from istio_auth.jwt_svid import validate_jwt_svid as validate_jwt_svid
+    from istio_auth.sources.workload_api import WorkloadAPISource as WorkloadAPISource
     from istio_auth.tokens import Claims as Claims
     from istio_auth.tokens import TokenFault as TokenFault
     from istio_auth.tokens import TokenRefused as TokenRefused
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from istio_auth.tokens.key_sources import RemoteKeys as RemoteKeys
     from istio_auth.tokens.rules import TokenRule as TokenRule
     from istio_auth.tokens.verifier import TokenVerifier as TokenVerifier
+    from istio_auth.workload_api import BlockingWorkloadAPIClient as BlockingWorkloadAPIClient
+    from istio_auth.workload_api import WorkloadAPIClient as WorkloadAPIClient
 
 __all__ = [
     "X509SVID",
@@ -95,10 +98,12 @@ _HOMES_WITH_EXTRAS = {
     "istio_auth.jwt_bundle": ("JWTBundle", "JWTBundleSet", "JWTBundleSource"),  # jwt
     "istio_auth.jwt_svid": ("JWTSVID", "validate_jwt_svid"),  # jwt
     "istio_auth.jwks": ("KeySet",),  # jwt
+    "istio_auth.sources.workload_api": ("WorkloadAPISource",),  # workload-api
     "istio_auth.tokens": ("Claims", "TokenFault", "TokenRefused", "verify_token"),  # jwt
     "istio_auth.tokens.key_sources": ("DiscoveredKeys", "RemoteKeys"),  # jwt
     "istio_auth.tokens.rules": ("TokenRule",),  # jwt
     "istio_auth.tokens.verifier": ("TokenVerifier",),  # jwt
+    "istio_auth.workload_api": ("BlockingWorkloadAPIClient", "WorkloadAPIClient"),  # workload-api
 }
 _HOME_OF = {name: home for home, names in (_HOMES | _HOMES_WITH_EXTRAS).items() for name in names}
 

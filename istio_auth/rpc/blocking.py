@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.rpc.answers import channel_options, parsed
-from istio_auth.rpc.forking import dropping, starting
+from istio_auth.rpc.forking import dropping, starting, tell_of_forks
 from istio_auth.rpc.status import error_of
 
 Response = TypeVar("Response", bound=Message)
@@ -41,7 +41,8 @@ class BlockingChannel:
         self._max_response_bytes = max_response_bytes
         self._channel: grpc.Channel | None = None
         self._released = 0
-        self._closed = False
+        self._closed = threading.Event()
+        tell_of_forks(self)
 
     def __enter__(self) -> Self:
         return self
@@ -51,8 +52,12 @@ class BlockingChannel:
 
     def close(self) -> None:
         """End the connection and the calls on it, for good."""
-        self._closed = True
+        self._closed.set()
         self.release()
+
+    def closed_within(self, wait: timedelta) -> bool:
+        """Wait so long, or until the channel is closed; says whether it is."""
+        return self._closed.wait(wait.total_seconds())
 
     def release(self) -> None:
         """End the connection and the calls on it; the next call opens a new one."""
@@ -61,6 +66,12 @@ class BlockingChannel:
             self._released += 1
         if channel is not None:
             channel.close()
+
+    def after_fork(self) -> None:
+        """Called in a forked child: whoever held our locks is not here."""
+        was_closed, self._closed = self._closed.is_set(), threading.Event()
+        if was_closed:
+            self._closed.set()
 
     def unary(
         self,
@@ -83,7 +94,7 @@ class BlockingChannel:
         Raises:
             IstioAuthError: it failed; `UnknownMethod` if the server does not have the method.
         """
-        with starting(self):
+        with starting():
             future = (
                 self._open()
                 .unary_unary(path, None, None)
@@ -119,7 +130,7 @@ class BlockingChannel:
         Raises:
             IstioAuthError: it failed (see `unary`).
         """
-        with starting(self):
+        with starting():
             call = self._open().unary_stream(path, None, None)(request.SerializeToString(), metadata=tuple(metadata))
             before = self._released
         patience = _Patience(call, first_within)
@@ -141,7 +152,7 @@ class BlockingChannel:
             raise failure  # out here, or it would hold on to gRPC's own
 
     def _open(self) -> grpc.Channel:
-        if self._closed:
+        if self._closed.is_set():
             raise Interrupted("the client is closed")
         if self._channel is None:
             self._channel = grpc.insecure_channel(self._target, options=channel_options(self._max_response_bytes))
@@ -149,7 +160,7 @@ class BlockingChannel:
 
     def _failure(self, path: str, error: Exception, before: int) -> IstioAuthError:
         if self._released != before:
-            return Interrupted(f"{path}: the client was closed" if self._closed else f"{path}: this process forked")
+            return Interrupted(f"{path}: {'the client was closed' if self._closed.is_set() else 'this process forked'}")
         assert isinstance(error, grpc.RpcError)  # nobody else cancels
         return error_of(path, error)
 

@@ -39,6 +39,10 @@ class User(Protocol):
         """Drop every channel and call; whoever waits for one hears of it."""
         ...
 
+    def after_fork(self) -> None:
+        """Called in the child."""
+        ...
+
 
 class _Gate:
     """Who starts something of gRPC's holds this for that moment; a fork holds it throughout."""
@@ -65,6 +69,8 @@ class _Gate:
     def after_in_child(self) -> None:
         self.lock = threading.RLock()
         self.broken = self.broken or self.at_work
+        for user in list(self.users):
+            user.after_fork()
 
 
 _gate = _Gate()
@@ -83,8 +89,13 @@ def grpc_at_work() -> bool:
     return False
 
 
-def starting(user: User) -> threading.RLock:
-    """A lock to hold while something of gRPC's is started: no fork comes in between, and `user` is told of the next.
+def tell_of_forks(user: User) -> None:
+    """From now on this user is told, for as long as it lives."""
+    _gate.users.add(user)
+
+
+def starting() -> threading.RLock:
+    """A lock to hold while something of gRPC's is started, so that no fork comes in between.
 
     Raises:
         Forked: gRPC can not be used in this process.
@@ -94,7 +105,6 @@ def starting(user: User) -> threading.RLock:
             "this process was forked while its parent used gRPC, which does not survive that: fork before anything "
             "uses gRPC, or start processes by `spawn` or `forkserver`"
         )
-    _gate.users.add(user)
     return _gate.lock
 
 

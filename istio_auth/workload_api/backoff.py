@@ -20,9 +20,10 @@ from istio_auth.rpc.status import UnknownMethod
 CALM = timedelta(seconds=10)  # a stream that lived so long starts a new count
 LONGEST_HINT = timedelta(minutes=1)  # the longest wait that a server may ask for
 
+_NOW = timedelta()
+# The bounds of the first wait and of every wait.
 _SOON = (timedelta(milliseconds=100), timedelta(seconds=5))
 _SELDOM = (timedelta(seconds=1), timedelta(seconds=30))
-_NOW = timedelta()
 
 
 def is_final(error: IstioAuthError) -> bool:
@@ -31,7 +32,7 @@ def is_final(error: IstioAuthError) -> bool:
 
 
 class Backoff:
-    """The waits of one stream.
+    """The waits of one stream. What went wrong in one way does not make the waits for another longer.
 
     Args:
         draw: gives a number in [0, 1), anew for each wait.
@@ -39,26 +40,31 @@ class Backoff:
 
     def __init__(self, draw: Callable[[], float]) -> None:
         self._draw = draw
-        self._attempts = 0
+        self._ends = self._absences = self._refusals = 0
 
     def ended(self, lived: timedelta) -> timedelta:
-        """The wait after a stream that ended well, or was cut off by ourselves, having lived so long."""
-        self._count(lived)
-        return self._wait(_SOON, self._attempts - 1)
+        """The wait after a stream that ended well, having lived so long."""
+        self._forget(lived)
+        self._ends += 1
+        return _NOW if self._ends == 1 else self._wait(self._ends - 1, _SOON)
 
     def failed(self, error: IstioAuthError, lived: timedelta) -> timedelta | None:
         """The wait after a stream that failed, having lived so long; None if it is not to be opened again."""
         if is_final(error):
             return None
-        self._count(lived)
-        wait = self._wait(_SOON if isinstance(error, NotReady) else _SELDOM, self._attempts)
+        self._forget(lived)
+        if isinstance(error, NotReady):
+            self._absences += 1
+            wait = self._wait(self._absences, _SOON)
+        else:
+            self._refusals += 1
+            wait = self._wait(self._refusals, _SELDOM)
         return max(wait, min(error.retry_after or _NOW, LONGEST_HINT))
 
-    def _count(self, lived: timedelta) -> None:
-        self._attempts = 1 if lived >= CALM else self._attempts + 1
+    def _forget(self, lived: timedelta) -> None:
+        if lived >= CALM:
+            self._ends = self._absences = self._refusals = 0
 
-    def _wait(self, bounds: tuple[timedelta, timedelta], attempt: int) -> timedelta:
-        if attempt == 0:
-            return _NOW
+    def _wait(self, attempt: int, bounds: tuple[timedelta, timedelta]) -> timedelta:
         first, longest = bounds
         return retry_delay(attempt, draw=self._draw(), first=first, longest=longest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import timedelta
@@ -49,7 +48,6 @@ class BlockingWorkloadAPIClient:
         self.address = chosen_address(address, os.environ)
         self._channel = BlockingChannel(grpc_target(self.address))
         self._timeout = timeout
-        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -59,8 +57,11 @@ class BlockingWorkloadAPIClient:
 
     def close(self) -> None:
         """End the connection; whoever waits for an answer hears `NotReady`, and watches end."""
-        self._closed.set()
         self._channel.close()
+
+    def closed_within(self, wait: timedelta) -> bool:
+        """Wait so long, or until the client is closed; says whether it is."""
+        return self._channel.closed_within(wait)
 
     def fetch_x509_context(self) -> X509Context:
         """The SVIDs, the default first, and the bundles of this workload, the federated ones included.
@@ -150,12 +151,12 @@ class BlockingWorkloadAPIClient:
     ) -> Iterator[_Value]:
         backoff = Backoff(random.random)
         wait = timedelta()
-        while not self._closed.wait(wait.total_seconds()):
+        while not self.closed_within(wait):
             began = time.monotonic()
             try:
                 yield from self._values(subject, on_error)
             except Interrupted:
-                wait = backoff.ended(_since(began))
+                wait = timedelta()  # by ourselves; if by a fork, then it is over
             except IstioAuthError as error:
                 if (after := backoff.failed(error, _since(began))) is None:
                     raise

@@ -1,0 +1,146 @@
+"""WorkloadAPISource: SVIDs and bundles from the SPIFFE Workload API, for as long as the process lives.
+
+One thread holds the stream open (see `istio_auth.workload_api.backoff` for when it calls again), so blocking and
+asyncio code use the source alike. What the API says replaces everything that was held (WA-04, WA-05). Said that there
+is no identity here (any more), nothing is served from that moment (WA-14); while nobody answers, or answers nonsense,
+the last good SVID is served until its end. In a forked child the source starts anew at its first use there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import TypeAlias
+
+from istio_auth.clock import Clock
+from istio_auth.errors import IstioAuthError, MissingError, NotAuthorized
+from istio_auth.sources.source import Source
+from istio_auth.svid import X509SVID
+from istio_auth.workload_api.address import chosen_address
+from istio_auth.workload_api.blocking import BlockingWorkloadAPIClient
+from istio_auth.workload_api.methods import TIMEOUT
+from istio_auth.x509_source import X509Context
+
+Pick: TypeAlias = Callable[[Sequence[X509SVID]], X509SVID]
+
+_LOG = logging.getLogger(__name__)
+_PAUSE = timedelta(seconds=5)  # after something that nobody thought of
+_JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber keeps it
+_REMEDY = "see whether the agent runs, its socket is there for this process, and this workload is registered"
+
+
+class WorkloadAPISource(Source):
+    """Follows the Workload API. Opening it asks for nothing yet: wait with `wait_until_ready` or `ready`.
+
+    Args:
+        address: where the API listens, as `unix:///run/spiffe/agent.sock`; by default what `SPIFFE_ENDPOINT_SOCKET`
+            says. A socket that is not there yet is waited for.
+        pick: which SVID is the default one: the one with this hint, or the one that this function chooses; by default
+            the first.
+        timeout: how long the API may take to answer before it is asked anew.
+        clock: tells when an SVID has ended; the machine's by default.
+
+    Raises:
+        ConfigurationError: the address is none, or nobody says it.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        pick: str | Pick | None = None,
+        timeout: timedelta = TIMEOUT,
+        clock: Clock | None = None,
+    ) -> None:
+        self._address = chosen_address(address, os.environ)
+        super().__init__(f"the Workload API at {self._address}", _REMEDY, clock=clock)
+        self._pick = pick
+        self._client = BlockingWorkloadAPIClient(self._address, timeout=timeout)
+        self._finalizer = weakref.finalize(self, self._client.close)
+        self._finalizer.atexit = False
+        self._thread: threading.Thread | None = None
+        self._start()
+
+    def close(self) -> None:
+        """End the connection and the thread, and serve nothing any more."""
+        super().close()
+        self._client.close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN)
+
+    def _start(self) -> None:
+        arguments = (weakref.ref(self), self._client)
+        self._thread = threading.Thread(target=_follow, args=arguments, name="istio-auth Workload API", daemon=True)
+        self._thread.start()
+
+    def _resume(self) -> None:
+        if not self._state.closed:
+            self._start()
+
+    def _after_fork(self) -> None:
+        super()._after_fork()
+        self._thread = None
+
+    def _take(self, context: X509Context) -> None:
+        try:
+            default = self._default_of(context.svids)
+        except IstioAuthError as error:
+            self._lose(error)  # what was held before is redacted
+            return
+        others = tuple(svid for svid in context.svids if svid is not default)
+        self._offer(X509Context((default, *others), context.bundles))
+
+    def _default_of(self, svids: Sequence[X509SVID]) -> X509SVID:
+        if self._pick is None:
+            return svids[0]
+        if not isinstance(self._pick, str):
+            return self._chosen(self._pick, svids)
+        for svid in svids:
+            if svid.hint == self._pick:
+                return svid
+        there = ", ".join(repr(svid.hint) for svid in svids)
+        raise MissingError(f"no SVID of this workload has the hint {self._pick!r}; there are {there}")
+
+    def _chosen(self, pick: Pick, svids: Sequence[X509SVID]) -> X509SVID:
+        try:
+            chosen = pick(svids)
+        except Exception as error:  # somebody else's function
+            raise MissingError(f"the function that picks an SVID failed: {type(error).__name__}: {error}") from error
+        if not any(chosen is svid for svid in svids):
+            raise MissingError("the function that picks an SVID gave none of those that it was given")
+        return chosen
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, NotAuthorized):
+            self._lose(NotAuthorized(f"the Workload API knows no identity of this workload: {error}"))
+        else:
+            self._trouble(error)
+        self._look()
+
+
+def _follow(reference: weakref.ref[WorkloadAPISource], client: BlockingWorkloadAPIClient) -> None:
+    """Follow the API until the source is closed, or nobody holds it any more, or there is no point in going on."""
+
+    def failed(error: Exception) -> None:
+        if (source := reference()) is not None:
+            source._failed(error)  # noqa: SLF001  # of this module
+
+    going_on = True
+    while going_on:
+        try:
+            for context in client.watch_x509_context(failed):
+                if (source := reference()) is not None:
+                    source._take(context)  # noqa: SLF001  # of this module
+                del source
+            going_on = False
+        except IstioAuthError as error:
+            failed(error)
+            going_on = False
+        except Exception as error:  # noqa: BLE001  # whatever it is, following must go on
+            _LOG.exception("following the Workload API failed")
+            failed(error)
+            going_on = not client.closed_within(_PAUSE)
