@@ -6,6 +6,7 @@ a path is built (RFC 5280 6) to the bundle of *that* trust domain alone. Bundles
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -138,12 +139,12 @@ def _check_path(
     leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], bundle: TrustBundle, now: datetime
 ) -> None:
     # A leaf that stands in the bundle by mistake is no CA and must not vouch for itself.
-    anchors = [authority for authority in bundle.x509_authorities if authority != leaf]
+    anchors = tuple(authority for authority in bundle.x509_authorities if authority != leaf)
     if not anchors:
         raise VerificationError(Fault.UNTRUSTED, f"the bundle of {bundle.trust_domain} holds no CA (BD-05)")
     verifier = (
         PolicyBuilder()
-        .store(Store(anchors))
+        .store(_store_of(anchors))
         .time(now)
         .extension_policies(ee_policy=_LEAF_POLICY, ca_policy=_CA_POLICY)
         .max_chain_depth(MAX_CHAIN)
@@ -153,6 +154,12 @@ def _check_path(
         verifier.verify(leaf, [issuer for issuer in intermediates if _bounded_key(issuer)])
     except PathError as error:
         raise VerificationError(Fault.UNTRUSTED, f"no path to the bundle of {bundle.trust_domain} ({error})") from error
+
+
+@functools.lru_cache(maxsize=64)
+def _store_of(anchors: tuple[x509.Certificate, ...]) -> Store:
+    """The same certificates as a store, which is kept because it keeps their keys once it has read them."""
+    return Store(list(anchors))
 
 
 def _bounded_key(issuer: x509.Certificate) -> bool:

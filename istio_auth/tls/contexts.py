@@ -99,6 +99,10 @@ def _following(protocol: int, rules: _Rules, alpn: Sequence[str]) -> FollowingCo
     return context
 
 
+# Peers come back, and intermediates are those of many: what was read of a certificate is kept, never what it proved.
+_read_certificate = functools.lru_cache(maxsize=128)(read_der_certificate)
+
+
 @dataclass(frozen=True)
 class _Rules:
     source: X509Source
@@ -134,7 +138,7 @@ class _Rules:
         if len(presented) > MAX_CHAIN:
             raise VerificationError(Fault.TOO_LONG, f"{len(presented)} certificates, at most {MAX_CHAIN} are looked at")
         try:
-            chain = tuple(map(read_der_certificate, presented))
+            chain = tuple(map(_read_certificate, presented))
         except InvalidPEM as error:
             raise VerificationError(Fault.UNPARSABLE, str(error)) from error
         spiffe_id = verify_chain(chain, self.source.x509_context().bundles, self.clock.now())
