@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import structlog
 
@@ -15,7 +17,7 @@ from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.http import HealthServer
 from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
 from istio_auth.door import Door, UnixCaller
-from istio_auth.errors import IstioAuthError, NotAuthorized
+from istio_auth.errors import ConfigurationError, IstioAuthError, NotAuthorized
 from istio_auth.registration import Registration
 from istio_auth.rpc.server import Limits, RpcServer, Service
 from istio_auth.sources.memory import MemorySource
@@ -33,6 +35,7 @@ from node_agent.config import Config, SocketSettings
 from node_agent.enrolment import Enrolment
 from node_agent.identity import Identity
 from node_agent.istio_contract import IstioClient
+from node_agent.kept_workloads import Keeping, WorkloadFolder, file_system, is_in_memory
 from node_agent.metrics import Metrics
 from node_agent.node_service import NodeServiceClient
 from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
@@ -76,6 +79,7 @@ def check(config: Config) -> None:
     if config.registrations is not None:
         local_registrations(config.registrations, config.trust_domain).read()
     read_token(config.join_token_file)
+    folder_to_keep(config)
 
 
 class Agent:
@@ -105,6 +109,14 @@ class Agent:
         )
         self.cache = WorkloadCache(self.trust.bundles)
         self.cache.register(registered)
+        self._keeping: Keeping | None = None
+        self._restored = False
+        if (folder := folder_to_keep(config)) is None:
+            log.warning("nothing is kept for the next start: the runtime folder is not in memory; set keep_folder")
+        else:
+            kept = WorkloadFolder(folder)
+            self._keeping = Keeping(kept, self.cache, config.trust_domain, from_ca=self._local is None)
+            self._restored = self._keeping.restore(clock.now(), random.random)
         self._anonymous = MemorySource(X509Context((), self.trust.bundles))
         own = MemorySource()
         self._proven, self._unproven = self._link(own), self._link(self._anonymous)
@@ -222,6 +234,8 @@ class Agent:
             daemon.supervise("sync", self.sync.run())
             daemon.supervise("renewals", self.renewals.run())
             daemon.supervise("files", self._follow_files(alarm))
+            if self._keeping is not None:
+                daemon.supervise("keeping", self._keeping.run(lambda: self._restored or self.sync.heard))
             daemon.on_reload("files", self._reload)
             yield
 
@@ -231,7 +245,7 @@ class Agent:
         return [*workloads, health, *reflection([*workloads, health])]
 
     def _registrations_missing(self) -> str | None:
-        if self._local is not None or self.sync.heard:
+        if self._local is not None or self.sync.heard or self._restored:
             return None
         return "the CA sends no registrations: name a file" if self.sync.not_offered else "no registrations yet"
 
@@ -255,6 +269,24 @@ class Agent:
                     self.cache.register(rows)
             except IstioAuthError as error:
                 log.warning("a file is not taken, the last good content stays", reason=str(error))
+
+
+def folder_to_keep(config: Config) -> Path | None:
+    """Where to keep what workloads hold from one start to the next; None if there is no place that stays in memory.
+
+    Raises:
+        ConfigurationError: the folder that the operator named is on a disk.
+    """
+    folder = config.keep_folder or config.run_folder / "workloads"
+    if config.allow_disk_cache or is_in_memory(folder):
+        return folder
+    if config.keep_folder is not None:
+        found = file_system(folder) or "an unknown file system"
+        raise ConfigurationError(
+            f"keep_folder {folder} is on {found}: keys of workloads would reach a disk; name a folder on tmpfs, or set "
+            "allow_disk_cache"
+        )
+    return None
 
 
 def admission(settings: SocketSettings) -> Callable[[UnixCaller], None] | None:

@@ -81,6 +81,12 @@ class Config:
     run_folder: Annotated[Path, Setting("where the socket is, if none is named in the file")] = field(
         default_factory=lambda: Folders.here().runtime
     )
+    keep_folder: Annotated[
+        Path | None, Setting("where registrations and live certificates are kept between starts, in memory")
+    ] = None
+    allow_disk_cache: Annotated[
+        bool, Setting("keep them there also if that is a disk, where workloads' keys can be found later")
+    ] = False
     metrics_listen: Annotated[HostPort, Setting("where health and metrics are served")] = METRICS_LISTEN
     log: LogSettings = field(default_factory=LogSettings)
     socket: tuple[SocketSettings, ...] = ()

@@ -135,7 +135,7 @@ def from_file(text: bytes, trust_domain: TrustDomain) -> Registrations:
     by_key: dict[str, Registration] = {}
     for number, table in enumerate(tables):
         try:
-            by_key[f"{number:06}"] = checked(_registration(table), trust_domain)
+            by_key[f"{number:06}"] = checked(from_table(table), trust_domain)
         except MalformedError as error:
             raise ConfigurationError(f"registration {number + 1}: {error}") from error
     rows = list(by_key.values())
@@ -144,7 +144,12 @@ def from_file(text: bytes, trust_domain: TrustDomain) -> Registrations:
     return Registrations("file", 1, by_key)
 
 
-def _registration(table: object) -> Registration:
+def from_table(table: object) -> Registration:
+    """The registration that a table says.
+
+    Raises:
+        MalformedError: it says none.
+    """
     if not isinstance(table, dict):
         raise ConfigurationError("expected a table")
     if unknown := sorted(table.keys() - _KEYS):

@@ -16,9 +16,13 @@ import pytest
 import structlog
 
 from istio_auth.bundle import BundleSet
+from istio_auth.errors import ConfigurationError
+from istio_auth.pem import read_certificates
 from istio_auth.registration import earned
 from istio_auth.spiffe_id import SpiffeID
+from istio_auth.svid import spiffe_id_of
 from istio_auth.verify import verify_chain
+from node_agent.app import check
 from node_agent.config import SocketSettings
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.ca import CAServer
@@ -29,6 +33,11 @@ from tests.fakes.sds_client import SERVICE, SDSStream
 from tests.fakes.waiting import until
 
 HOUR = timedelta(hours=1)
+
+
+def id_of(path: Path) -> str:
+    """Whose SVID is kept in a file."""
+    return str(spiffe_id_of(read_certificates(path.read_bytes().partition(b"-----END PRIVATE KEY-----")[2])[0]))
 
 
 def as_they_are(message: bytes) -> bytes:
@@ -243,6 +252,48 @@ class TestARestart:
             agent.agent.identity.look_again()
             async with SDSStream(agent.socket, "default") as stream:
                 await stream.receive()
+
+    async def test_while_the_ca_is_away_serves_what_was_held_and_is_up_to_date_when_it_is_back(
+        self, server: CAServer, tmp_path: Path, clock: FakeClock
+    ) -> None:
+        async with RunningAgent(server, tmp_path, clock, allow_disk_cache=True) as agent:
+            agent.give_token()
+            agent.agent.identity.look_again()
+            await agent.joined()
+            async with SDSStream(agent.socket, "default") as stream:
+                await stream.receive()
+                before = stream.svid()
+            kept = tmp_path / "workloads"
+            await until(lambda: {id_of(path) for path in kept.glob("*.pem")} == {str(before.id)})
+            await server.away()
+            await agent.stop()
+            await agent.start()
+            assert not agent.daemon.readiness.problems()
+            async with SDSStream(agent.socket, "default") as stream:
+                await stream.receive()
+                assert stream.svid().chain == before.chain
+            server.register(web=registration("/web"), api=registration("/api"))
+            await server.back()
+            await agent.served("/api")
+            assert agent.agent.cache.snapshot.held[before.id].svid.chain == before.chain
+            server.register(api=registration("/api"))
+            await until(lambda: {id_of(path) for path in kept.glob("*.pem")} == {"spiffe://cluster.local/api"})
+
+    async def test_without_a_folder_in_memory_keeps_no_key_and_refuses_a_disk_that_it_is_given(
+        self, joined: RunningAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("node_agent.app.is_in_memory", lambda _path: False)  # whatever this machine has
+        await joined.stop()
+        with structlog.testing.capture_logs() as lines:
+            await joined.start()
+        assert any(
+            line["event"] == "nothing is kept for the next start: the runtime folder is not in memory; set keep_folder"
+            for line in lines
+        )
+        named = replace(joined.config, keep_folder=tmp_path / "kept")
+        with pytest.raises(ConfigurationError, match="allow_disk_cache"):
+            check(named)
+        check(replace(named, allow_disk_cache=True))
 
 
 class TestAForeignCA:
