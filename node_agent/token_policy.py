@@ -13,6 +13,7 @@ from istio_auth.files import read_bounded
 from istio_auth.pem import MAX_CERTIFICATES_BYTES, read_certificates
 from istio_auth.policy.request_authentication import RequestAuthentication, Workload, not_for, rules_for
 from istio_auth.spiffe_id import SpiffeID
+from node_agent.key_discovery import with_key_uris
 from node_agent.policy_file import read_request_authentications
 
 _SYSTEM_CA_FILES = (
@@ -33,13 +34,16 @@ def read_token_rules(
 ) -> TokenRules:
     """The rules of the policies in a file that are for a workload.
 
+    Rules whose issuers say themselves where their keys are get that from them, now: Envoy can fetch keys, and not ask
+    where they are. An issuer that does not tell stays one of whom no token is taken.
+
     Args:
         path: the file, in YAML.
         workload: whose sidecar it is; its namespace is that of its SPIFFE ID.
         labels: its labels, each as `key=value`. Policies with a selector need them.
         ca_file: the authorities of servers that have key sets; None for those of the system.
         refresh: how often key sets are fetched anew.
-        tell: hears of policies that are for others.
+        tell: hears of policies that are for others, and of issuers that do not tell.
 
     Raises:
         ConfigurationError: the file can not be used, or none of it is for the workload.
@@ -56,8 +60,9 @@ def read_token_rules(
     rules = rules_for(here, policies)
     if not rules:
         raise ConfigurationError(f"{path}: no rule in it is for {workload}, so that no token would be looked at")
-    needs_ca = any(rule.jwks_uri.startswith("https:") for rule in rules)
-    return TokenRules(rules, str(_ca_file(ca_file)) if needs_ca or ca_file else "", refresh)
+    local = all(rule.jwks or rule.jwks_uri.startswith("http:") for rule in rules)
+    authorities = None if local and ca_file is None else _ca_file(ca_file)
+    return TokenRules(with_key_uris(rules, authorities, tell), str(authorities or ""), refresh)
 
 
 def cautions(spec: SidecarSpec) -> Iterator[str]:

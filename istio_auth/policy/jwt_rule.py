@@ -92,10 +92,8 @@ class JWTRule:
             _check_key_set(self.jwks)
         elif self.jwks_uri:
             parse_key_uri(self.jwks_uri, "jwksUri")
-        elif not self.issuer.startswith(("https://", "http://")):
-            raise ConfigurationError(
-                "without jwks and jwksUri the issuer must be a URL, at which its keys are asked for"
-            )
+        elif not self.issuer.startswith("https://"):
+            raise ConfigurationError("without jwks and jwksUri the issuer must be an https URL: it says where keys are")
         _check_places(self)
         _check_outputs(self)
 

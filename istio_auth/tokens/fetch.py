@@ -68,12 +68,20 @@ class KeyFetcher:
             NotReady: nobody answered as they should.
             MalformedError: the answer can not be used.
         """
-        url = self._source.url if isinstance(self._source, RemoteKeys) else await self._discovered()
+        url = await self.key_url()
         document, good_for = await self._get(url)
         try:
             return FetchedKeys(KeySet.from_document(document), good_for)
         except MalformedError as error:
             raise MalformedError(f"{url}: {error}") from error
+
+    async def key_url(self) -> str:
+        """Where the keys are: at the URL that is told, or at the one that the issuer's discovery document names now.
+
+        Raises:
+            NotReady, MalformedError: as in `fetch`.
+        """
+        return self._source.url if isinstance(self._source, RemoteKeys) else await self._discovered()
 
     def close(self) -> None:
         """Let go of the thread; a look-up that hangs is not waited for."""

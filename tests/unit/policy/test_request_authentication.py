@@ -119,7 +119,8 @@ SECRET = json.dumps({"keys": [{"kty": "oct", "k": "c2VjcmV0"}]})
     [
         ({"issuer": None, "jwksUri": None}, "issuer or jwksUri"),
         ({"issuer": "", "jwksUri": None, "jwks": ISSUER.jwks()}, "issuer or jwksUri"),
-        ({"issuer": "testing@secure.istio.io", "jwksUri": None}, "must be a URL"),
+        ({"issuer": "testing@secure.istio.io", "jwksUri": None}, "must be an https URL"),
+        ({"issuer": "http://issuer.test", "jwksUri": None}, "must be an https URL"),
         ({"jwks": ISSUER.jwks()}, "exclude each other"),
         ({"jwks_uri": "https://issuer.test/keys"}, "are the same"),
         ({"jwksUri": "ftp://issuer.test/keys"}, "neither scheme https nor http"),
