@@ -17,8 +17,7 @@ import functools
 import logging
 import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -152,8 +151,8 @@ class FollowingContext(ssl.SSLContext):
     def __init__(self, _protocol: int, rules: _Rules) -> None:
         super().__init__()
         self._rules = rules
-        self._recorded: Mapping[str, tuple[object, ...]] = {}  # replaced, never changed: others may be reading
-        self._lock = threading.Lock()
+        # No locks: a process may fork at any moment. Two threads may make the same inner context twice.
+        self._recorded: dict[str, tuple[object, ...]] = {}  # read as a copy, since others may be changing it
         self._made: _Made | None = None
         self._told = ""  # the reason last logged
         self.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -214,8 +213,7 @@ class FollowingContext(ssl.SSLContext):
         """Call a setting of the base, here and on each inner context to come."""
         kept = tuple(entry if isinstance(entry, str) else list(cast("Iterable[str]", entry)) for entry in arguments)
         getattr(ssl.SSLContext, name)(self, *kept)
-        with self._lock:
-            self._recorded = {**self._recorded, name: kept}
+        self._recorded[name] = kept
 
     def current(self) -> JudgingContext:
         """The inner context for a connection that begins now.
@@ -224,20 +222,21 @@ class FollowingContext(ssl.SSLContext):
         where every server and loop expects a TLS error.
         """
         try:
-            snapshot = self._rules.snapshot()
-            settings = self._settings()
-            with self._lock:
-                if self._made is None or self._made.snapshot is not snapshot or self._made.settings != settings:
-                    self._made = _Made(snapshot, settings, self._make(snapshot))
-                return self._made.context
+            return self._made_for(self._rules.snapshot(), self._settings())
         except IstioAuthError as error:
             return self._refusing(error)
         except (OSError, ValueError) as error:  # ssl's errors are among them
             return self._refusing(NotReady(f"OpenSSL can not use the source's SVID or roots: {error}"))
 
+    def _made_for(self, snapshot: X509Context, settings: tuple[object, ...]) -> JudgingContext:
+        made = self._made
+        if made is None or made.snapshot is not snapshot or made.settings != settings:
+            made = self._made = _Made(snapshot, settings, self._make(snapshot))
+        return made.context
+
     def _settings(self) -> tuple[object, ...]:
         properties = (self.options, self.verify_flags, self.minimum_version, self.maximum_version)
-        return (*properties, self.keylog_filename, self.sni_callback, *self._recorded.items())
+        return (*properties, self.keylog_filename, self.sni_callback, *self._recorded.copy().items())
 
     def _make(self, snapshot: X509Context) -> JudgingContext:
         inner = self._bare()
@@ -250,7 +249,7 @@ class FollowingContext(ssl.SSLContext):
         if self.keylog_filename:
             inner.keylog_filename = self.keylog_filename
         inner.set_ciphers(CIPHERS)
-        for name, arguments in self._recorded.items():
+        for name, arguments in self._recorded.copy().items():
             getattr(inner, name)(*arguments)
         load_roots(inner, snapshot.bundles)
         if self._on_server:
