@@ -21,8 +21,8 @@ from istio_auth.tokens.fault import TokenFault, TokenRefused
 MAX_TOKEN = 16 << 10  # characters; those of Kubernetes have one to two thousand
 
 _COMPACT = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]*)", re.ASCII)  # an empty signature fails as a signature
-_EXTENSIONS = frozenset({"crit", "b64"})  # RFC 7515 4.1.11; RFC 7797 changes what is signed
-_OWN_KEYS = frozenset({"jwk", "jku", "x5u", "x5c", "jwks"})  # a token that says whom to believe
+EXTENSIONS = frozenset({"crit", "b64"})  # RFC 7515 4.1.11; RFC 7797 changes what is signed
+OWN_KEYS = frozenset({"jwk", "jku", "x5u", "x5c", "jwks"})  # a token that says whom to believe
 
 
 class CompactToken(NamedTuple):
@@ -62,9 +62,9 @@ def take_apart(token: str) -> CompactToken:
     if not (match := _COMPACT.fullmatch(token)):
         raise TokenRefused(TokenFault.MALFORMED, _no_compact_form(token))
     header = _document(_octets(match[1]))
-    if _EXTENSIONS & header.keys():
+    if EXTENSIONS & header.keys():
         raise TokenRefused(TokenFault.EXTENSION, "its header asks for extensions, and none are understood here")
-    if own := sorted(_OWN_KEYS & header.keys()):
+    if own := sorted(OWN_KEYS & header.keys()):
         raise TokenRefused(TokenFault.HEADER, f"it says itself which key is to be believed ({', '.join(own)})")
     algorithm, key_id = header.get("alg"), header.get("kid")
     if not isinstance(algorithm, str) or algorithm not in EVERY_ALGORITHM:

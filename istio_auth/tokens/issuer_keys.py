@@ -106,7 +106,7 @@ class IssuerKeys:
 
     def start(self) -> asyncio.Task[None]:
         """Begin to fetch them, until the task is cancelled."""
-        self._fetching = True
+        self._fetching, self._trouble = True, "the first fetch has not ended yet"
         return asyncio.create_task(self._run(), name=f"keys of {self._issuer}")
 
     async def _run(self) -> None:
@@ -155,7 +155,6 @@ class IssuerKeys:
     async def _attempt(self) -> timedelta:
         """Fetch them once; how long to wait then."""
         self._fetching, self._begun = True, self._now()
-        self._trouble = self._trouble if self._failures else ""
         try:
             async with asyncio.timeout(self._times.deadline.total_seconds()):
                 fetched = await self._fetch()

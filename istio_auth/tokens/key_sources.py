@@ -7,7 +7,9 @@ metadata addresses are never dialled, loopback only if a source says so: see `is
 
 from __future__ import annotations
 
+import functools
 import ssl
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -43,6 +45,8 @@ class TLSFiles:
         Raises:
             OSError: one of them can not be read, or holds something else (`ssl.SSLError`).
         """
+        if self == TLSFiles():
+            return _machines_context()
         context = ssl.create_default_context(cafile=self.ca)
         if self.certificate:
             context.load_cert_chain(self.certificate, self.key, password=_no_password)
@@ -120,6 +124,20 @@ def _split(url: str) -> SplitResult | None:
     except ValueError:
         return None
     return parts
+
+
+_loading = threading.Lock()
+
+
+def _machines_context() -> ssl.SSLContext:
+    """The context of the machine's own roots, made once: there are many of them, and many issuers are known by them."""
+    with _loading:
+        return _made_once()
+
+
+@functools.cache
+def _made_once() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 def _no_password() -> str:
