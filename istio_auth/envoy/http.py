@@ -13,8 +13,8 @@ from istio_auth.bundle import JSON
 from istio_auth.envoy.access_log import inbound_log, outbound_log
 from istio_auth.envoy.extension import extension, seconds
 from istio_auth.envoy.jwt_authn import token_filters
-from istio_auth.envoy.one_token import refusal_reply
 from istio_auth.envoy.spec import Inbound, SidecarSpec, Upstream
+from istio_auth.envoy.token_checks import refusal_reply
 
 _FILTERS = "envoy.extensions.filters.http"
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"

@@ -13,7 +13,12 @@ from __future__ import annotations
 from istio_auth.bundle import JSON
 from istio_auth.envoy.extension import extension
 from istio_auth.envoy.key_sets import key_source
-from istio_auth.envoy.one_token import claim_header_remover, one_token_filter
+from istio_auth.envoy.token_checks import (
+    HEADER_METADATA,
+    claim_header_remover,
+    one_token_filter,
+    token_header_filter,
+)
 from istio_auth.envoy.token_rules import TokenRules
 from istio_auth.policy.jwt_rule import JWTRule
 
@@ -41,7 +46,7 @@ def token_filters(rules: TokenRules, *, required: bool) -> list[JSON]:
             "bypass_cors_preflight": True,
         },
     )
-    return [*claim_header_remover(rules), one_token_filter(rules), jwt_authn]
+    return [*claim_header_remover(rules), one_token_filter(rules), jwt_authn, token_header_filter()]
 
 
 def _provider(rule: JWTRule, rules: TokenRules) -> dict[str, JSON]:
@@ -59,6 +64,7 @@ def _provider(rule: JWTRule, rules: TokenRules) -> dict[str, JSON]:
         "claim_to_headers": [
             {"header_name": output.header, "claim_name": output.claim} for output in rule.output_claim_to_headers
         ],
+        "header_in_metadata": HEADER_METADATA,
         "payload_in_metadata": "payload",
         "normalize_payload_in_metadata": {
             "space_delimited_claims": [*sorted({*_WORDS, *rule.space_delimited_claims})],

@@ -1,11 +1,14 @@
-"""A request carries one token, in one place, and nothing that only a token may say.
+"""What is asked of a request with a token, beside what Envoy's jwt_authn filter asks.
 
-Envoy's jwt_authn filter would take several tokens and leave open whose request it is (so says Istio's API); it finds a
-token anywhere in a header's value, and does not see `bearer` in another spelling, which applications do. Here a request
-with two tokens, or with one that only resembles a token, is refused: 401, as for a token that is not valid.
+- One token, in one place. The filter would take several and leave open on whose behalf the request is (so says Istio's
+  API). It also finds a token anywhere in a header's value, and none after `bearer` in small letters, where applications
+  find one: what only resembles a token at its place is refused.
+- A header of the token that asks for nothing which the filter passes over: extensions that must be understood
+  (RFC 7515 4.1.11), and keys that the token brings along.
+- Headers that claims are copied to come from nobody else. They are taken out of each request first, in every spelling
+  ('_' for '-'), and also where no token is looked at.
 
-Headers that claims are copied to are taken out of each request first, in every spelling ('_' for '-') and also where
-the tokens are not looked at.
+A refusal is 401, as for a token that is not valid.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ from collections.abc import Iterable, Sequence
 from istio_auth.bundle import JSON
 from istio_auth.envoy.extension import extension
 from istio_auth.envoy.token_rules import TokenRules
+from istio_auth.tokens.compact import EXTENSIONS, OWN_KEYS
 
 _FILTERS = "envoy.extensions.filters.http"
-_SEVERAL, _MALFORMED = "several-tokens", "malformed-token"
+_SEVERAL, _MALFORMED, _HEADER = "several-tokens", "malformed-token", "token-header"
+HEADER_METADATA = "header"  # where the filter jwt_authn leaves the header of a valid token
 _CHARACTERS = "[A-Za-z0-9_.-]*"  # of a token in compact form (RFC 7515 7.1)
 
 
@@ -47,37 +52,29 @@ def one_token_filter(rules: TokenRules) -> JSON:
         _all(_filled(name, prefixes), {"not_rule": _any(_whole(name, prefix) for prefix in prefixes)})
         for name, prefixes in headers.items()
     ]
-    policies: dict[str, JSON] = {
+    return _refusing({_SEVERAL: several, _MALFORMED: malformed})
+
+
+def token_header_filter() -> JSON:
+    """The filter, after jwt_authn, that refuses a token whose header asks for more than its verification did."""
+    return _refusing({_HEADER: [_in_token_header(name) for name in sorted(EXTENSIONS | OWN_KEYS)]})
+
+
+def _refusing(policies: dict[str, list[dict[str, JSON]]]) -> JSON:
+    written: dict[str, JSON] = {
         name: {"permissions": [*permissions], "principals": [{"any": True}]}
-        for name, permissions in ((_SEVERAL, several), (_MALFORMED, malformed))
+        for name, permissions in policies.items()
         if permissions
     }
-    return extension(
-        "envoy.filters.http.rbac",
-        f"{_FILTERS}.rbac.v3.RBAC",
-        {"rules": {"action": "DENY", "policies": policies}, "rules_stat_prefix": "one_token"},
-    )
+    rules: JSON = {"action": "DENY", "policies": written}
+    message = f"{_FILTERS}.rbac.v3.RBAC"
+    return extension("envoy.filters.http.rbac", message, {"rules": rules, "rules_stat_prefix": "token"})
 
 
-def refusal_reply() -> dict[str, JSON]:
-    """How the refusal looks to the caller: the filter itself would answer 403."""
-    details = [f"'rbac_access_denied_matched_policy[{name}]'" for name in (_SEVERAL, _MALFORMED)]
-    refused = extension(
-        "envoy.access_loggers.extension_filters.cel",
-        "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-        {"expression": f"response.code_details in [{', '.join(details)}]"},
-    )
-    challenge: JSON = {"header": {"key": "www-authenticate", "value": 'Bearer error="invalid_request"'}}  # RFC 6750 3.1
-    return {
-        "mappers": [
-            {
-                "filter": {"extension_filter": refused},
-                "status_code": 401,
-                "body": {"inline_string": "a request carries one token, in one place"},
-                "headers_to_add": [challenge],
-            }
-        ]
-    }
+def _in_token_header(name: str) -> dict[str, JSON]:
+    path: list[JSON] = [{"key": HEADER_METADATA}, {"key": name}]
+    matcher: JSON = {"filter": "envoy.filters.http.jwt_authn", "path": path, "value": {"present_match": True}}
+    return {"sourced_metadata": {"metadata_matcher": matcher}}
 
 
 def _headers(rules: TokenRules) -> dict[str, list[str]]:
