@@ -60,6 +60,27 @@ def token_header_filter() -> JSON:
     return _refusing({_HEADER: [_in_token_header(name) for name in sorted(EXTENSIONS | OWN_KEYS)]})
 
 
+def refusal_reply() -> dict[str, JSON]:
+    """How these refusals look to the caller: the filters themselves would answer 403."""
+    details = [f"'rbac_access_denied_matched_policy[{name}]'" for name in (_SEVERAL, _MALFORMED, _HEADER)]
+    refused = extension(
+        "envoy.access_loggers.extension_filters.cel",
+        "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+        {"expression": f"response.code_details in [{', '.join(details)}]"},
+    )
+    challenge: JSON = {"header": {"key": "www-authenticate", "value": 'Bearer error="invalid_request"'}}  # RFC 6750 3.1
+    return {
+        "mappers": [
+            {
+                "filter": {"extension_filter": refused},
+                "status_code": 401,
+                "body": {"inline_string": "a request carries one token, in one place, without extensions"},
+                "headers_to_add": [challenge],
+            }
+        ]
+    }
+
+
 def _refusing(policies: dict[str, list[dict[str, JSON]]]) -> JSON:
     written: dict[str, JSON] = {
         name: {"permissions": [*permissions], "principals": [{"any": True}]}
