@@ -113,7 +113,7 @@ class Source:
         """
         return self.x509_context().bundle(trust_domain)
 
-    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, changed: Callable[[], object]) -> Callable[[], None]:
         """Call `changed`, on whichever thread makes the change, after each change; what it raises is logged.
 
         Returns:

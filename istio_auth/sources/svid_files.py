@@ -7,12 +7,13 @@ and then one link, `..data`, that is swapped from the old folder to the new.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self, TypeAlias
@@ -137,10 +138,10 @@ def is_exposed(path: Path) -> bool:
 def write_svid(folder: str | Path, context: X509Context, *, layout: SVIDLayout = SVIDLayout.ISTIO) -> SVIDFiles:
     """Write the default SVID and the roots of its trust domain for programs that read files, all at once.
 
-    A reader sees the old files or the new ones. The key has mode 0600, whatever the umask. For one writer per folder.
+    A reader sees the old files or the new ones. The key has mode 0600, whatever the umask. Writers wait for each other.
 
     Args:
-        folder: where; made (mode 0755) if it is not there.
+        folder: where; made if it is not there.
         context: what to write.
         layout: the names of the files.
 
@@ -158,20 +159,15 @@ def write_svid(folder: str | Path, context: X509Context, *, layout: SVIDLayout =
         layout.chain: (svid.chain_pem(), 0o644),
         layout.roots: (context.bundle(svid.id.trust_domain).to_pem(), 0o644),
     }
-    fresh = folder / f"{_FRESH}{secrets.token_hex(8)}"
     try:
-        fresh.mkdir(parents=True)
-        fresh.chmod(0o755)
-        for name, (content, mode) in contents.items():
-            atomic_write(fresh / name, content, mode=mode)
-        _link(folder / _DATA, fresh.name)
-        for name in contents:
-            _link(folder / name, f"{_DATA}/{name}")
-        sync_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            try:
+                _replace(folder, contents)
+            finally:
+                _remove_old(folder)
     except OSError as error:
         raise file_error(error, folder, "write into", absent=ConfigurationError) from error
-    finally:
-        _remove_old(folder)
     return SVIDFiles.in_folder(folder, layout)
 
 
@@ -188,6 +184,28 @@ def _read(path: Path, limit: int) -> Content:
         return read_bounded(path, limit)
     except IstioAuthError as error:
         return error
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(folder: Path, contents: Mapping[str, tuple[bytes, int]]) -> None:
+    fresh = folder / f"{_FRESH}{secrets.token_hex(8)}"
+    fresh.mkdir()
+    fresh.chmod(0o755)
+    for name, (content, mode) in contents.items():
+        atomic_write(fresh / name, content, mode=mode)
+    _link(folder / _DATA, fresh.name)
+    for name in contents:
+        _link(folder / name, f"{_DATA}/{name}")
+    sync_folder(folder)
 
 
 def _link(path: Path, target: str) -> None:

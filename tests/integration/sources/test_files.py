@@ -152,7 +152,10 @@ class TestNothingIsLeft:
         thread.join(20)
         assert threads() == 0
 
-    def test_of_one_that_nobody_holds_any_more(self, tmp_path: Path, threads: Callable[[], int]) -> None:
+    def test_of_one_that_nobody_holds_any_more(
+        self, tmp_path: Path, threads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(files, "_SETTLE", 86400)
         source = FileSource(tmp_path, interval=timedelta(days=1))
         thread = source._thread
         assert thread is not None

@@ -13,7 +13,7 @@ from tests.fakes.svid_folder import generation
 
 # The threads of pytest itself would be in the way of a fork: each of these programs is a process of its own.
 _BEGIN = """
-import asyncio, os, signal, sys, threading
+import asyncio, gc, os, signal, sys, threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -83,7 +83,7 @@ write_svid(folder, generation(2))
 assert held.wait(20)  # the thread is in the middle of a look now
 
 def hold_locks():
-    with source._changed, memory._changed, source._subscribers._lock, memory._subscribers._lock:
+    with source._changed, memory._changed, source._subscribers._lock, memory._subscribers._lock, source._ending._cond:
         held.set()
         go_on.wait()
 
@@ -92,6 +92,7 @@ threading.Thread(target=hold_locks, daemon=True).start()
 assert held.wait(20)
 
 def child():
+    global source
     go_on.set()
     source.wait_until_ready(PATIENCE)
     source.subscribe(lambda: None)()
@@ -99,6 +100,8 @@ def child():
     memory.replace(generation(3))
     memory.wait_until_ready(PATIENCE)
     source.close()
+    del source
+    gc.collect()
     memory.close()
 
 pid = in_child(child)

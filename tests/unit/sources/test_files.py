@@ -211,6 +211,19 @@ class TestFilesThatAreNoGood:
         assert held.settle().x509_context() is before
         assert held.status().trouble is None
 
+    def test_for_a_moment_are_read_again_though_nothing_about_them_changed(
+        self, held: StillSource, folder: SVIDFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(path: Path, limit: int) -> bytes:
+            raise NotReady(f"can not read {path}: Input/output error")
+
+        folder.write(SECOND)
+        with monkeypatch.context() as broken:
+            broken.setattr(svid_files, "read_bounded", failing)
+            assert "Input/output error" in str(held.settle().status().trouble)
+        held.look()
+        assert content(held.x509_context()) == content(SECOND)
+
     def test_of_an_svid_that_has_ended_do_not_replace_a_good_one(
         self, folder: SVIDFolder, authority: FakeAuthority
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,23 @@ class TestWriting:
         with pytest.raises(VerificationError):
             write_svid(tmp_path, X509Context(FIRST.svids, BundleSet()))
         assert not list(tmp_path.iterdir())
+
+    def test_by_several_at_once_is_one_after_the_other(self, tmp_path: Path) -> None:
+        start, failed = threading.Barrier(4), list[BaseException]()
+
+        def write(context: X509Context) -> None:
+            start.wait()
+            try:
+                for _ in range(10):
+                    write_svid(tmp_path, context)
+            except BaseException as error:  # noqa: BLE001  # for the test to see
+                failed.append(error)
+
+        writers = [threading.Thread(target=write, args=(context,)) for context in (FIRST, SECOND) * 2]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        assert failed == []
+        assert read(SVIDFiles.in_folder(tmp_path, SVIDLayout.ISTIO))[0] in (FIRST.svid, SECOND.svid)
+        assert len(list(tmp_path.glob("..svid-*"))) == 1
