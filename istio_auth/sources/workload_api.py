@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from istio_auth.clock import Clock
 from istio_auth.errors import IstioAuthError, MissingError, NotAuthorized
+from istio_auth.rpc.forking import Forked, starting
 from istio_auth.sources.source import Source
 from istio_auth.svid import X509SVID
 from istio_auth.workload_api.address import chosen_address
@@ -78,7 +79,13 @@ class WorkloadAPISource(Source):
         self._thread.start()
 
     def _resume(self) -> None:
-        if not self._state.closed:
+        if self._state.closed:
+            return
+        try:
+            starting()
+        except Forked as error:
+            self._lose(error)  # what is held would never be replaced
+        else:
             self._start()
 
     def _after_fork(self) -> None:

@@ -29,14 +29,14 @@ def der(bundle: TrustBundle) -> bytes:
     return b"".join(authority.public_bytes(Encoding.DER) for authority in bundle.x509_authorities)
 
 
-def entry(svid: X509SVID, bundle: TrustBundle, **changes: object) -> messages.X509SVID:
+def entry(svid: X509SVID, trusted: TrustBundle, /, **changes: object) -> messages.X509SVID:
     """An SVID as the API says it; a change replaces a field."""
     key = svid.private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     fields: dict[str, object] = {
         "spiffe_id": str(svid.id),
         "x509_svid": b"".join(certificate.public_bytes(Encoding.DER) for certificate in svid.chain),
         "x509_svid_key": key,
-        "bundle": der(bundle),
+        "bundle": der(trusted),
         "hint": svid.hint,
     }
     return messages.X509SVID(**(fields | changes))  # type: ignore[arg-type]  # the fields of the message, by name
