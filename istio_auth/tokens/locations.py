@@ -130,7 +130,7 @@ def _in_query(locations: Collection[TokenLocation], query: str | bytes) -> Itera
     wanted = {location.name: location for location in locations if isinstance(location, InQuery)}
     if not wanted or not query:
         return
-    longest = _ESCAPED * max(map(len, wanted))
+    longest = _ESCAPED * max(len(name.encode()) for name in wanted)
     for pair in _text(query).split("&"):
         name, _, value = pair.partition("=")
         if not value or len(name) > longest or (location := wanted.get(unquote_plus(name))) is None:

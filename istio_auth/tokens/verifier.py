@@ -4,6 +4,9 @@ The rule is chosen by the issuer that the token claims, which proves nothing yet
 token is judged. A token of an issuer without a rule, or at a place that its rule does not name, is refused: whoever
 sends a token wants it to count. Whether a request without any may pass is not decided here.
 
+The same token comes with many requests. One that was verified is known again by its hash, for as long as its issuer has
+the same keys; its times are looked at each time.
+
     rule = TokenRule("https://issuer.test", {"web"})
     async with TokenVerifier([rule]) as verifier:
         claims = await verifier.verify(scope["headers"], scope["query_string"])
@@ -11,22 +14,27 @@ sends a token wants it to count. Whether a request without any may pass is not d
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Collection
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from istio_auth.clock import Clock
 from istio_auth.errors import ConfigurationError
+from istio_auth.jwks import KeySet
 from istio_auth.strict_json import JSON
 from istio_auth.system_clock import SystemClock
 from istio_auth.tokens.claims import Claims
-from istio_auth.tokens.compact import CompactToken, take_apart
+from istio_auth.tokens.compact import MAX_TOKEN, CompactToken, take_apart
 from istio_auth.tokens.fault import TokenFault, TokenRefused
 from istio_auth.tokens.issuer_keys import IssuerStatus, KeySetTimes
 from istio_auth.tokens.key_sets import KeySets
 from istio_auth.tokens.locations import Headers, TokenLocation, find_token
 from istio_auth.tokens.rules import TokenRule
 from istio_auth.tokens.verify import check_claims, check_signature, check_times
+
+DEFAULT_REMEMBERED = 1_000
 
 
 class TokenVerifier:
@@ -38,18 +46,26 @@ class TokenVerifier:
         rules: one for each issuer.
         clock: tells when a token must be valid; the machine's by default.
         times: how often keys are fetched, and for how long they count.
+        remembered: how many verified tokens are known again without another signature check; 0 for none.
 
     Raises:
         ConfigurationError: there is no rule, or an issuer has two.
     """
 
     def __init__(
-        self, rules: Collection[TokenRule], *, clock: Clock | None = None, times: KeySetTimes | None = None
+        self,
+        rules: Collection[TokenRule],
+        *,
+        clock: Clock | None = None,
+        times: KeySetTimes | None = None,
+        remembered: int = DEFAULT_REMEMBERED,
     ) -> None:
         self._rules = {rule.issuer: rule for rule in rules}
         if not rules or len(self._rules) != len(rules):
             raise ConfigurationError("tokens are verified by one rule for each issuer, and by one at least")
         self._clock = clock or SystemClock()
+        self._remembered = remembered
+        self._verified_before: OrderedDict[bytes, _Verified] = OrderedDict()  # by hash, the least used first
         self._locations = frozenset(location for rule in rules for location in rule.locations)
         self._key_sets = KeySets({rule.issuer: rule.keys for rule in rules}, clock=self._clock, times=times)
 
@@ -90,13 +106,42 @@ class TokenVerifier:
         return self._key_sets.status()
 
     async def _verified(self, token: str, places: Collection[TokenLocation]) -> Claims:
+        if len(token) > MAX_TOKEN:  # before anything is done with it, be it to tell it from others
+            take_apart(token)
+        name = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
+        if (claims := await self._recalled(name, places)) is not None:
+            return claims
         parts = take_apart(token)
         payload = parts.document()
         rule = self._rule(payload.get("iss"), places)
-        await self._check_signature(parts, rule)
+        keys = await self._signed_by(parts, rule)
         claims = check_claims(payload, issuer=rule.issuer, audiences=rule.audiences, required=rule.required)
-        check_times(claims, self._clock.now(), leeway=rule.leeway, longest_life=rule.longest_life)
+        self._check_times(claims, rule)
+        self._remember(name, _Verified(claims, keys))
         return claims
+
+    async def _recalled(self, name: bytes, places: Collection[TokenLocation]) -> Claims | None:
+        """The claims of a token that was verified before, by the same keys; its times and places are looked at again.
+
+        What else is asked of it does not change, for rules do not.
+        """
+        if (verified := self._verified_before.get(name)) is None:
+            return None
+        rule = self._rule(verified.claims.issuer, places)
+        if await self._key_sets.keys(rule.issuer) is not verified.keys:
+            self._verified_before.pop(name, None)
+            return None
+        self._check_times(verified.claims, rule)
+        self._verified_before.move_to_end(name)
+        return verified.claims
+
+    def _remember(self, name: bytes, verified: _Verified) -> None:
+        self._verified_before[name] = verified
+        while len(self._verified_before) > self._remembered:
+            self._verified_before.popitem(last=False)
+
+    def _check_times(self, claims: Claims, rule: TokenRule) -> None:
+        check_times(claims, self._clock.now(), leeway=rule.leeway, longest_life=rule.longest_life)
 
     def _rule(self, issuer: JSON, places: Collection[TokenLocation]) -> TokenRule:
         """The rule for tokens that claim to be of an issuer, and stand at these places."""
@@ -109,8 +154,8 @@ class TokenVerifier:
             raise TokenRefused(TokenFault.LOCATION, f"a token of {issuer} does not belong there: {shown}")
         return rule
 
-    async def _check_signature(self, parts: CompactToken, rule: TokenRule) -> None:
-        """Find the key that signed it, among newer keys if it is not among those at hand."""
+    async def _signed_by(self, parts: CompactToken, rule: TokenRule) -> KeySet:
+        """The keys of which one signed it: newer ones, if it is none of those at hand."""
         keys = await self._key_sets.keys(rule.issuer)
         try:
             check_signature(parts, keys, rule.algorithms)
@@ -120,3 +165,10 @@ class TokenVerifier:
             if (newer := await self._key_sets.newer(rule.issuer, keys)) is None:
                 raise
             check_signature(parts, newer, rule.algorithms)
+            return newer
+        return keys
+
+
+class _Verified(NamedTuple):
+    claims: Claims
+    keys: KeySet  # by which it was verified

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,11 +10,13 @@ import pytest
 from istio_auth.errors import ConfigurationError, NotReady
 from istio_auth.jwks import KeySet
 from istio_auth.tokens import Claims, TokenFault, TokenRefused
+from istio_auth.tokens.compact import CompactToken
 from istio_auth.tokens.issuer_keys import IssuerStatus
 from istio_auth.tokens.key_sources import RemoteKeys
 from istio_auth.tokens.locations import DEFAULT_LOCATIONS, InCookie, InHeader
 from istio_auth.tokens.rules import TokenRule
 from istio_auth.tokens.verifier import TokenVerifier
+from istio_auth.tokens.verify import check_signature
 from tests.fakes.clock import FakeClock
 from tests.fakes.token_issuer import AUDIENCE, HOUR, TokenIssuer
 
@@ -126,11 +129,76 @@ async def test_a_token_is_as_good_again_as_it_is_then() -> None:
     assert await refused(verifier, ("authorization", f"Bearer {token}")) is TokenFault.NOT_YET_VALID
 
 
+class TestATokenThatWasVerified:
+    @pytest.fixture(autouse=True)
+    def checks(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The names of the keys that signatures were checked with."""
+        made: list[str] = []
+
+        def counted(parts: CompactToken, keys: KeySet, algorithms: Collection[str]) -> None:
+            made.append(str(parts.key_id))
+            check_signature(parts, keys, algorithms)
+
+        monkeypatch.setattr("istio_auth.tokens.verifier.check_signature", counted)
+        return made
+
+    async def test_is_known_again(self, checks: list[str]) -> None:
+        verifier, token = two_issuers(), ONE.token(NOW, colour="blue")
+        first = await bearer(verifier, token)
+        for _ in range(5):
+            assert await bearer(verifier, token) is first
+        assert len(checks) == 1
+        other = ONE.token(NOW, colour="red")
+        assert await bearer(verifier, other) != first
+        assert len(checks) == 2
+
+    async def test_is_judged_by_its_place_again(self) -> None:
+        verifier, token = two_issuers(), ONE.token(NOW, colour="blue")
+        assert await bearer(verifier, token) is not None
+        assert await refused(verifier, ("x-ticket", f"Ticket {token}")) is TokenFault.LOCATION
+        assert await bearer(verifier, token) is not None
+
+    async def test_is_judged_by_its_times_again(self, checks: list[str]) -> None:
+        clock = FakeClock(NOW)
+        verifier, token = two_issuers(clock), ONE.token(NOW, colour="blue")
+        assert await bearer(verifier, token) is not None
+        clock.advance(2 * HOUR)
+        assert await refused(verifier, ("authorization", f"Bearer {token}")) is TokenFault.EXPIRED
+        clock.advance(-HOUR)
+        assert await bearer(verifier, token) is not None
+        assert len(checks) == 1
+
+    async def test_is_told_from_one_that_looks_like_it(self) -> None:
+        verifier, token = two_issuers(), ONE.token(NOW, colour="blue")
+        assert await bearer(verifier, token) is not None
+        head, payload, _ = token.split(".")
+        forged = f"{head}.{payload}.{ONE.token(NOW).rpartition('.')[2]}"
+        assert await refused(verifier, ("authorization", f"Bearer {forged}")) is TokenFault.SIGNATURE
+
+    async def test_is_remembered_with_so_many_others_and_no_more(self, checks: list[str]) -> None:
+        rules = [TokenRule(ONE.issuer, None, keys=ONE.keys())]
+        tokens = [ONE.token(NOW, colour=str(number)) for number in range(3)]
+        for remembered, checked in ((0, 6), (2, 4), (3, 3)):
+            checks.clear()
+            verifier = TokenVerifier(rules, clock=FakeClock(NOW), remembered=remembered)
+            for token in (tokens[0], tokens[1], tokens[0], tokens[2], tokens[0], tokens[1]):
+                assert await bearer(verifier, token) is not None
+            assert len(checks) == checked
+            assert len(verifier._verified_before) <= remembered
+
+    async def test_is_nothing_if_it_was_refused(self) -> None:
+        verifier = two_issuers()
+        for _ in range(3):
+            assert await refused(verifier, ("authorization", f"Bearer {ONE.token(NOW, aud='x')}"))
+        assert not verifier._verified_before
+
+
 async def test_a_token_at_hand_is_verified_wherever_it_came_from() -> None:
     claims = await two_issuers().verify_token(TWO.token(NOW, aud="tickets"))
     assert claims.issuer == TWO.issuer
-    with pytest.raises(TokenRefused):
-        await two_issuers().verify_token("")
+    for text in ("", "\ud800", "x" * 100_000):
+        with pytest.raises(TokenRefused):
+            await two_issuers().verify_token(text)
 
 
 async def test_keys_at_hand_are_ready_and_others_are_not_before_they_are_fetched() -> None:
