@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, ObjectIdentifier
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from istio_auth.bundle import BundleSet
 from istio_auth.errors import Fault
@@ -85,6 +85,9 @@ def _odd_ones() -> Iterator[Vector]:
     yield Vector("missing-intermediate", Fault.UNTRUSTED, long[:1], long)
     yield Vector("intermediate-before-leaf", Fault.NO_PATH, (long[1], long[0]), long)
     yield Vector("root-as-leaf", Fault.NO_PATH, (LOCAL.certificate,), good)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "web")])
+    itself = FakeAuthority(key=KEY, name=name, now=NOW)
+    yield Vector("self-issued", Fault.UNTRUSTED, _chain(itself, itself.leaf(subject=name)), good)
     yield Vector("sha1-signature", Fault.UNTRUSTED, (sha1_signed(good[0], _ec(LOCAL)),), good)
     yield Vector("broken-signature", Fault.UNTRUSTED, (_renamed(good[0]),), good)
     # A DNS name (tag 82) becomes an x400Address (tag 83), which nobody can read.
