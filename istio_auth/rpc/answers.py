@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from typing import TypeVar
 
@@ -39,3 +40,9 @@ def parsed(path: str, response_type: type[Response], data: bytes) -> Response:
         return response_type.FromString(data)
     except DecodeError as error:
         raise UnreadableAnswer(f"the answer to {path} does not parse") from error
+
+
+def strayed(error: BaseException) -> bool:
+    """Whether this is the end of something that a method waited for, and not of the call: gRPC would say nothing."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Self, TypeVar
@@ -11,7 +12,7 @@ from google.protobuf.message import Message
 
 from istio_auth.door import Portal
 from istio_auth.errors import IstioAuthError, NotReady
-from istio_auth.rpc.answers import channel_options, parsed
+from istio_auth.rpc.answers import channel_options, parsed, strayed
 from istio_auth.rpc.status import error_of
 
 Response = TypeVar("Response", bound=Message)
@@ -71,6 +72,8 @@ class Channel:
             return parsed(path, response_type, await call)
         except grpc.aio.AioRpcError as error:
             raise self._failure(path, error) from error
+        except asyncio.CancelledError as error:
+            raise _unless_cancelled(path, error) from None
 
     async def stream(
         self,
@@ -93,6 +96,8 @@ class Channel:
                 yield parsed(path, response_type, response)
         except grpc.aio.AioRpcError as error:
             raise self._failure(path, error) from error
+        except asyncio.CancelledError as error:
+            raise _unless_cancelled(path, error) from None
         finally:
             call.cancel()
 
@@ -112,3 +117,8 @@ class Channel:
         if isinstance(found, NotReady) and self._portal is not None and self._portal.unreached is not None:
             return NotReady(f"{path}: {self._portal.unreached}")
         return found
+
+
+def _unless_cancelled(path: str, error: asyncio.CancelledError) -> BaseException:
+    """What a closed channel means: gRPC tells its callers that they were cancelled, and they were not."""
+    return NotReady(f"{path}: the channel was closed") if strayed(error) else error

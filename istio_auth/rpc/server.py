@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError, Message
 from istio_auth.door import Door
 from istio_auth.errors import Code, Exhausted, IstioAuthError, MalformedError, NotReady
 from istio_auth.rpc import request_id
+from istio_auth.rpc.answers import strayed
 from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.rpc.status import CODES, retry_metadata
 
@@ -241,7 +242,7 @@ class _Answer:
             self._done(None)
         elif isinstance(error, IstioAuthError):
             await self._refuse(error)
-        elif not isinstance(error, grpc.aio.AbortError) and (isinstance(error, Exception) or _strayed(error)):
+        elif not isinstance(error, grpc.aio.AbortError) and (isinstance(error, Exception) or strayed(error)):
             await self._fail(error)
 
     async def _refuse(self, error: IstioAuthError) -> NoReturn:
@@ -265,12 +266,6 @@ class _Answer:
 
     def _done(self, code: Code | None) -> None:
         self._server.done(self._path, code, time.monotonic() - self._began)
-
-
-def _strayed(error: BaseException) -> bool:
-    """Whether this is the end of something that a method waited for, and not of the call: gRPC would say nothing."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()
 
 
 async def _closable(items: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:

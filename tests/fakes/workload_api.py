@@ -139,6 +139,7 @@ class FakeWorkloadAPI:
 
     Attributes:
         x509, x509_bundles, jwt_bundles: what the streams say.
+        port: where else it listens, on the loopback.
         jwt_svids, validate: what the other methods answer; None for what is not supported.
     """
 
@@ -148,6 +149,7 @@ class FakeWorkloadAPI:
         self.jwt_svids: Callable[[messages.JWTSVIDRequest, Context], messages.JWTSVIDResponse] | None = None
         self.validate: Callable[[messages.ValidateJWTSVIDRequest, Context], messages.ValidateJWTSVIDResponse] | None
         self.validate = None
+        self.port = 0
         self._server: grpc.Server | None = None
 
     @property
@@ -166,6 +168,7 @@ class FakeWorkloadAPI:
         self._server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
         self._server.add_generic_rpc_handlers((self._handlers(),))
         assert self._server.add_insecure_port(self.address)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
         self._pool = pool
 

@@ -1,0 +1,108 @@
+"""A program that forks while it follows a Workload API, and tells what each process saw. Its argument says how."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+import grpc
+
+from istio_auth import NotReady, WorkloadAPISource
+from istio_auth.workload_api import BlockingWorkloadAPIClient
+
+PATIENCE = timedelta(seconds=20)
+FORKS = 25
+
+
+def in_child(work: Callable[[], str]) -> str:
+    """What the work says in a forked child."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        signal.alarm(int(PATIENCE.total_seconds()) + 5)  # hanging is a failure, too
+        try:
+            answer = work()
+        except Exception as error:  # noqa: BLE001  # the other process tells
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writing, answer.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answers:
+        answer = answers.read()
+    _, status = os.waitpid(child, 0)
+    return answer if status == 0 else f"ended with status {status}"
+
+
+def renewed(source: WorkloadAPISource) -> str:
+    """What the source holds after something has come that it did not have."""
+    before, changed = source.x509_context(), threading.Event()
+    source.subscribe(changed.set)
+    print("waiting", flush=True)
+    assert changed.wait(PATIENCE.total_seconds())
+    assert source.x509_context() is not before
+    return str(source.svid().id)
+
+
+def follow() -> None:
+    """The child follows, and so does the parent."""
+    with WorkloadAPISource() as source:
+        source.wait_until_ready(PATIENCE)
+        print(in_child(lambda: renewed(source)), flush=True)
+        print(renewed(source), flush=True)
+
+
+def many() -> None:
+    """Fork again and again, each time a child that needs an answer."""
+    with WorkloadAPISource() as source:
+        source.wait_until_ready(PATIENCE)
+
+        def ask() -> str:
+            with BlockingWorkloadAPIClient(timeout=PATIENCE) as client:
+                return str(client.fetch_x509_context().svid.id)
+
+        print({in_child(ask) for _ in range(FORKS)}, flush=True)
+
+
+def foreign() -> None:
+    """Fork while somebody else in this process uses gRPC."""
+    with grpc.insecure_channel("unix:///nowhere") as channel, WorkloadAPISource() as source:
+        source.wait_until_ready(PATIENCE)
+        assert channel
+
+        def use() -> str:
+            source.status()
+            source.wait_until_ready(timedelta(seconds=0))
+            for _ in range(200):
+                trouble = source.status().trouble
+                if trouble is not None:
+                    return trouble
+                threading.Event().wait(0.05)
+            return "no trouble"
+
+        print(in_child(use), flush=True)
+        source.wait_until_ready(PATIENCE)
+
+
+def unused() -> None:
+    """A child that never uses what it got ends well, and so does one that closes it."""
+    source = WorkloadAPISource()
+    source.wait_until_ready(PATIENCE)
+
+    def close() -> str:
+        source.close()
+        try:
+            source.x509_context()
+        except NotReady as error:
+            return str(error)
+        return "open"
+
+    print(in_child(lambda: "nothing"), flush=True)
+    print(in_child(close), flush=True)
+    print(source.svid().id, flush=True)  # and is not closed: a program may just end
+
+
+if __name__ == "__main__":
+    {"follow": follow, "many": many, "foreign": foreign, "unused": unused}[sys.argv[1]]()
