@@ -28,6 +28,7 @@ from istio_auth.x509_source import X509Context
 _LOG = logging.getLogger(__name__)
 _SETTLE = 0.1  # seconds from a look that saw a change to the next
 _PAUSE = 5.0  # seconds after a look that failed in a way that nobody thought of
+_JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber keeps it
 _OWN = 3  # chain, key and roots come first among the marks
 _REMEDY = "see whether whoever writes them still does, and whether this process may read them"
 
@@ -101,7 +102,7 @@ class FileSource(Source):
         super().close()
         self._ending.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(_JOIN)
 
     def look(self) -> float:
         """Look at the files once, as the thread does.

@@ -83,7 +83,7 @@ class Source:
             NotReady: nothing has arrived yet, the default SVID has ended, or the source is closed.
             IstioAuthError: the source was told that it may serve nothing any more; that reason.
         """
-        state, now = self._used(), self._clock.now()
+        state, now = self._used()
         if state.context is None or not state.serves(now):
             raise self._refusal(state)
         return state.context
@@ -169,7 +169,7 @@ class Source:
 
     def status(self) -> SourceStatus:
         """How the source is now; cheap, callable from any thread."""
-        state, now = self._used(), self._clock.now()
+        state, now = self._used()
         svid, serves = state.default, state.serves(now)
         return SourceStatus(
             ready=serves,
@@ -224,13 +224,7 @@ class Source:
 
     def _look(self) -> None:
         """Say in the log what must be said of SVIDs that end. For a source's own thread, now and then."""
-        now, pending = self._clock.now(), self._state.pending
-        if not pending or now < pending[0].at:
-            return
-        with self._changed:
-            said, self._state = self._state.told(now)
-        for notice in said:
-            self._say(notice, now)
+        self._say_what_is_due(self._clock.now())
 
     def _resume(self) -> None:
         """Called in a forked child at the first use there: start again what a thread did. Does nothing by default."""
@@ -243,14 +237,15 @@ class Source:
 
     # ---------------------------------------------------------------------------------------------------------------
 
-    def _used(self) -> State:
+    def _used(self) -> tuple[State, datetime]:
         if self._forked:
             with self._changed:
                 first, self._forked = self._forked, False
             if first:
                 self._resume()
-        self._look()
-        return self._state
+        now = self._clock.now()
+        self._say_what_is_due(now)
+        return self._state, now
 
     def _decided(self) -> bool:
         state = self._state
@@ -295,6 +290,15 @@ class Source:
             _LOG.warning("%s: %s (%s)", self._origin, new.trouble, held)
         elif old.trouble is not None and new.trouble is None and not new.closed:
             _LOG.info("%s: all is well again", self._origin)
+
+    def _say_what_is_due(self, now: datetime) -> None:
+        pending = self._state.pending
+        if not pending or now < pending[0].at:
+            return
+        with self._changed:
+            said, self._state = self._state.told(now)
+        for notice in said:
+            self._say(notice, now)
 
     def _say(self, notice: Notice, now: datetime) -> None:
         svid, state = notice.svid, self._state

@@ -5,6 +5,8 @@ A look may come between any two steps of a writer, and steps of a writer between
 
 from __future__ import annotations
 
+import base64
+import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -156,6 +158,40 @@ def test_files_that_are_renamed_into_place_are_taken_whole(
             assert belongs_together(held)
             assert held.svid.chain in CHAINS
             assert roots_of(held) in ROOTS
+
+
+spoilt = st.tuples(
+    st.sampled_from(SVIDLayout.ISTIO.names), st.lists(st.tuples(st.floats(0, 0.999), st.integers(1, 255)))
+)
+
+
+@given(st.lists(spoilt, max_size=3), st.binary(max_size=40))
+def test_bytes_that_were_changed_anywhere_harm_nobody(
+    faults: list[tuple[str, list[tuple[float, int]]]], text: bytes
+) -> None:
+    """Inside of the certificates and the key as well: their base64 stays base64."""
+    with folder_with(lambda folder: folder.in_place(GENERATIONS[0])) as folder:
+        bundles = folder.path / "bundles.json"
+        source = StillSource(folder.path, bundle_map=bundles)
+        assert source.reload().ready
+        bundles.write_bytes(text)
+        for name, changes in faults:
+            folder.put(name, changed(folder.contents(GENERATIONS[1])[name], changes))
+            source.look()
+            source.look()
+            held = source.x509_context()
+            assert belongs_together(held)
+        source.close()
+
+
+def changed(pem: bytes, changes: Sequence[tuple[float, int]]) -> bytes:
+    blocks = []
+    for block in re.findall(rb"-----BEGIN ([A-Z ]+)-----(.*?)-----END", pem, re.DOTALL):
+        der = bytearray(base64.b64decode(block[1]))
+        for place, change in changes:
+            der[int(place * len(der))] ^= change
+        blocks.append(b"-----BEGIN %b-----\n%b-----END %b-----\n" % (block[0], base64.encodebytes(der), block[0]))
+    return b"".join(blocks)
 
 
 @given(looks, meanwhile)

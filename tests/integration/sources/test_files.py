@@ -15,6 +15,7 @@ import pytest
 from istio_auth import TrustBundle, TrustDomain, VerificationError, any_id, client_context, server_context, write_svid
 from istio_auth.bundle import BundleSet
 from istio_auth.errors import Fault, NotReady
+from istio_auth.keys import public_key_of, same_key
 from istio_auth.sources import files
 from istio_auth.sources.files import FileSource
 from istio_auth.sources.memory import MemorySource
@@ -143,7 +144,9 @@ class TestNothingIsLeft:
         source.close()
         assert threads() == 0
 
-    def test_of_one_that_a_subscriber_closes(self, tmp_path: Path, threads: Callable[[], int]) -> None:
+    def test_of_one_that_a_subscriber_closes(
+        self, tmp_path: Path, threads: Callable[[], int], caplog: pytest.LogCaptureFixture
+    ) -> None:
         source = FileSource(tmp_path, interval=OFTEN)
         source.subscribe(source.close)
         thread = source._thread
@@ -151,6 +154,7 @@ class TestNothingIsLeft:
         write_svid(tmp_path, FIRST)
         thread.join(20)
         assert threads() == 0
+        assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
     def test_of_one_that_nobody_holds_any_more(
         self, tmp_path: Path, threads: Callable[[], int], monkeypatch: pytest.MonkeyPatch
@@ -163,6 +167,37 @@ class TestNothingIsLeft:
         gc.collect()
         thread.join(20)
         assert threads() == 0
+
+
+@pytest.mark.parametrize("way", ["by_renaming", "by_swapping"])
+def test_a_writer_in_a_hurry_and_readers_in_a_hurry_see_whole_svids(tmp_path: Path, way: str) -> None:
+    folder, contexts, over, wrong = SVIDFolder(tmp_path), [FIRST, SECOND], threading.Event(), list[object]()
+    chains = [context.svid.chain for context in contexts]
+
+    def write() -> None:
+        for number in range(200):
+            for step in getattr(folder, way)(contexts[number % 2]):
+                step()
+        over.set()
+
+    for step in getattr(folder, way)(SECOND):
+        step()
+    with FileSource(tmp_path, interval=timedelta(milliseconds=1)) as source:
+        writer = threading.Thread(target=write)
+        writer.start()
+        while not over.is_set():
+            source.reload()
+            held = source.x509_context()
+            number = chains.index(held.svid.chain)
+            if way == "by_swapping" and held.bundles != contexts[number].bundles:
+                wrong.append(held)
+            if not same_key(public_key_of(held.svid.leaf), held.svid.private_key.public_key()):
+                wrong.append(held)
+        writer.join()
+        assert wrong == []
+        assert source.status().updates > 1
+        source.reload()
+        assert source.svid() == SECOND.svid
 
 
 def test_a_look_that_fails_is_not_the_last(

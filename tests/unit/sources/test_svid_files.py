@@ -165,7 +165,7 @@ class TestWriting:
         def write(context: X509Context) -> None:
             start.wait()
             try:
-                for _ in range(10):
+                for _ in range(5):
                     write_svid(tmp_path, context)
             except BaseException as error:  # noqa: BLE001  # for the test to see
                 failed.append(error)
