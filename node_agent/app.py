@@ -24,6 +24,8 @@ from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.system_clock import SystemClock
 from istio_auth.x509_source import X509Context
+from node_agent.admin.server import AdminServer
+from node_agent.admin.status import Status
 from node_agent.attest.process import ProcessAttestor
 from node_agent.attest.socket import SocketAttestor
 from node_agent.attest.systemd import SystemdAttestor
@@ -60,8 +62,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
     state = await asyncio.to_thread(StateFolder, config.state_folder)
     with state.lock:
         await asyncio.to_thread(state.tidy)
-        if not config.socket:
-            await asyncio.to_thread(config.run_folder.mkdir, mode=0o755, parents=True, exist_ok=True)
+        await asyncio.to_thread(config.run_folder.mkdir, mode=0o755, parents=True, exist_ok=True)
         agent = await asyncio.to_thread(Agent, config, state, SystemClock())
         async with agent.serving(daemon):
             spare_the_collector()
@@ -142,7 +143,8 @@ class Agent:
             metrics=self.metrics,
         )
         self.renewals = Renewals(self.cache, proven, ready=self.identity.lives, clock=clock, metrics=self.metrics)
-        attestors = (UnixAttestor(), ProcessAttestor(), SystemdAttestor(), SocketAttestor())
+        observing = (UnixAttestor(), ProcessAttestor(), SystemdAttestor())
+        attestors = (*observing, SocketAttestor())
         self.discovery = SecretDiscovery(self.cache, config.trust_domain, attestors=attestors, metrics=self.metrics)
         self.workload_api = WorkloadAPI(
             self.cache,
@@ -158,6 +160,7 @@ class Agent:
             registered=None if self._local else self.cache.register,
             metrics=self.metrics,
         )
+        self._observing = observing
         self._wire()
         self._measure()
 
@@ -201,9 +204,9 @@ class Agent:
         gauge("svids_held", "Of these, how many have a certificate", lambda: len(self.cache.snapshot.held))
         gauge("sync_connected", "Whether the stream with the CA is open", lambda: self.sync.connected)
         gauge("bundle_sequence", "Of the bundle of our own trust domain", lambda: self.trust.own.sequence or 0)
-        gauge("sds_clients", "Open streams of SDS clients", self.discovery.clients)
+        gauge("sds_clients", "Open streams of SDS clients", lambda: len(self.discovery.clients()))
         gauge("sds_clients_waiting", "Of these, how many wait for something", self.discovery.waiting)
-        gauge("workload_api_clients", "Open streams of the Workload API", self.workload_api.clients)
+        gauge("workload_api_clients", "Open streams of the Workload API", lambda: len(self.workload_api.streams()))
         gauge("bundle_consumers", "Clients that want the bundle", lambda: self._consumers().total)
         gauge("bundle_consumers_current", "Of these, who took the present one", lambda: self._consumers().current)
 
@@ -230,6 +233,7 @@ class Agent:
                 await door.listen_unix(each.path, name=each.name, mode=each.permissions, admit=admission(each))
                 log.info("workloads are served", socket=str(each.path), name=each.name)
             stack.callback(door.stop_listening)
+            await stack.enter_async_context(AdminServer(self.config.admin_at, self._status(daemon)))
             daemon.supervise("identity", self.identity.run())
             daemon.supervise("sync", self.sync.run())
             daemon.supervise("renewals", self.renewals.run())
@@ -238,6 +242,20 @@ class Agent:
                 daemon.supervise("keeping", self._keeping.run(lambda: self._restored or self.sync.heard))
             daemon.on_reload("files", self._reload)
             yield
+
+    def _status(self, daemon: Daemon) -> Status:
+        return Status(
+            clock=self.clock,
+            identity=self.identity,
+            trust=self.trust,
+            cache=self.cache,
+            renewals=self.renewals,
+            sync=self.sync,
+            discovery=self.discovery,
+            workload_api=self.workload_api,
+            attestors=self._observing,
+            problems=daemon.readiness.problems,
+        )
 
     def _services(self, daemon: Daemon) -> list[Service]:
         workloads = [self.discovery.service(), self.workload_api.service()]

@@ -1,4 +1,4 @@
-"""`node-agent`: run the agent, check its configuration, or write the configuration of a sidecar."""
+"""`node-agent`: run the agent, check its configuration, ask a running one, or write the configuration of a sidecar."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from istio_auth.daemon.command import Program, run_command_line
 from istio_auth.daemon.lifecycle import Daemon
+from node_agent.admin.commands import explain, status
 from node_agent.config import PREFIX, Config
 from node_agent.sidecar import sidecar_config
 
@@ -30,7 +31,7 @@ PROGRAM = Program(
     file_name="node-agent.toml",
     serve=_serve,
     check=_check,
-    commands={"sidecar-config": sidecar_config},
+    commands={"sidecar-config": sidecar_config, "status": status, "explain": explain},
 )
 
 

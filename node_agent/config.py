@@ -81,6 +81,9 @@ class Config:
     run_folder: Annotated[Path, Setting("where the socket is, if none is named in the file")] = field(
         default_factory=lambda: Folders.here().runtime
     )
+    admin_socket: Annotated[
+        Path | None, Setting("where `node-agent status` and `explain` are answered [admin.sock in run_folder]")
+    ] = None
     keep_folder: Annotated[
         Path | None, Setting("where registrations and live certificates are kept between starts, in memory")
     ] = None
@@ -107,6 +110,11 @@ class Config:
     def spiffe_id(self) -> SpiffeID:
         """Who we are."""
         return SpiffeID.for_agent(self.trust_domain, self.name)
+
+    @property
+    def admin_at(self) -> Path:
+        """The socket for operators."""
+        return self.admin_socket or self.run_folder / "admin.sock"
 
     @property
     def sockets(self) -> tuple[SocketSettings, ...]:

@@ -68,6 +68,7 @@ class Identity:
         self._due: datetime | None = None
         self._token = Token.NONE
         self.svid = svid
+        self.trouble: str | None = None  # why the latest attempt to renew it failed
         if svid is not None:
             self._due = renewal_due(svid.not_before, svid.not_after, draw=draw())
         trust.subscribe(self._publish)
@@ -76,6 +77,11 @@ class Identity:
     def lives(self) -> bool:
         """Whether there is an SVID that has not ended."""
         return self.svid is not None and self._clock.now() < self.svid.not_after
+
+    @property
+    def due(self) -> datetime | None:
+        """When it is to be renewed; None if there is none."""
+        return self._due
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` after each new SVID, and when the one held has lapsed, for as long as we run."""
@@ -148,7 +154,7 @@ class Identity:
 
     def _hold(self, svid: X509SVID) -> None:
         self._backoff.succeeded()
-        self.svid, self._lapse_told = svid, False
+        self.svid, self._lapse_told, self.trouble = svid, False, None
         self._due = renewal_due(svid.not_before, svid.not_after, draw=self._draw())
         self._metrics.issued.labels("agent").inc()
         log.info(
@@ -165,6 +171,7 @@ class Identity:
         self._source.replace(X509Context(svids, self._trust.bundles))
 
     def _note_failure(self, error: IstioAuthError) -> timedelta:
+        self.trouble = str(error)
         wait = self._backoff.failed(error.retry_after)
         if isinstance(error, BadAnswer):
             self._metrics.bad_answers.labels(error.fault).inc()

@@ -114,6 +114,8 @@ class Renewals:
         self._new_backoff = backoff
         self._ca = backoff(LONGEST_AWAY)
         self._refused: dict[Want, Backoff] = {}
+        self._reasons: dict[Want, str] = {}
+        self.trouble: str | None = None  # why the CA gives nothing at present
         self._look = asyncio.Event()
 
     def look_again(self) -> None:
@@ -152,15 +154,22 @@ class Renewals:
         try:
             await self._renew(todo.renew[:MAX_BATCH])
         except IstioAuthError as error:
+            self.trouble = str(error)
             wait = self._ca.failed(error.retry_after)
             self._tell_away(error, len(todo.renew), wait)
             return min(self._wait(todo), wait)
         self._ca.succeeded()
+        self.trouble = None
         return timedelta()
+
+    def refusal(self, want: Want) -> str | None:
+        """Why the latest question for it was refused; None if it was not."""
+        return self._reasons.get(want) if want in self._refused else None
 
     def _left_alone(self) -> frozenset[SpiffeID]:
         current = set(self._cache.snapshot.wanted.values())
         self._refused = {want: backoff for want, backoff in self._refused.items() if want in current}
+        self._reasons = {want: reason for want, reason in self._reasons.items() if want in self._refused}
         return frozenset(want.spiffe_id for want, backoff in self._refused.items() if backoff.remaining())
 
     def _wait(self, todo: Plan) -> timedelta:
@@ -190,6 +199,7 @@ class Renewals:
     def _note_refusal(self, want: Want, error: IstioAuthError) -> None:
         backoff = self._refused.setdefault(want, self._new_backoff(LONGEST_REFUSAL))
         wait = backoff.failed(error.retry_after)
+        self._reasons[want] = str(error)
         if isinstance(error, BadAnswer):
             self._metrics.bad_answers.labels(error.fault).inc()
         self._metrics.failed.labels("workload", error.code.name).inc()

@@ -87,6 +87,7 @@ class Sync:
         self._expected_end = False
         self.connected = False
         self.not_offered = False
+        self.trouble: str | None = None  # why there is no stream at present
         self.heard = False  # whether the CA ever told us anything
 
     def look_again(self) -> None:
@@ -119,7 +120,7 @@ class Sync:
         try:
             async for news in self._client.sync(self._reports()):
                 if not self.connected:
-                    self.connected, self.not_offered = True, False
+                    self.connected, self.not_offered, self.trouble = True, False, None
                     log.info("in sync with the CA")
                 await self._take(news)
                 self._backoff.succeeded()
@@ -187,12 +188,13 @@ class Sync:
         self._metrics.syncs.labels("NOT_OFFERED").inc()
         if not self.not_offered:
             log.warning("the CA has Istio's contract only: it sends no registrations, and no bundles")
-        self.not_offered = True
+        self.not_offered, self.trouble = True, "the CA has Istio's contract only"
         return ASK_AGAIN
 
     def _note_end(self, error: IstioAuthError) -> timedelta:
         if self._expected_end:
             return timedelta()
+        self.trouble = str(error)
         wait = self._backoff.failed(error.retry_after)
         self._metrics.syncs.labels(error.code.name).inc()
         log.warning("not in sync with the CA", reason=str(error), again_in_seconds=round(wait.total_seconds(), 1))

@@ -16,8 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the words after the program's name; None takes those of this process.
     """
-    from ca.cli.output import note
     from ca.cli.program import app, exit_of
+    from istio_auth.daemon.output import note
     from istio_auth.errors import IstioAuthError
 
     try:

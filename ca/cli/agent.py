@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ca.cli.options import OutputOption, StateOption
-from ca.cli.output import Output, iso, print_json, print_table, shown
+from istio_auth.daemon.output import Output, iso, print_json, print_table, shown
 
 if TYPE_CHECKING:
     from ca.agents.agent import AgentRecord

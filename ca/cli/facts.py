@@ -20,10 +20,10 @@ from ca.cli.certificate_view import (
     signature_hash,
     usages,
 )
-from ca.cli.output import Fact, Section, Tone, iso, life_in_words, shown
 from ca.cli.unusual import Finding, certificate_findings, csr_findings
 from istio_auth.bundle import JSON
 from istio_auth.clock import in_words
+from istio_auth.daemon.output import Fact, Section, Tone, iso, life_in_words, shown
 
 
 def certificate_json(certificate: x509.Certificate, now: datetime) -> dict[str, JSON]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ca.cli.options import OutputOption
-from ca.cli.output import Output
+from istio_auth.daemon.output import Output
 
 if TYPE_CHECKING:
     from ca.cli.inspection import Document
@@ -35,7 +35,7 @@ def inspect(
     Nothing is checked against a trust bundle: `ca-cli verify` does that. Private keys are never shown.
     """
     from ca.cli.inspection import inspected, inspected_object
-    from ca.cli.output import print_json, print_sections
+    from istio_auth.daemon.output import print_json, print_sections
     from istio_auth.system_clock import SystemClock
 
     found: list[Document] = []

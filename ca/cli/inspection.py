@@ -20,9 +20,9 @@ from ca.cli.facts import (
     findings_json,
 )
 from ca.cli.material import LAYOUTS, STDIN, Layout, certificates_in, layout_of, pem_blocks, read_input
-from ca.cli.output import Fact, Section
 from ca.cli.unusual import Finding, bundle_findings, chain_findings
 from istio_auth.bundle import JSON, BundleSet, TrustBundle
+from istio_auth.daemon.output import Fact, Section
 from istio_auth.errors import ConfigurationError, InvalidPEM, IstioAuthError, MalformedError
 from istio_auth.keys import key_type, public_key_of, same_key
 from istio_auth.pem import read_csr, read_private_key

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ca.cli.options import OutputOption, StateOption, duration
-from ca.cli.output import Output
+from istio_auth.daemon.output import Output
 
 
 class KeyType(enum.StrEnum):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ca.cli.output import iso, shown
 from istio_auth.bundle import JSON
+from istio_auth.daemon.output import iso, shown
 from istio_auth.errors import ConfigurationError, MissingError, NotReady
 from istio_auth.spiffe_id import SpiffeID
 

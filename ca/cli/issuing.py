@@ -18,13 +18,13 @@ from ca.authority.authority import Authority, open_authority
 from ca.authority.plugged import open_plugged_authority
 from ca.authority.store import AuthorityStore
 from ca.cli.facts import certificate_json, certificate_section
-from ca.cli.output import Fact, Output, Section, note, print_json, print_sections
 from ca.cli.state import StateFolder, require_folder
 from ca.config import Config
 from ca.issuance_log import FileIssuanceLog
 from ca.issuer import Issuer, Order, ReservedNames
 from ca.registry import Grant
 from istio_auth.bundle import JSON, TrustBundle
+from istio_auth.daemon.output import Fact, Output, Section, note, print_json, print_sections
 from istio_auth.daemon.settings import DEFAULT, Loaded
 from istio_auth.errors import ConfigurationError, NotReady
 from istio_auth.files import atomic_write

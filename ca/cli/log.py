@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ca.cli.options import OutputOption, StateOption
-from ca.cli.output import Output, print_json, print_table
+from istio_auth.daemon.output import Output, print_json, print_table
 
 
 def log(

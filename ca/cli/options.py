@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ca.cli.output import Output
+from istio_auth.daemon.output import Output
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
 StateOption = Annotated[

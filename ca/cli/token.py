@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ca.cli.options import OutputOption, StateOption, duration
-from ca.cli.output import Output, iso, life_in_words, note, print_json, print_table, shown
+from istio_auth.daemon.output import Output, iso, life_in_words, note, print_json, print_table, shown
 
 if TYPE_CHECKING:
     from ca.agents.join_token import JoinToken

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ca.cli.options import StateOption
-from ca.cli.output import Output, note, print_json
+from istio_auth.daemon.output import Output, note, print_json
 
 
 class Format(enum.StrEnum):

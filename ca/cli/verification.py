@@ -12,10 +12,10 @@ from cryptography import x509
 from ca.cli.dial import Seen, look
 from ca.cli.facts import certificate_json, certificate_section
 from ca.cli.material import STDIN, layout_of, read_bundles, read_chain, read_input
-from ca.cli.output import Fact, Section, Tone
 from ca.cli.verdict import Verdict, judge
 from istio_auth.authorize import Authorizer, any_id, member_of, one_of
 from istio_auth.bundle import JSON
+from istio_auth.daemon.output import Fact, Section, Tone
 from istio_auth.errors import ConfigurationError
 from istio_auth.files import read_secret
 from istio_auth.host_port import HostPort

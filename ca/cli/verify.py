@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ca.cli.options import OutputOption, duration
-from ca.cli.output import Output
+from istio_auth.daemon.output import Output
 
 
 def verify(
@@ -36,9 +36,9 @@ def verify(
 
     Exit code 0: it would be accepted. 3: it would be refused; the reason is printed. 1: the server was not reached.
     """
-    from ca.cli.output import print_json, print_sections
     from ca.cli.verification import Expected, verified_chain, verified_server
     from istio_auth.daemon.lifecycle import Exit
+    from istio_auth.daemon.output import print_json, print_sections
 
     expected = Expected.of(spiffe_id or (), trust_domain, at)
     if target == "-" or Path(target).exists():

@@ -46,6 +46,12 @@ class SDSClient:
         self._cache, self._render, self._trust_domain, self._metrics = cache, render, trust_domain, metrics
         self._session = Session()
         self._told: tuple[str, ...] = ()
+        self.refused: dict[str, str] = {}  # what it would not take, and its own reason, until it takes something again
+
+    @property
+    def entitled(self) -> Entitlement:
+        """Who it is, and what it may have."""
+        return self._entitled
 
     async def run(self, requests: AsyncIterator[DiscoveryRequest]) -> AsyncIterator[DiscoveryResponse]:
         """The answers, for as long as the client sends or keeps its side open.
@@ -106,8 +112,10 @@ class SDSClient:
             raise
         self._metrics.sds_requests.labels(reaction.kind.value).inc()
         if reaction.kind is Kind.ACK:
+            self.refused.clear()
             self._progress()
         if reaction.kind is Kind.NACK:
+            self.refused |= dict.fromkeys(reaction.refused, reaction.detail or "it did not say")
             for name in reaction.refused:
                 self._metrics.sds_nacks.labels(name).inc()
             log.error(

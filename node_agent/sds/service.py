@@ -64,9 +64,9 @@ class SecretDiscovery:
         """Call `changed` whenever `consumers` may say something else, for as long as we run."""
         self._subscribers.add(changed)
 
-    def clients(self) -> int:
-        """How many clients there are."""
-        return len(self._clients)
+    def clients(self) -> frozenset[SDSClient]:
+        """Who is served now."""
+        return frozenset(self._clients)
 
     def waiting(self) -> int:
         """How many clients wait for something that they asked for."""

@@ -57,7 +57,7 @@ class WorkloadAPI:
         self._cache, self._attestors, self._metrics = cache, tuple(attestors), metrics
         self._registrations_missing = registrations_missing
         self._render = Renderer()
-        self._streams: set[_Stream] = set()
+        self._streams: set[Stream] = set()
         self._subscribers = Subscribers()
         cache.subscribe(lambda: self._render.keep(self._cache.snapshot.held))
 
@@ -75,9 +75,9 @@ class WorkloadAPI:
         """Call `changed` whenever `consumers` may say something else, for as long as we run."""
         self._subscribers.add(changed)
 
-    def clients(self) -> int:
-        """How many streams are open."""
-        return len(self._streams)
+    def streams(self) -> frozenset[Stream]:
+        """Those that are open."""
+        return frozenset(self._streams)
 
     def consumers(self) -> Consumers:
         """Who is served bundles, and who of them was sent the present ones: this API has no acknowledgement."""
@@ -106,7 +106,7 @@ class WorkloadAPI:
         check_security_header(call)
         if await anext(requests, None) is None:
             raise MalformedError("the call ended without a request", public="there is no request")
-        stream = _Stream(await self._entitlement(call))
+        stream = Stream(await self._entitlement(call))
         changed = asyncio.Event()
         end = self._cache.subscribe(changed.set)
         self._streams.add(stream)
@@ -153,12 +153,17 @@ class WorkloadAPI:
         raise _no_identity(f"no registration fits {entitled.caller}")
 
 
-class _Stream:
-    """One stream: whose it is, and what was sent on it."""
+class Stream:
+    """One stream: whose it is, and what was sent on it.
+
+    Attributes:
+        entitled: who it is, and what it may have.
+        sent: the bundles that the last message spoke of; None before the first.
+    """
 
     def __init__(self, entitled: Entitlement) -> None:
         self.entitled = entitled
-        self.sent: object = None  # the bundles that the last message spoke of
+        self.sent: object = None
         self._digest = b""
 
     def is_new(self, response: Message) -> bool:

@@ -13,13 +13,14 @@ import pytest
 from istio_auth.errors import IstioAuthError, NotAuthorized, NotReady
 from istio_auth.jwt_svid import JWTSVID
 from istio_auth.sources.jwt_cache import JWTSVIDCache, Wanted
-from istio_auth.spiffe_id import SpiffeID
+from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.strict_json import JSON
 from tests.fakes.clock import FakeClock
 from tests.fakes.token_issuer import TokenIssuer
 from tests.fakes.waiting import until
 
 DB = Wanted(("db",))
+TD = TrustDomain("cluster.local")
 WEB = "spiffe://cluster.local/web"
 ISSUER = TokenIssuer()
 LIFE = timedelta(minutes=10)
@@ -128,10 +129,10 @@ def test_a_refusal_takes_away_what_is_on_hand(cache: JWTSVIDCache, agent: Agent,
 class TestAChange:
     def test_has_each_asked_for_again_and_keeps_it_until_that_succeeds(self, cache: JWTSVIDCache, agent: Agent) -> None:
         first = cache.get(DB)
-        cache.renew()
+        cache.renew({TD})
         agent.error = NotReady("nobody is there")
         assert cache.get(DB) is first
-        cache.renew()
+        cache.renew({TD})
         agent.error = None
         assert number(cache.get(DB)) == "3"
 
@@ -142,7 +143,12 @@ class TestAChange:
         with pytest.raises(NotReady):
             cache.get(DB)
 
-    @pytest.mark.parametrize("change", [JWTSVIDCache.renew, JWTSVIDCache.forget], ids=["renew", "forget"])
+    def test_of_other_keys_changes_nothing(self, cache: JWTSVIDCache) -> None:
+        first = cache.get(DB)
+        cache.renew({TrustDomain("partner.test")})
+        assert cache.get(DB) is first
+
+    @pytest.mark.parametrize("change", [lambda cache: cache.renew({TD}), JWTSVIDCache.forget], ids=["renew", "forget"])
     def test_that_comes_while_one_is_fetched_holds_for_that_one_too(
         self, cache: JWTSVIDCache, agent: Agent, change: Callable[[JWTSVIDCache], None]
     ) -> None:

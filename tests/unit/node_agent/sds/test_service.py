@@ -192,7 +192,7 @@ async def test_a_request_for_another_type_ends_the_stream(node: Node) -> None:
     stream.send("default", type_url="type.googleapis.com/envoy.config.listener.v3.Listener")
     with pytest.raises(MalformedError):
         await stream.receive()
-    assert node.discovery.clients() == 0
+    assert len(node.discovery.clients()) == 0
 
 
 async def test_a_refusal_is_logged_in_the_clients_words_and_counted_for_each_secret(node: Node) -> None:
@@ -235,12 +235,12 @@ async def test_who_has_taken_the_bundle_can_be_counted_and_named(node: Node, aut
     taken.send("ROOTCA")
     assert await taken.silent()
     assert told[-1] == Consumers(2, 1, ("spiffe://cluster.local/web (sidecar-1)",))
-    assert (node.discovery.clients(), node.discovery.waiting()) == (3, 0)
+    assert (len(node.discovery.clients()), node.discovery.waiting()) == (3, 0)
     node.cache.trust(BundleSet((FakeAuthority().bundle(sequence=2),)))
     assert node.discovery.consumers().current == 0
     await lagging.receive()
     lagging.end()
     with pytest.raises(StopAsyncIteration):
         await anext(lagging._answers)
-    await until(lambda: node.discovery.clients() == 2)
+    await until(lambda: len(node.discovery.clients()) == 2)
     assert told[-1].total == 1

@@ -1,0 +1,167 @@
+"""`node-agent status` and `node-agent explain --pid N`: what a running agent says of itself, for people or as JSON."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from istio_auth.clock import in_words
+from istio_auth.daemon.folders import Folders
+from istio_auth.daemon.output import Fact, Output, Section, Tone, print_json, print_sections
+from istio_auth.errors import IstioAuthError, MissingError, NotReady
+from istio_auth.strict_json import JSON, parse_json
+
+_PATIENCE = 10.0  # seconds
+_LARGEST = 64 << 20
+SocketOption = Annotated[
+    Path | None,
+    typer.Option("--admin-socket", metavar="PATH", help="Where the agent answers, if not at its usual place."),
+]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the result.")]
+PidOption = Annotated[int, typer.Option("--pid", metavar="N", help="The process.", min=1)]
+
+
+def status(admin_socket: SocketOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Show what the running agent holds: remaining lives, next renewals, clients, and what is wrong."""
+    found = asked(admin_socket, "/status")
+    print_json(found) if output is Output.JSON else print_sections(status_sections(found))
+
+
+def explain(pid: PidOption, admin_socket: SocketOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Show what a process is to the running agent: its selectors, what it earns by them, or what it lacks."""
+    found = asked(admin_socket, f"/explain?pid={pid}")
+    print_json(found) if output is Output.JSON else print_sections([explanation(found)])
+
+
+def asked(admin_socket: Path | None, path: str) -> dict[str, JSON]:
+    """What the agent answers.
+
+    Raises:
+        NotReady: nobody answers there, or may be asked by us.
+        MissingError: it does not know what was asked for.
+    """
+    where = admin_socket or Folders.here().runtime / "admin.sock"
+    connection = _UnixConnection(where)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        document = parse_json(answer.read(_LARGEST), limit=_LARGEST)
+    except (OSError, http.client.HTTPException, IstioAuthError) as error:
+        raise NotReady(
+            f"no agent answers at {where}: {error}; it runs as another user, or with another admin_socket?"
+        ) from error
+    finally:
+        connection.close()
+    found = cast("dict[str, JSON]", document)
+    if answer.status != http.client.OK:
+        raise MissingError(str(found.get("error")))
+    return found
+
+
+def status_sections(found: Mapping[str, JSON]) -> list[Section]:
+    """A status for people."""
+    now = datetime.fromisoformat(str(found["now"]))
+    agent, ca = (cast("dict[str, JSON]", found[name]) for name in ("agent", "ca"))
+    problems = cast("dict[str, str]", found["problems"])
+    sections = [
+        Section(
+            "Agent",
+            [
+                Fact.of("identity", str(agent["spiffe_id"] or "none yet"), _life(agent, now)),
+                *_trouble(agent),
+                *(Fact.of("not ready", f"{name}: {reason}", tone=Tone.BAD) for name, reason in problems.items()),
+            ],
+        ),
+        Section(
+            "CA",
+            [
+                Fact.of("stream", "open" if ca["in_sync"] else "none", tone=Tone.GOOD if ca["in_sync"] else Tone.BAD),
+                *_trouble(ca),
+                Fact.of("bundle", f"sequence {ca['bundle_sequence']}, of {', '.join(_texts(ca['trust_domains']))}"),
+                Fact.of("without the CA", _forecast(found["first_lapse"], now)),
+            ],
+        ),
+    ]
+    workloads = cast("list[dict[str, JSON]]", found["workloads"])
+    clients = cast("list[dict[str, JSON]]", found["clients"])
+    sections += [Section(f"Workload {row['spiffe_id']}", [_held(row, now), *_trouble(row)]) for row in workloads]
+    return [*sections, *(Section(f"Client {row['name']}", _client(row)) for row in clients)]
+
+
+def explanation(found: Mapping[str, JSON]) -> Section:
+    """An explanation for people."""
+    facts = [Fact.of("selectors", *_texts(found["selectors"]))]
+    for row in cast("list[dict[str, JSON]]", found["earns"]):
+        through = _texts(row["through"])
+        where = f" through {' and '.join(through)}" if through else ""
+        facts.append(Fact.of("earns", f"{row['spiffe_id']}{where}", tone=Tone.GOOD))
+    if not found["earns"]:
+        near = cast("dict[str, JSON] | None", found["nearest"])
+        facts.append(Fact.of("earns", "nothing", tone=Tone.BAD))
+        if near is None:
+            facts.append(Fact.of("registered", "nothing on this node", tone=Tone.ODD))
+        else:
+            facts.append(Fact.of("nearest", str(near["spiffe_id"])))
+            facts.append(Fact("lacks", _texts(near["missing"]), Tone.BAD))
+    return Section(str(found["caller"]), facts)
+
+
+def _life(row: Mapping[str, JSON], now: datetime) -> str:
+    if row["not_after"] is None:
+        return "no certificate"
+    left = datetime.fromisoformat(str(row["not_after"])) - now
+    if left.total_seconds() <= 0:
+        return f"ended {in_words(left)} ago"
+    due = datetime.fromisoformat(str(row["renewal"])) - now
+    renewal = f"renewed in {in_words(due)}" if due.total_seconds() > 0 else "renewal is due"
+    return f"ends in {in_words(left)}, {renewal}"
+
+
+def _held(row: Mapping[str, JSON], now: datetime) -> Fact:
+    return Fact.of("certificate", _life(row, now), tone=Tone.PLAIN if row["not_after"] else Tone.BAD)
+
+
+def _forecast(first_lapse: JSON, now: datetime) -> str:
+    if first_lapse is None:
+        return "no workload holds a certificate"
+    left = datetime.fromisoformat(str(first_lapse)) - now
+    return f"the first workload loses its certificate in {in_words(left)}"
+
+
+def _client(row: Mapping[str, JSON]) -> list[Fact]:
+    waits = _texts(row["waits_for"])
+    refused = cast("dict[str, str]", row["refused"])
+    return [
+        Fact.of("by", f"{row['api']}: {row['caller']}"),
+        Fact.of("bundle", str(row["bundle"]), tone=Tone.ODD if row["bundle"] == "lagging" else Tone.PLAIN),
+        *([Fact("waits for", waits, Tone.ODD)] if waits else []),
+        *(Fact.of("refused", f"{name}: {reason}", tone=Tone.BAD) for name, reason in refused.items()),
+    ]
+
+
+def _trouble(row: Mapping[str, JSON]) -> list[Fact]:
+    return [Fact.of("trouble", str(row["trouble"]), tone=Tone.BAD)] if row["trouble"] else []
+
+
+def _texts(value: JSON) -> Sequence[str]:
+    return [str(each) for each in cast("list[JSON]", value)]
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP to a Unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_PATIENCE)
+        self.sock.connect(str(self._path))

@@ -1,0 +1,59 @@
+"""HTTP on a Unix socket of mode 0600: `GET /status`, `GET /explain?pid=N`. It tells, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from istio_auth.door.unix_socket import listening_socket
+from istio_auth.errors import MissingError
+from node_agent.admin.status import Status
+
+
+class AdminServer:
+    """Serves from entering to leaving.
+
+    Args:
+        path: where to listen.
+        status: what it tells.
+    """
+
+    def __init__(self, path: Path, status: Status) -> None:
+        self._path, self._status = path, status
+        site = web.Application()
+        site.add_routes([web.get("/status", self._tell), web.get("/explain", self._explain)])
+        self._runner = web.AppRunner(site, access_log=None, shutdown_timeout=1.0)
+
+    async def __aenter__(self) -> Self:
+        """Listen.
+
+        Raises:
+            ConfigurationError: that is not possible there.
+            NotReady: another process listens there.
+        """
+        listening = listening_socket(self._path, 0o600)
+        await self._runner.setup()
+        await web.SockSite(self._runner, listening).start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)
+
+    async def _tell(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._status.document())
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        word = request.query.get("pid", "")
+        if not (word.isascii() and word.isdigit() and 0 < int(word[:10]) < 1 << 31):
+            return web.json_response({"error": f"{word[:20]!r} is no process id"}, status=400)
+        try:
+            return web.json_response(await asyncio.to_thread(self._status.explained, int(word)))
+        except MissingError as error:
+            return web.json_response({"error": str(error)}, status=404)

@@ -1,0 +1,164 @@
+"""What an operator sees of a running agent, as plain data with stable names. No keys, no certificates, no tokens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from istio_auth.clock import Clock
+from istio_auth.door import UnixCaller
+from istio_auth.errors import MissingError
+from istio_auth.registration import Registration, Selector
+from istio_auth.strict_json import JSON
+from node_agent.attest import WorkloadAttestor
+from node_agent.cache import WorkloadCache
+from node_agent.entitlement import Entitlement
+from node_agent.identity import Identity
+from node_agent.renewal import Renewals, first_to_lapse
+from node_agent.sds.service import SecretDiscovery
+from node_agent.sync import Sync
+from node_agent.trust import Trust
+from node_agent.workload_api.service import WorkloadAPI
+
+
+@dataclass(frozen=True)
+class Status:
+    """Looks at the parts of an agent.
+
+    Args:
+        clock: tells the time.
+        identity: its own SVID.
+        trust: whom it trusts.
+        cache: what workloads hold.
+        renewals: what is being renewed.
+        sync: its stream with the CA.
+        discovery: its SDS clients.
+        workload_api: its clients of the Workload API.
+        attestors: look at processes; those that a socket is needed for are left out.
+        problems: what keeps it from its work.
+    """
+
+    clock: Clock
+    identity: Identity
+    trust: Trust
+    cache: WorkloadCache
+    renewals: Renewals
+    sync: Sync
+    discovery: SecretDiscovery
+    workload_api: WorkloadAPI
+    attestors: Iterable[WorkloadAttestor]
+    problems: Callable[[], Mapping[str, str]]
+
+    def document(self) -> dict[str, JSON]:
+        """Everything, as of now."""
+        now, snapshot = self.clock.now(), self.cache.snapshot
+        own = self.identity.svid
+        return {
+            "now": _iso(now),
+            "problems": dict(self.problems()),
+            "agent": {
+                "spiffe_id": str(own.id) if own else None,
+                "not_after": _iso(own.not_after) if own else None,
+                "renewal": _iso(self.identity.due),
+                "trouble": self.identity.trouble,
+            },
+            "ca": {
+                "in_sync": self.sync.connected,
+                "trouble": self.sync.trouble or self.renewals.trouble,
+                "bundle_sequence": self.trust.own.sequence,
+                "trust_domains": _words(sorted(bundle.trust_domain.name for bundle in snapshot.bundles)),
+            },
+            "first_lapse": _iso(first_to_lapse(snapshot)),
+            "workloads": [
+                {
+                    "spiffe_id": str(spiffe_id),
+                    "not_after": _iso(held.svid.not_after) if held else None,
+                    "renewal": _iso(held.due) if held else None,
+                    "trouble": self.renewals.refusal(want),
+                }
+                for spiffe_id, want in sorted(snapshot.wanted.items())
+                for held in [snapshot.held.get(spiffe_id)]
+            ],
+            "clients": [*self._sds(), *self._workload_api()],
+        }
+
+    def explained(self, pid: int) -> dict[str, JSON]:
+        """What a process of this machine would be served, whichever socket it came through. Blocks.
+
+        Raises:
+            MissingError: there is no such process.
+        """
+        caller = process(pid)
+        selectors = frozenset[Selector]().union(*(attestor.attest(caller) for attestor in self.attestors))
+        by_socket = {row: {each for each in row.selectors if each.type == "socket"} for row in self._rows()}
+        fitting = [row for row, sockets in by_socket.items() if row.fits(selectors | sockets)]
+        near = min(self._rows(), key=lambda row: len(row.missing(selectors | by_socket[row])), default=None)
+        return {
+            "caller": str(caller),
+            "selectors": _words(sorted(selectors)),
+            "earns": [{"spiffe_id": str(row.spiffe_id), "through": _words(sorted(by_socket[row]))} for row in fitting],
+            "nearest": None
+            if fitting or near is None
+            else {
+                "spiffe_id": str(near.spiffe_id),
+                "missing": _words(sorted(near.missing(selectors | by_socket[near]))),
+            },
+        }
+
+    def _rows(self) -> tuple[Registration, ...]:
+        return self.cache.snapshot.registrations
+
+    def _sds(self) -> list[JSON]:
+        return [
+            {
+                **_client("sds", client.entitled),
+                "name": client.name(),
+                "waits_for": list(client.pending()),
+                "bundle": client.holding().value,
+                "refused": dict(client.refused),
+            }
+            for client in sorted(self.discovery.clients(), key=lambda each: each.entitled.caller.pid)
+        ]
+
+    def _workload_api(self) -> list[JSON]:
+        bundles = self.cache.snapshot.bundles
+        return [
+            {
+                **_client("workload-api", stream.entitled),
+                "name": stream.name(),
+                "waits_for": [] if stream.sent is not None else ["the first SVID"],
+                "bundle": "current" if stream.sent is bundles else "lagging",
+                "refused": {},
+            }
+            for stream in sorted(self.workload_api.streams(), key=lambda each: each.entitled.caller.pid)
+        ]
+
+
+def process(pid: int, proc: Path = Path("/proc")) -> UnixCaller:
+    """A process as a caller, with its present effective user and group, at no socket.
+
+    Raises:
+        MissingError: there is no such process.
+    """
+    try:
+        lines = (proc / str(pid) / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise MissingError(f"process {pid} can not be looked at: {os.strerror(error.errno or 0)}") from error
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    uid, gid = (int(fields[name].split()[1]) for name in ("Uid", "Gid"))
+    return UnixCaller(uid, gid, pid, "")
+
+
+def _client(api: str, entitled: Entitlement) -> dict[str, JSON]:
+    return {"api": api, "caller": str(entitled.caller), "identities": [str(each) for each in entitled.ids]}
+
+
+def _words(values: Iterable[object]) -> list[JSON]:
+    return [str(each) for each in values]
+
+
+def _iso(instant: datetime | None) -> str | None:
+    return None if instant is None else instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
