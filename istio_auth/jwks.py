@@ -7,7 +7,7 @@ among that (RFC 8725 3.1). An entry that can not be used is left out with its re
 
 from __future__ import annotations
 
-import base64
+import binascii
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -37,6 +37,8 @@ _MAX_ENTRIES = 100  # a token without a key id is tried with each of them
 _MAX_KEY_ID = 512
 _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+_PADDING = {0: b"", 2: b"==", 3: b"="}
 _LAST = {2: "AQgw", 3: "AEIMQUYcgkosw048"}  # how a last group of so many characters ends: with bits that are zero
 
 
@@ -130,11 +132,12 @@ def base64url_octets(text: str) -> bytes:
     Raises:
         MalformedError: it is none. The error holds nothing of the text.
     """
-    if not _BASE64URL.fullmatch(text) or (rest := len(text) % 4) == 1:
+    rest = len(text) % 4
+    if rest == 1 or not _BASE64URL.fullmatch(text):
         raise MalformedError("not in base64url")
     if rest and text[-1] not in _LAST[rest]:
         raise MalformedError("not in base64url: it ends in stray bits")
-    return base64.urlsafe_b64decode(text + "=" * (-rest % 4))
+    return binascii.a2b_base64(text.encode().translate(_STANDARD) + _PADDING[rest])
 
 
 class _LeftOut(Exception):
