@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import grpc
@@ -73,14 +74,12 @@ def foreign() -> None:
         assert channel
 
         def use() -> str:
-            source.status()
-            source.wait_until_ready(timedelta(seconds=0))
-            for _ in range(200):
-                trouble = source.status().trouble
-                if trouble is not None:
-                    return trouble
-                threading.Event().wait(0.05)
-            return "no trouble"
+            try:
+                return str(source.svid().id)
+            except NotReady as error:
+                with BlockingWorkloadAPIClient() as client, suppress(NotReady):
+                    return f"answered: {client.fetch_x509_context()}"
+                return str(error)
 
         print(in_child(use), flush=True)
         source.wait_until_ready(PATIENCE)

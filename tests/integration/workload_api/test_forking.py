@@ -1,0 +1,55 @@
+"""A process that forks while it follows a Workload API: both go on, or the child is refused and told why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tests.fakes import workload_api as fake
+from tests.fakes.workload_api import FakeWorkloadAPI
+from tests.vectors.x509_svid import LOCAL
+
+BUNDLE = LOCAL.bundle()
+
+
+@contextmanager
+def program(api: FakeWorkloadAPI, how: str) -> Iterator[Callable[[], str]]:
+    """The forking program; gives its lines one by one, and ends well."""
+    api.x509.say(fake.x509(fake.entry(LOCAL.svid(), BUNDLE)))
+    command = [sys.executable, "-m", "tests.integration.workload_api.forking", how]
+    environment = os.environ | {"SPIFFE_ENDPOINT_SOCKET": api.address}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        output = process.stdout
+        yield lambda: output.readline().rstrip("\n")
+        rest = output.read()
+    assert (process.returncode, rest) == (0, "")
+
+
+def test_the_child_follows_by_itself_and_the_parent_goes_on(api: FakeWorkloadAPI) -> None:
+    with program(api, "follow") as line:
+        for name in ("of-the-child", "of-the-parent"):
+            assert line() == "waiting"
+            renewed = LOCAL.svid(f"/{name}")
+            api.x509.say(fake.x509(fake.entry(renewed, BUNDLE)))
+            assert line() == str(renewed.id)
+
+
+def test_a_process_that_forks_many_times_never_hangs_or_crashes(api: FakeWorkloadAPI) -> None:
+    with program(api, "many") as line:
+        assert line() == f"{{'{LOCAL.svid().id}'}}"
+
+
+def test_a_child_of_a_process_where_others_use_grpc_is_refused_and_told_why(api: FakeWorkloadAPI) -> None:
+    with program(api, "foreign") as line:
+        assert "was forked while its parent used gRPC" in line()
+
+
+def test_a_child_that_uses_nothing_or_closes_everything_ends_well(api: FakeWorkloadAPI) -> None:
+    with program(api, "unused") as line:
+        assert line() == "nothing"
+        assert "is closed" in line()
+        assert line() == str(LOCAL.svid().id)
