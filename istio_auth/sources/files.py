@@ -21,7 +21,16 @@ from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError, 
 from istio_auth.pem import MAX_CERTIFICATES_BYTES, MAX_KEY_BYTES
 from istio_auth.sources.file_contents import BundleFile, Contents, roots_in, svid_in
 from istio_auth.sources.source import Source, SourceStatus
-from istio_auth.sources.svid_files import Marks, SVIDFiles, SVIDLayout, is_exposed, marks, read_together, read_unchanged
+from istio_auth.sources.svid_files import (
+    Marks,
+    SVIDFiles,
+    SVIDLayout,
+    is_exposed,
+    is_there,
+    marks,
+    read_together,
+    read_unchanged,
+)
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.x509_source import X509Context
 
@@ -104,12 +113,17 @@ class FileSource(Source):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN)
 
-    def look(self) -> float:
-        """Look at the files once, as the thread does.
+    def _files(self) -> SVIDFiles:
+        if isinstance(self._place, SVIDFiles):
+            return self._place
+        return SVIDFiles.in_folder(self._place, self._layout) if self._layout else SVIDFiles.detect(self._place)
 
-        Returns:
-            the seconds until the next look.
-        """
+    def _limits(self, files: SVIDFiles) -> dict[Path, int]:
+        own = {files.chain: MAX_CERTIFICATES_BYTES, files.key: MAX_KEY_BYTES, files.roots: MAX_CERTIFICATES_BYTES}
+        return own | {file.path: file.limit for file in self._foreign}
+
+    def _poll(self) -> float:
+        """Look at the files once, and return the seconds until the next look."""
         self._look()
         with self._reading:
             files = self._files()
@@ -125,15 +139,6 @@ class FileSource(Source):
                     self._take(files, contents)
         return self._interval if self._seen == self._taken else min(_SETTLE, self._interval)
 
-    def _files(self) -> SVIDFiles:
-        if isinstance(self._place, SVIDFiles):
-            return self._place
-        return SVIDFiles.in_folder(self._place, self._layout) if self._layout else SVIDFiles.detect(self._place)
-
-    def _limits(self, files: SVIDFiles) -> dict[Path, int]:
-        own = {files.chain: MAX_CERTIFICATES_BYTES, files.key: MAX_KEY_BYTES, files.roots: MAX_CERTIFICATES_BYTES}
-        return own | {file.path: file.limit for file in self._foreign}
-
     def _read(self, files: SVIDFiles) -> None:
         try:
             contents = read_together(self._limits(files))
@@ -147,13 +152,18 @@ class FileSource(Source):
             svid = svid_in(files, contents, self._clock.now())
             own = roots_in(files.roots, contents, self._trust_domain or svid.id.trust_domain)
         except IstioAuthError as error:
-            self._trouble(error)
+            self._trouble(error if any(map(is_there, files.paths)) else self._nothing_there(error))
             return
         self._warn_if_exposed(files.key)
         trouble = self._read_foreign(contents)
         bundles = [own, *(bundle for file in self._foreign for bundle in self._kept.get(file, ()))]
         first = {bundle.trust_domain: bundle for bundle in reversed(bundles)}
         self._offer(X509Context((svid,), BundleSet(tuple(first.values()))), trouble=trouble)
+
+    def _nothing_there(self, error: IstioAuthError) -> IstioAuthError:
+        if isinstance(self._place, SVIDFiles) or self._layout is not None:
+            return error
+        return MissingError(f"{error}; nor is there a {SVIDLayout.KUBERNETES_TLS.chain}")
 
     def _read_foreign(self, contents: Contents) -> IstioAuthError | None:
         troubles = []
@@ -197,7 +207,7 @@ def _follow(reference: weakref.ref[FileSource], ending: threading.Event, wait: f
         if source is None:
             return
         try:
-            wait = source.look()
+            wait = source._poll()  # noqa: SLF001  # of this module
         except Exception:  # noqa: BLE001  # one failed look must not be the last
             _LOG.exception("looking at the files failed")
             wait = _PAUSE

@@ -42,6 +42,9 @@ class StillSource(FileSource):
     def _start(self, first: float) -> None:
         pass
 
+    def look(self) -> float:
+        return self._poll()
+
 
 class Writer:
     """Does its steps one by one, whenever it is its turn."""

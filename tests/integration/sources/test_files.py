@@ -204,14 +204,14 @@ def test_a_look_that_fails_is_not_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failures = [RuntimeError("a bug")]
-    look = FileSource.look
+    look = FileSource._poll
 
     def failing(source: FileSource) -> float:
         if failures:
             raise failures.pop()
         return look(source)
 
-    monkeypatch.setattr(FileSource, "look", failing)
+    monkeypatch.setattr(FileSource, "_poll", failing)
     monkeypatch.setattr(files, "_PAUSE", 0.01)
     with FileSource(tmp_path, interval=OFTEN) as source:
         write_svid(tmp_path, FIRST)

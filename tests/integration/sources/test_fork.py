@@ -13,7 +13,7 @@ from tests.fakes.svid_folder import generation
 
 # The threads of pytest itself would be in the way of a fork: each of these programs is a process of its own.
 _BEGIN = """
-import asyncio, gc, os, signal, sys, threading
+import asyncio, gc, os, signal, sys, threading, weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -154,11 +154,42 @@ other.close()
 """
 
 
-@pytest.mark.parametrize(
-    "program",
-    [_FOLLOWS, _LOCKED, _LOOPS, _CLOSED],
-    ids=["the child follows the files", "locks were held", "a loop was running", "it was closed"],
-)
+_FORGOTTEN = """
+from istio_auth.sources import files
+files._SETTLE = 86400
+source = FileSource(folder)
+held, go_on = threading.Event(), threading.Event()
+
+def hold(lock):
+    with lock:
+        held.set()
+        go_on.wait()
+
+threading.Thread(target=hold, args=(source._ending._cond,), daemon=True).start()
+assert held.wait(20)
+
+def child():
+    global source
+    gone = weakref.ref(source)
+    del source
+    gc.collect()
+    assert gone() is None
+
+ended_well(in_child(child))
+go_on.set()
+source.close()
+"""
+
+PROGRAMS = {
+    "the child follows the files": _FOLLOWS,
+    "locks were held": _LOCKED,
+    "a loop was running": _LOOPS,
+    "it was closed": _CLOSED,
+    "the child does not want it": _FORGOTTEN,
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_a_forked_child_has_working_sources_and_leaves_those_of_its_parent_alone(tmp_path: Path, program: str) -> None:
     write_svid(tmp_path, generation(1))
     # Newer Pythons warn of what is tried here: a fork where there are threads.

@@ -33,6 +33,9 @@ class StillSource(FileSource):
     def _start(self, first: float) -> None:
         pass
 
+    def look(self) -> float:
+        return self._poll()
+
     def settle(self) -> StillSource:
         """Two looks, between which nothing happens."""
         self.look()
@@ -182,7 +185,7 @@ class TestFilesThatAreNoGood:
         source = StillSource(folder.path / "later")
         with pytest.raises(NotReady) as refusal:
             source.wait_until_ready(timedelta())
-        for word in ("cert-chain.pem", "No such file", "may read them"):
+        for word in ("cert-chain.pem", "No such file", "nor is there a tls.crt", "may read them"):
             assert word in str(refusal.value)
         (folder.path / "later").mkdir()
         SVIDFolder(folder.path / "later").write(FIRST)
