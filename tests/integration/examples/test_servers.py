@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import http.client
 
+import aiohttp
 import pytest
 
-from docs.examples import socket_client
+from docs.examples import socket_client, uvicorn_behind_proxy
 from istio_auth.authorize import is_id
 from istio_auth.peer import peer_id
+from istio_auth.spiffe_id import SpiffeID
 from istio_auth.tls import client_context
 from istio_auth.x509_source import X509Source
+from tests.fakes.asgi import serving
 from tests.fakes.waiting import until
 from tests.integration.examples import servers
 from tests.integration.examples.world import CLIENT, OTHER, SERVER, World
@@ -74,3 +77,19 @@ async def test_a_server_knows_its_client_and_refuses_others_before_and_after_a_n
         assert "does not chain to the bundle" not in caplog.text
         world.client_holds(of_the_old_root)
         await refused_for("does not chain to the bundle")
+
+
+async def test_an_application_behind_a_gateway_knows_whom_the_gateway_serves(world: World) -> None:
+    gateway = SpiffeID.parse("spiffe://cluster.local/ns/edge/sa/gateway")
+    foreigner = SpiffeID.parse("spiffe://foreign.test/ns/shop/sa/client")
+    world.client_is(gateway)
+    context = client_context(world.client, is_id(SERVER))
+    async with (
+        serving(uvicorn_behind_proxy.server(world.server, port=0)) as port,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session,
+    ):
+        answers = []
+        for forwarded in ({"x-forwarded-client-cert": f"By={gateway};URI={who}"} for who in (CLIENT, foreigner)):
+            async with session.get(f"https://127.0.0.1:{port}/", headers=forwarded) as response:
+                answers.append((response.status, await response.text()))
+        assert answers == [(200, f"{CLIENT}\n"), (403, "")]
