@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from istio_auth.authorize import Authorizer, any_id, in_namespace, is_id, member_of, one_of
     from istio_auth.bundle import BundleSet, BundleSource, TrustBundle
     from istio_auth.errors import Code, Fault, IstioAuthError, NotReady, VerificationError
+    from istio_auth.peer import HandshakeRefused, PeerRefused
     from istio_auth.sources.files import FileSource
     from istio_auth.sources.memory import MemorySource
     from istio_auth.sources.source import Source, SourceStatus
@@ -55,9 +56,11 @@ __all__ = [
     "Code",
     "Fault",
     "FileSource",
+    "HandshakeRefused",
     "IstioAuthError",
     "MemorySource",
     "NotReady",
+    "PeerRefused",
     "SVIDFiles",
     "SVIDLayout",
     "Source",
@@ -84,6 +87,7 @@ _HOMES = {
     "istio_auth.authorize": ("Authorizer", "any_id", "in_namespace", "is_id", "member_of", "one_of"),
     "istio_auth.bundle": ("BundleSet", "BundleSource", "TrustBundle"),
     "istio_auth.errors": ("Code", "Fault", "IstioAuthError", "NotReady", "VerificationError"),
+    "istio_auth.peer": ("HandshakeRefused", "PeerRefused"),
     "istio_auth.sources.files": ("FileSource",),
     "istio_auth.sources.memory": ("MemorySource",),
     "istio_auth.sources.source": ("Source", "SourceStatus"),
