@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
+from typing import Generic, Protocol, TypeVar
 
 import structlog
-from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
 
 from istio_auth.errors import MalformedError
 from istio_auth.spiffe_id import TrustDomain
@@ -14,16 +16,68 @@ from node_agent.cache import WorkloadCache
 from node_agent.entitlement import Entitlement
 from node_agent.metrics import Metrics
 from node_agent.sds.secrets import Renderer, Resource, resolve
-from node_agent.sds.session import Holding, Kind, Session
+from node_agent.sds.session import Answer, Holding, Kind, Reaction, View
 
 log = structlog.get_logger()
+Request = TypeVar("Request", DiscoveryRequest, DeltaDiscoveryRequest)
+_Request_contra = TypeVar("_Request_contra", DiscoveryRequest, DeltaDiscoveryRequest, contravariant=True)
 
 
-class SDSClient:
+class AnySession(Protocol[_Request_contra, Answer]):
+    """What the two protocols have in common (`Session`, `DeltaSession`)."""
+
+    names: tuple[str, ...]
+    node_id: str
+
+    def receive(self, request: _Request_contra, view: View) -> Reaction[Answer]:
+        """Take in a request."""
+        ...
+
+    def refresh(self, view: View) -> Answer | None:
+        """The answer that a change of the world calls for, or None."""
+        ...
+
+    def pending(self, view: View) -> tuple[str, ...]:
+        """The subscribed names for which there is nothing yet."""
+        ...
+
+    def holding(self, view: View) -> Holding:
+        """Whether the client has accepted the present bundles, if it wants any."""
+        ...
+
+
+class Served(Protocol):
+    """A client, whichever protocol it speaks, for who looks at all of them."""
+
+    @property
+    def entitled(self) -> Entitlement:
+        """Who it is, and what it may have."""
+        ...
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """What it would not take, and its own reason, until it takes something again."""
+        ...
+
+    def pending(self) -> tuple[str, ...]:
+        """The names that it waits for."""
+        ...
+
+    def holding(self) -> Holding:
+        """Whether it has accepted the present bundles, if it wants any."""
+        ...
+
+    def name(self) -> str:
+        """How to call it where it is one of many."""
+        ...
+
+
+class SDSClient(Generic[Request, Answer]):
     """A session with a caller who is known.
 
     Args:
         entitled: what the process at the other end may have.
+        session: the state of its stream, by one of the two protocols.
         cache: what the workloads hold.
         render: makes resources, shared by all clients.
         trust_domain: our own.
@@ -34,6 +88,7 @@ class SDSClient:
     def __init__(
         self,
         entitled: Entitlement,
+        session: AnySession[Request, Answer],
         *,
         cache: WorkloadCache,
         render: Renderer,
@@ -44,16 +99,21 @@ class SDSClient:
         self._progress = progress
         self._entitled = entitled
         self._cache, self._render, self._trust_domain, self._metrics = cache, render, trust_domain, metrics
-        self._session = Session()
+        self._session = session
         self._told: tuple[str, ...] = ()
-        self.refused: dict[str, str] = {}  # what it would not take, and its own reason, until it takes something again
+        self._refused: dict[str, str] = {}
 
     @property
     def entitled(self) -> Entitlement:
         """Who it is, and what it may have."""
         return self._entitled
 
-    async def run(self, requests: AsyncIterator[DiscoveryRequest]) -> AsyncIterator[DiscoveryResponse]:
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """What it would not take, and its own reason, until it takes something again."""
+        return MappingProxyType(self._refused)
+
+    async def run(self, requests: AsyncIterator[Request]) -> AsyncIterator[Answer]:
         """The answers, for as long as the client sends or keeps its side open.
 
         Raises:
@@ -99,12 +159,12 @@ class SDSClient:
         """What a name gives to it now."""
         return resolve(name, self._entitled.context, self._render, self._trust_domain)
 
-    def _refresh(self) -> DiscoveryResponse | None:
+    def _refresh(self) -> Answer | None:
         response = self._session.refresh(self.view)
         self._tell_pending()
         return response
 
-    def _receive(self, request: DiscoveryRequest) -> DiscoveryResponse | None:
+    def _receive(self, request: Request) -> Answer | None:
         try:
             reaction = self._session.receive(request, self.view)
         except MalformedError as error:
@@ -112,10 +172,10 @@ class SDSClient:
             raise
         self._metrics.sds_requests.labels(reaction.kind.value).inc()
         if reaction.kind is Kind.ACK:
-            self.refused.clear()
+            self._refused.clear()
             self._progress()
         if reaction.kind is Kind.NACK:
-            self.refused |= dict.fromkeys(reaction.refused, reaction.detail or "it did not say")
+            self._refused |= dict.fromkeys(reaction.refused, reaction.detail or "it did not say")
             for name in reaction.refused:
                 self._metrics.sds_nacks.labels(name).inc()
             log.error(

@@ -1,8 +1,9 @@
 """Envoy's SecretDiscoveryService on the agent's sockets: attests each caller and serves it as a client of its own.
 
-`StreamSecrets` alone; gRPC itself answers the other methods with UNIMPLEMENTED. Who calls is looked at once, when the
-stream opens, and stays true for it: the connection is the calling process's own. A caller that no registration fits
-gets nothing, and its stream stays open: it is served when a registration comes. Why it waits is in the log.
+`StreamSecrets` (state of the world) and `DeltaSecrets`; gRPC itself answers `FetchSecrets` with UNIMPLEMENTED. Who
+calls is looked at once, when the stream opens, and stays true for it: the connection is the calling process's own. A
+caller that no registration fits gets nothing, and its stream stays open: it is served when a registration comes. Why it
+waits is in the log.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
-from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
 
 from istio_auth.door import UnixCaller
 from istio_auth.errors import NotAuthenticated
@@ -21,9 +27,10 @@ from node_agent.attest import WorkloadAttestor, attest_all
 from node_agent.cache import WorkloadCache
 from node_agent.entitlement import Entitlement
 from node_agent.metrics import Metrics
-from node_agent.sds.client import SDSClient
+from node_agent.sds.client import AnySession, Request, SDSClient, Served
+from node_agent.sds.delta import DeltaSession
 from node_agent.sds.secrets import Renderer
-from node_agent.sds.session import Holding
+from node_agent.sds.session import Answer, Holding, Session
 from node_agent.sync import Consumers
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
@@ -51,20 +58,23 @@ class SecretDiscovery:
         self._cache, self._trust_domain = cache, trust_domain
         self._attestors, self._metrics = tuple(attestors), metrics
         self._render = Renderer()
-        self._clients: set[SDSClient] = set()
+        self._clients: set[Served] = set()
         self._subscribers = Subscribers()
         cache.subscribe(self._forget_keys)
 
     def service(self) -> Service:
         """What a server serves."""
         stream = Method.stream(self._stream, DiscoveryRequest, DiscoveryResponse, max_request_bytes=_MAX_REQUEST)
-        return Service(SERVICE, {"StreamSecrets": stream})
+        delta = Method.stream(
+            self._delta, DeltaDiscoveryRequest, DeltaDiscoveryResponse, max_request_bytes=_MAX_REQUEST
+        )
+        return Service(SERVICE, {"StreamSecrets": stream, "DeltaSecrets": delta})
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` whenever `consumers` may say something else, for as long as we run."""
         self._subscribers.add(changed)
 
-    def clients(self) -> frozenset[SDSClient]:
+    def clients(self) -> frozenset[Served]:
         """Who is served now."""
         return frozenset(self._clients)
 
@@ -79,12 +89,23 @@ class SecretDiscovery:
         current = sum(holding is Holding.CURRENT for _, holding in holdings)
         return Consumers.of(current + len(behind), behind)
 
-    async def _stream(self, requests: AsyncIterator[DiscoveryRequest], call: Call) -> AsyncIterator[DiscoveryResponse]:
+    def _stream(self, requests: AsyncIterator[DiscoveryRequest], call: Call) -> AsyncIterator[DiscoveryResponse]:
+        return self._served(requests, call, Session())
+
+    def _delta(
+        self, requests: AsyncIterator[DeltaDiscoveryRequest], call: Call
+    ) -> AsyncIterator[DeltaDiscoveryResponse]:
+        return self._served(requests, call, DeltaSession())
+
+    async def _served(
+        self, requests: AsyncIterator[Request], call: Call, session: AnySession[Request, Answer]
+    ) -> AsyncIterator[Answer]:
         if not isinstance(call.caller, UnixCaller):
             raise NotAuthenticated(f"{call.caller} is no process of this machine")
         selectors = await asyncio.to_thread(attest_all, self._attestors, call.caller)
         client = SDSClient(
             Entitlement(call.caller, selectors, self._cache),
+            session,
             cache=self._cache,
             render=self._render,
             trust_domain=self._trust_domain,

@@ -16,11 +16,16 @@ from __future__ import annotations
 import enum
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
-from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
+from envoy.service.discovery.v3.discovery_pb2 import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
 
 from istio_auth.errors import MalformedError
 from node_agent.sds.secrets import SECRET_TYPE, Resource
@@ -41,8 +46,11 @@ class Kind(enum.Enum):
     STALE = "stale"
 
 
+Answer = TypeVar("Answer", DiscoveryResponse, DeltaDiscoveryResponse)
+
+
 @dataclass(frozen=True, slots=True)
-class Reaction:
+class Reaction(Generic[Answer]):
     """What came of a request.
 
     Args:
@@ -53,7 +61,7 @@ class Reaction:
     """
 
     kind: Kind
-    response: DiscoveryResponse | None = None
+    response: Answer | None = None
     refused: tuple[str, ...] = ()
     detail: str = ""
 
@@ -82,7 +90,7 @@ class Session:
     """
 
     def __init__(self, *, nonce: Callable[[], str] | None = None, max_names: int = MAX_NAMES) -> None:
-        self._nonce = nonce or _random_nonce
+        self._nonce = nonce or random_nonce
         self._max_names = max_names
         self._sent: dict[str, bytes] = {}  # subscribed name -> digest of what this client was last sent
         self._accepted: dict[str, bytes] = {}
@@ -90,13 +98,13 @@ class Session:
         self.names: tuple[str, ...] = ()
         self.node_id = ""
 
-    def receive(self, request: DiscoveryRequest, view: View) -> Reaction:
+    def receive(self, request: DiscoveryRequest, view: View) -> Reaction[DiscoveryResponse]:
         """Take in a request.
 
         Raises:
             MalformedError: the client asks for another type, or for too much; its stream is to be ended.
         """
-        names = self._checked_names(request)
+        names = checked_names(request.resource_names, type_url=request.type_url, max_names=self._max_names)
         self.node_id = self.node_id or request.node.id[:200]
         kind = self._kind(request)
         if kind is Kind.STALE:
@@ -105,7 +113,7 @@ class Session:
         if kind is Kind.ACK and self._last:
             self._accepted.update(self._last.digests)
         self._subscribe(names)
-        return Reaction(kind, self.refresh(view), refused, _detail(request))
+        return Reaction(kind, self.refresh(view), refused, detail_of(request))
 
     def refresh(self, view: View) -> DiscoveryResponse | None:
         """The answer that a change of the world calls for, or None."""
@@ -125,24 +133,7 @@ class Session:
 
     def holding(self, view: View) -> Holding:
         """Whether the client has accepted the present content of the bundles that it subscribed to."""
-        bundles = [resource for name in self.names if (resource := view(name)) is not None and resource.is_bundle]
-        if not bundles:
-            return Holding.NONE
-        current = all(self._accepted.get(bundle.name) == bundle.digest for bundle in bundles)
-        return Holding.CURRENT if current else Holding.LAGGING
-
-    def _checked_names(self, request: DiscoveryRequest) -> tuple[str, ...]:
-        if request.type_url not in ("", SECRET_TYPE):
-            kind = request.type_url[:200]
-            raise MalformedError(f"asked for {kind!a}: only secrets are here", public="only secrets are served here")
-        if len(request.resource_names) > self._max_names:
-            raise MalformedError(
-                f"{len(request.resource_names)} names in one request, at most {self._max_names} are allowed",
-                public="too many names",
-            )
-        if any(len(name) > MAX_NAME for name in request.resource_names):
-            raise MalformedError(f"a name of more than {MAX_NAME} characters", public="name too long")
-        return tuple(dict.fromkeys(request.resource_names))
+        return holding(self.names, self._accepted, view)
 
     def _kind(self, request: DiscoveryRequest) -> Kind:
         if not request.response_nonce:
@@ -168,11 +159,41 @@ def version_of(resources: Sequence[Resource]) -> str:
     return content.hexdigest()[:16]
 
 
-def _detail(request: DiscoveryRequest) -> str:
+def holding(names: Iterable[str], accepted: Mapping[str, bytes], view: View) -> Holding:
+    """Whether a client that accepted these contents has the present ones of the bundles among its names."""
+    bundles = [resource for name in names if (resource := view(name)) is not None and resource.is_bundle]
+    if not bundles:
+        return Holding.NONE
+    current = all(accepted.get(bundle.name) == bundle.digest for bundle in bundles)
+    return Holding.CURRENT if current else Holding.LAGGING
+
+
+def checked_names(names: Sequence[str], *, type_url: str, max_names: int) -> tuple[str, ...]:
+    """The names that a client subscribes to, each once.
+
+    Raises:
+        MalformedError: they are too many or too long, or not of secrets.
+    """
+    if type_url not in ("", SECRET_TYPE):
+        raise MalformedError(
+            f"asked for {type_url[:200]!a}: only secrets are here", public="only secrets are served here"
+        )
+    if len(names) > max_names:
+        raise MalformedError(
+            f"{len(names)} names in one request, at most {max_names} are allowed", public="too many names"
+        )
+    if any(len(name) > MAX_NAME for name in names):
+        raise MalformedError(f"a name of more than {MAX_NAME} characters", public="name too long")
+    return tuple(dict.fromkeys(names))
+
+
+def detail_of(request: DiscoveryRequest | DeltaDiscoveryRequest) -> str:
+    """Why a client refuses an answer, in its own words; empty if it does not."""
     if not request.HasField("error_detail"):
         return ""
     return f"{request.error_detail.message[:_MAX_DETAIL]} (code {request.error_detail.code})"
 
 
-def _random_nonce() -> str:
+def random_nonce() -> str:
+    """A new nonce, for one answer."""
     return secrets.token_hex(8)
