@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 from istio_auth.bundle import BundleSet, TrustBundle
 from istio_auth.errors import ConfigurationError, MalformedError
@@ -19,7 +19,7 @@ from istio_auth.svid import X509SVID
 
 _MAX_BUNDLE_MAP_BYTES = 4 << 20
 
-Contents = Mapping[Path, Content]
+Contents: TypeAlias = Mapping[Path, Content]
 
 
 def svid_in(files: SVIDFiles, contents: Contents, now: datetime) -> X509SVID:

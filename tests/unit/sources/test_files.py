@@ -345,6 +345,21 @@ class TestTrustDomains:
         return StillSource(folder.path, federated={PARTNER: partner}, bundle_map=everybody).settle()
 
 
+def test_a_look_speaks_of_an_svid_that_nobody_renews(
+    folder: SVIDFolder, authority: FakeAuthority, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock(authority.now)
+    svid = authority.svid("/web", not_before=authority.now, not_after=authority.now + 10 * HOUR)
+    folder.write(X509Context((svid,), BundleSet((authority.bundle(),))))
+    source = StillSource(folder.path, clock=clock).settle()
+    clock.advance(9 * HOUR)
+    source.look()
+    clock.advance(HOUR)
+    source.look()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
+    assert str(folder.path) in caplog.messages[0]
+
+
 def test_files_that_did_not_change_are_not_read_again(held: StillSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(svid_files, "read_bounded", None)
     assert [held.look() for _ in range(3)] == [1, 1, 1]
