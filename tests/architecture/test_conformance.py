@@ -167,6 +167,7 @@ REQUIREMENTS: dict[str, dict[str, str]] = {
 }
 
 _ISSUER = "on who issues: the CA's certificates are tried under tests/unit/ca"
+_ENDPOINT = "on who runs an endpoint: ours listens on a Unix socket of its own host, and on nothing else"
 _WIT = "the WIT profile is optional, and is not offered; its keys and its type of token are known and refused"
 NOT_OF_A_READER = {
     "ID-19": _ISSUER,
@@ -175,9 +176,11 @@ NOT_OF_A_READER = {
     "XC-06": f"{_ISSUER}; no rule of validation asks for it",
     "XC-07": f"{_ISSUER}; no rule of validation asks for it",
     "XC-08": f"{_ISSUER}; a validator has the bundle for it (XV-G)",
+    "WE-02": _ENDPOINT,
+    "WE-03": _ENDPOINT,
     **dict.fromkeys(REQUIREMENTS["WIT-SVID"], _WIT),
 }
-MISSING = {"JW-13", *REQUIREMENTS["Workload Endpoint"], *REQUIREMENTS["Workload API"]} - {"WA-19"}
+MISSING = {"JW-13"}
 HANDLES = {handle: words for document in REQUIREMENTS.values() for handle, words in document.items()}
 _NAMED = re.compile(r"^test_(id|x[lcvb]|jw|wt|bd|bm|we|wa|fe)_(\d\d|(?<=xv_)[a-h])(?=_)")
 
