@@ -47,7 +47,7 @@ def _web_application(name: str) -> web.Application:
     async def answer(request: web.Request) -> web.Response:
         caller = caller_of(request.headers.get(_PROOF))
         headers = [[key.lower(), value] for key, value in request.headers.items()]
-        return web.json_response({"workload": name, "caller": caller, "path": request.path, "headers": headers})
+        return web.json_response({"workload": name, "caller": caller, "path": request.path_qs, "headers": headers})
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)

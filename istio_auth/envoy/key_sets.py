@@ -64,7 +64,8 @@ def _cluster(uri: str, ca_file: str) -> dict[str, JSON]:
     server = _server(uri)
     cluster = plain_cluster(_cluster_name(uri), server)
     if not server.is_address:
-        cluster |= {"dns_lookup_family": "ALL", "wait_for_warm_on_init": False}
+        # Of several addresses the one that answers is used (RFC 8305).
+        cluster |= {"type": "LOGICAL_DNS", "dns_lookup_family": "ALL", "wait_for_warm_on_init": False}
     if uri.startswith("https:"):
         cluster["transport_socket"] = extension("envoy.transport_sockets.tls", _TLS, _verified(server, ca_file))
     return cluster

@@ -14,14 +14,15 @@ A refusal is 401, as for a token that is not valid.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from istio_auth.bundle import JSON
 from istio_auth.envoy.extension import extension
 from istio_auth.envoy.token_rules import TokenRules
 from istio_auth.tokens.compact import EXTENSIONS, OWN_KEYS
 
-_FILTERS = "envoy.extensions.filters.http"
+_RBAC = "envoy.extensions.filters.http.rbac.v3.RBAC"
+_MUTATION = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 _SEVERAL, _MALFORMED, _HEADER = "several-tokens", "malformed-token", "token-header"
 HEADER_METADATA = "header"  # where the filter jwt_authn leaves the header of a valid token
 _CHARACTERS = "[A-Za-z0-9_.-]*"  # of a token in compact form (RFC 7515 7.1)
@@ -30,11 +31,10 @@ _CHARACTERS = "[A-Za-z0-9_.-]*"  # of a token in compact form (RFC 7515 7.1)
 def claim_header_remover(rules: TokenRules) -> list[JSON]:
     """The filter that takes out what only a verified token may set; none if nothing may."""
     spellings = [header.replace("-", "[-_]") for header in rules.output_headers]
-    removed: list[JSON] = [{"remove_on_match": {"key_matcher": _regex(one)}} for one in spellings]
+    removed: list[JSON] = [{"remove_on_match": {"key_matcher": {"safe_regex": {"regex": one}}}} for one in spellings]
     if not removed:
         return []
-    message = f"{_FILTERS}.header_mutation.v3.HeaderMutation"
-    return [extension("envoy.filters.http.header_mutation", message, {"mutations": {"request_mutations": removed}})]
+    return [extension("envoy.filters.http.header_mutation", _MUTATION, {"mutations": {"request_mutations": removed}})]
 
 
 def one_token_filter(rules: TokenRules) -> JSON:
@@ -49,15 +49,25 @@ def one_token_filter(rules: TokenRules) -> JSON:
     several += [_header(":path", _regex(_param(param, twice=True))) for param in params]
     several += [_header("cookie", _regex(_cookie(cookie, twice=True))) for cookie in cookies]
     malformed = [
-        _all(_filled(name, prefixes), {"not_rule": _any(_whole(name, prefix) for prefix in prefixes)})
+        _all(_filled(name, prefixes), {"not_matcher": _any([_whole(name, prefix) for prefix in prefixes])})
         for name, prefixes in headers.items()
     ]
-    return _refusing({_SEVERAL: several, _MALFORMED: malformed})
+    # Not rules of permissions: these look at each value of a header by itself, and not at how many there are.
+    matchers: list[JSON] = [
+        {"predicate": _any(refused), "on_match": _action(name, "DENY")}
+        for name, refused in ((_SEVERAL, several), (_MALFORMED, malformed))
+        if refused
+    ]
+    tree: JSON = {"matcher_list": {"matchers": matchers}, "on_no_match": _action("one-token", "ALLOW")}
+    return extension("envoy.filters.http.rbac", _RBAC, {"matcher": tree, "rules_stat_prefix": "token"})
 
 
 def token_header_filter() -> JSON:
     """The filter, after jwt_authn, that refuses a token whose header asks for more than its verification did."""
-    return _refusing({_HEADER: [_in_token_header(name) for name in sorted(EXTENSIONS | OWN_KEYS)]})
+    permissions: list[JSON] = [_in_token_header(name) for name in sorted(EXTENSIONS | OWN_KEYS)]
+    policy: JSON = {"permissions": permissions, "principals": [{"any": True}]}
+    rules: JSON = {"action": "DENY", "policies": {_HEADER: policy}}
+    return extension("envoy.filters.http.rbac", _RBAC, {"rules": rules, "rules_stat_prefix": "token"})
 
 
 def refusal_reply() -> dict[str, JSON]:
@@ -81,17 +91,6 @@ def refusal_reply() -> dict[str, JSON]:
     }
 
 
-def _refusing(policies: dict[str, list[dict[str, JSON]]]) -> JSON:
-    written: dict[str, JSON] = {
-        name: {"permissions": [*permissions], "principals": [{"any": True}]}
-        for name, permissions in policies.items()
-        if permissions
-    }
-    rules: JSON = {"action": "DENY", "policies": written}
-    message = f"{_FILTERS}.rbac.v3.RBAC"
-    return extension("envoy.filters.http.rbac", message, {"rules": rules, "rules_stat_prefix": "token"})
-
-
 def _in_token_header(name: str) -> dict[str, JSON]:
     path: list[JSON] = [{"key": HEADER_METADATA}, {"key": name}]
     matcher: JSON = {"filter": "envoy.filters.http.jwt_authn", "path": path, "value": {"present_match": True}}
@@ -110,8 +109,8 @@ def _headers(rules: TokenRules) -> dict[str, list[str]]:
 def _filled(name: str, prefixes: Sequence[str]) -> dict[str, JSON]:
     """Whether somebody could find a token in a header: the prefix anywhere, in capitals or not."""
     if "" in prefixes:
-        return {"header": {"name": name, "present_match": True}}
-    return _any(_header(name, {"contains": prefix, "ignore_case": True}) for prefix in prefixes)
+        return _header(name, _regex("(?s).*"))
+    return _any([_header(name, {"contains": prefix, "ignore_case": True}) for prefix in prefixes])
 
 
 def _whole(name: str, prefix: str) -> dict[str, JSON]:
@@ -140,16 +139,21 @@ def _cookie(name: str, *, twice: bool = False) -> str:
 
 
 def _header(name: str, matcher: dict[str, JSON]) -> dict[str, JSON]:
-    return {"header": {"name": name, "string_match": matcher}}
+    read = extension("header", "envoy.type.matcher.v3.HttpRequestHeaderMatchInput", {"header_name": name})
+    return {"single_predicate": {"input": read, "value_match": matcher}}
 
 
 def _regex(pattern: str) -> dict[str, JSON]:
-    return {"safe_regex": {"regex": pattern}}
+    return {"safe_regex": {"google_re2": {}, "regex": pattern}}
 
 
-def _all(*permissions: dict[str, JSON]) -> dict[str, JSON]:
-    return {"and_rules": {"rules": [*permissions]}}
+def _all(*predicates: dict[str, JSON]) -> dict[str, JSON]:
+    return {"and_matcher": {"predicate": [*predicates]}}
 
 
-def _any(permissions: Iterable[dict[str, JSON]]) -> dict[str, JSON]:
-    return {"or_rules": {"rules": [*permissions]}}
+def _any(predicates: Sequence[dict[str, JSON]]) -> dict[str, JSON]:
+    return {"or_matcher": {"predicate": [*predicates]}} if len(predicates) > 1 else predicates[0]
+
+
+def _action(name: str, action: str) -> JSON:
+    return {"action": extension("action", "envoy.config.rbac.v3.Action", {"name": name, "action": action})}

@@ -8,7 +8,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.demo.application import Application, application
@@ -118,10 +118,14 @@ def holding(svid: X509SVID, *bundles: TrustBundle) -> X509Context:
 
 
 def letting_in(
-    *allow: SpiffeID, mode: Mode = Mode.STRICT, protocol: Protocol = Protocol.HTTP, name: str = "web"
+    *allow: SpiffeID,
+    mode: Mode = Mode.STRICT,
+    protocol: Protocol = Protocol.HTTP,
+    name: str = "web",
+    require_token: bool = False,
 ) -> Inbound:
     """An inbound listener on a free port."""
-    return Inbound(_ANY_PORT, HostPort("127.0.0.1", 1), protocol, mode, allow, name)
+    return Inbound(_ANY_PORT, HostPort("127.0.0.1", 1), protocol, mode, allow, name, require_token)
 
 
 def going_to(port: int, *expect: SpiffeID, protocol: Protocol = Protocol.HTTP, name: str = "backend") -> Upstream:
@@ -132,6 +136,4 @@ def going_to(port: int, *expect: SpiffeID, protocol: Protocol = Protocol.HTTP, n
 def to(app: Application, inbound: Inbound) -> Inbound:
     """The inbound listener with this application behind it."""
     port = app.http_port if inbound.protocol.is_http else app.tcp_port
-    return Inbound(
-        inbound.listen, HostPort("127.0.0.1", port), inbound.protocol, inbound.mode, inbound.allow, inbound.name
-    )
+    return replace(inbound, forward=HostPort("127.0.0.1", port))
