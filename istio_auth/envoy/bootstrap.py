@@ -28,7 +28,6 @@ def sidecar_bootstrap(spec: SidecarSpec) -> dict[str, JSON]:
         "static_resources": {"listeners": [*listeners], "clusters": [*clusters]},
         "stats_config": {"stats_tags": _stats_tags(spec)},
         "overload_manager": {"resource_monitors": [_connection_limit()]},
-        **({"layered_runtime": {"layers": [_limits_of_patterns()]}} if spec.tokens else {}),
     }
 
 
@@ -37,11 +36,6 @@ def _stats_tags(spec: SidecarSpec) -> list[JSON]:
         {"tag_name": "spiffe_id", "fixed_value": str(spec.id)},
         {"tag_name": "listener", "regex": r"^(?:listener|http|tcp)\.(((?:in|out)bound_[a-z0-9_-]+)\.)"},
     ]
-
-
-def _limits_of_patterns() -> JSON:
-    # A parameter's name in all its spellings is more than the 100 steps that Envoy allows by itself.
-    return {"name": "patterns", "static_layer": {"re2.max_program_size.error_level": 10_000}}
 
 
 def _connection_limit() -> JSON:
