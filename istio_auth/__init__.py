@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from istio_auth.jwt_bundle import JWTBundleSource as JWTBundleSource
     from istio_auth.jwt_svid import JWTSVID as JWTSVID
     from istio_auth.jwt_svid import validate_jwt_svid as validate_jwt_svid
+    from istio_auth.sources.jwt import JWTSource as JWTSource
+    from istio_auth.sources.jwt import JWTSourceStatus as JWTSourceStatus
     from istio_auth.sources.workload_api import WorkloadAPISource as WorkloadAPISource
     from istio_auth.tokens import Claims as Claims
     from istio_auth.tokens import TokenFault as TokenFault
@@ -102,6 +104,7 @@ _HOMES_WITH_EXTRAS = {
     "istio_auth.jwt_bundle": ("JWTBundle", "JWTBundleSet", "JWTBundleSource"),  # jwt
     "istio_auth.jwt_svid": ("JWTSVID", "validate_jwt_svid"),  # jwt
     "istio_auth.jwks": ("KeySet",),  # jwt
+    "istio_auth.sources.jwt": ("JWTSource", "JWTSourceStatus"),  # workload-api
     "istio_auth.sources.workload_api": ("WorkloadAPISource",),  # workload-api
     "istio_auth.tokens": ("Claims", "TokenFault", "TokenRefused", "verify_token"),  # jwt
     "istio_auth.tokens.key_sources": ("DiscoveredKeys", "RemoteKeys"),  # jwt

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from istio_auth.clock import Clock
 from istio_auth.errors import IstioAuthError, NotAuthorized, NotReady
 from istio_auth.jwt_svid import JWTSVID
-from istio_auth.spiffe_id import SpiffeID
+from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
 _MOST = 1000  # whoever asks for ever new audiences must not fill the memory
 _LONGEST_PAUSE = timedelta(minutes=1)
@@ -82,12 +82,14 @@ class JWTSVIDCache:
                 await asyncio.wrap_future(flight)
         return _landed(flight)
 
-    def renew(self) -> None:
-        """Ask again for each at its next use; until that succeeds, the one on hand is good."""
+    def renew(self, of: Collection[TrustDomain]) -> None:
+        """Ask again for those of these trust domains at their next use; until that succeeds, they are good."""
         with self._lock:
             self._era += 1
             now = self._clock.now()
-            self._on_hand = {wanted: _OnHand(held.svid, now) for wanted, held in self._on_hand.items()}
+            for wanted, held in self._on_hand.items():
+                if held.svid.id.trust_domain in of:
+                    self._on_hand[wanted] = _OnHand(held.svid, now)
 
     def forget(self) -> None:
         """Have none on hand any more."""

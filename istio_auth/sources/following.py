@@ -1,0 +1,81 @@
+"""Following: one thread that hands what the Workload API tells to a source, while somebody holds the source."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from istio_auth.errors import IstioAuthError
+from istio_auth.workload_api.blocking import BlockingWorkloadAPIClient
+
+_Value = TypeVar("_Value")
+
+_LOG = logging.getLogger(__name__)
+_PAUSE = timedelta(seconds=5)  # after something that nobody thought of
+_JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber keeps it
+
+
+class Following(Generic[_Value]):
+    """Follows one stream until the client is closed, or there is no point in going on.
+
+    Args:
+        client: whose stream it is.
+        watch: opens the stream; takes a function that is told of each failure.
+        take: a method of the source, which takes each value.
+        failed: a method of the source, which is told of each failure.
+    """
+
+    def __init__(
+        self,
+        client: BlockingWorkloadAPIClient,
+        watch: Callable[[Callable[[IstioAuthError], None]], Iterator[_Value]],
+        *,
+        take: Callable[[_Value], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        self._client = client
+        self._watch = watch
+        # A source that nobody else holds must go, in spite of its thread.
+        self._take: weakref.WeakMethod[Callable[[_Value], None]] = weakref.WeakMethod(take)
+        self._failed: weakref.WeakMethod[Callable[[Exception], None]] = weakref.WeakMethod(failed)
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; in a forked child, begin again."""
+        self._thread = threading.Thread(target=self._run, name="istio-auth Workload API", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the client, and wait for the thread."""
+        self._client.close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(_JOIN)
+
+    def after_fork(self) -> None:
+        """In a forked child, where the thread is not."""
+        self._thread = None
+
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            try:
+                for value in self._watch(self._tell):
+                    if (take := self._take()) is not None:
+                        take(value)
+                    del take, value
+                going_on = False
+            except IstioAuthError as error:
+                self._tell(error)
+                going_on = False
+            except Exception as error:  # noqa: BLE001  # whatever it is, following goes on
+                _LOG.exception("following the Workload API failed")
+                self._tell(error)
+                going_on = not self._client.closed_within(_PAUSE)
+
+    def _tell(self, error: Exception) -> None:
+        if (failed := self._failed()) is not None:
+            failed(error)

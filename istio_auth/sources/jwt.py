@@ -1,0 +1,301 @@
+"""JWTSource: JWT-SVIDs and JWT bundles from the SPIFFE Workload API, for as long as the process lives.
+
+JWT-SVIDs are fetched when they are asked for, and kept until half their life (see `jwt_cache`). Bundles are followed
+by one thread: what the API says replaces everything that was held (WA-04, WA-05). Said that there is no identity here
+(any more), nothing is served from that moment, tokens included (WA-14); while nobody answers, or answers nonsense, the
+last good bundles stay. When the keys of a trust domain change, its tokens are asked for again. In a forked child the
+source starts anew at its first use there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import logging
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+from istio_auth.clock import Clock, in_words
+from istio_auth.errors import IstioAuthError, MissingError, NotAuthorized, NotReady
+from istio_auth.jwt_bundle import JWTBundle, JWTBundleSet
+from istio_auth.jwt_svid import JWTSVID, validate_jwt_svid
+from istio_auth.sources.changes import Changes
+from istio_auth.sources.following import Following
+from istio_auth.sources.jwt_cache import JWTSVIDCache, Wanted
+from istio_auth.spiffe_id import SpiffeID, TrustDomain
+from istio_auth.system_clock import SystemClock
+from istio_auth.workload_api.blocking import BlockingWorkloadAPIClient
+from istio_auth.workload_api.methods import TIMEOUT
+
+_LOG = logging.getLogger(__name__)
+_REMEDY = "see whether the agent runs, its socket is there for this process, and this workload is registered"
+
+
+@dataclass(frozen=True, slots=True)
+class JWTSourceStatus:
+    """How a `JWTSource` is at one moment.
+
+    Args:
+        ready: whether it has bundles to validate with.
+        age: how long the present bundles have been held; None while none are.
+        trouble: what is wrong and not over; None if all is well.
+        updates: how often other bundles came, the first included.
+    """
+
+    ready: bool
+    age: timedelta | None
+    trouble: str | None
+    updates: int
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    bundles: JWTBundleSet | None = None
+    since: datetime | None = None
+    lost: IstioAuthError | None = None
+    trouble: str | None = None
+    updates: int = 0
+    closed: bool = False
+
+
+class JWTSource:
+    """Fetches JWT-SVIDs and validates those of others. A `JWTBundleSource`; from any thread and any event loop.
+
+    Opening it waits for nothing: see `wait_until_ready` and `ready`, which wait for the bundles.
+
+    Args:
+        address: where the API listens, as `unix:///run/spiffe/agent.sock`; by default what `SPIFFE_ENDPOINT_SOCKET`
+            says. A socket that is not there yet is waited for.
+        timeout: how long the API may take to answer.
+        clock: tells when a token is valid; the machine's by default.
+
+    Raises:
+        ConfigurationError: the address is none, or nobody says it.
+    """
+
+    def __init__(self, address: str | None = None, *, timeout: timedelta = TIMEOUT, clock: Clock | None = None) -> None:
+        self._client = BlockingWorkloadAPIClient(address, timeout=timeout)
+        self._origin = f"the Workload API at {self._client.address}"
+        self._clock = clock or SystemClock()
+        self._state = _State()
+        self._changes = Changes(self._origin)
+        self._cache = JWTSVIDCache(functools.partial(_ask, self._client), self._clock)
+        self._forked = False
+        self._finalizer = weakref.finalize(self, self._client.close)
+        self._finalizer.atexit = False
+        watch = self._client.watch_jwt_bundles
+        self._following = Following(self._client, watch, take=self._take, failed=self._failed)
+        self._following.start()
+        _SOURCES.add(self)
+
+    def fetch(self, *audiences: str, spiffe_id: SpiffeID | None = None, hint: str = "") -> JWTSVID:
+        """A JWT-SVID of this workload, blocking while it is fetched. Not for an event loop: see `fetch_async`.
+
+        Args:
+            audiences: for whom it is; at least one, best exactly one.
+            spiffe_id: of which identity; by default the first.
+            hint: of the identity with this hint, if not empty.
+
+        Raises:
+            ConfigurationError: no audience was named.
+            NotAuthorized: the workload has no identity, or not this one.
+            MissingError: no identity has this hint.
+            NotReady: there is none on hand that is valid, and there was no answer.
+            IstioAuthError: anything else.
+        """
+        self._used()
+        return self._cache.get(Wanted(tuple(sorted(set(audiences))), spiffe_id, hint))
+
+    async def fetch_async(self, *audiences: str, spiffe_id: SpiffeID | None = None, hint: str = "") -> JWTSVID:
+        """A JWT-SVID of this workload, without blocking the event loop (see `fetch`)."""
+        self._used()
+        return await self._cache.get_async(Wanted(tuple(sorted(set(audiences))), spiffe_id, hint))
+
+    def validate(self, token: str, audience: str) -> JWTSVID:
+        """The JWT-SVID that somebody showed us, once it is proven.
+
+        Args:
+            token: the token.
+            audience: who we are; the token must be for us.
+
+        Raises:
+            TokenRefused: it proves nothing; `fault` says why.
+            IstioAuthError: there are no bundles to validate with (see `bundles`).
+        """
+        return validate_jwt_svid(token, self.bundles(), audience=audience, now=self._clock.now())
+
+    def bundles(self) -> JWTBundleSet:
+        """The present bundles, as one snapshot; cheap, callable from any thread.
+
+        Raises:
+            NotReady: none have arrived yet, or the source is closed.
+            NotAuthorized: the Workload API says that this workload has no identity.
+        """
+        state = self._used()
+        if state.bundles is None:
+            raise self._refusal(state)
+        return state.bundles
+
+    def bundle(self, trust_domain: TrustDomain) -> JWTBundle:
+        """The JWT bundle of a trust domain (see `bundles`).
+
+        Raises:
+            TokenRefused: that trust domain is not trusted.
+        """
+        return self.bundles().bundle(trust_domain)
+
+    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed`, on whichever thread makes the change, after each change of the bundles.
+
+        Returns:
+            a function that ends the subscription.
+        """
+        self._used()
+        return self._changes.subscribe(changed)
+
+    def wait_until_ready(self, timeout: timedelta) -> None:
+        """Block until there are bundles. Not for an event loop: see `ready`.
+
+        Raises:
+            NotReady: there are none after this time, or the source is closed; says why, and what to do.
+        """
+        self._used()
+        self._changes.wait(self._decided, timeout)
+        self._refuse_unready(timeout)
+
+    async def ready(self, timeout: timedelta) -> None:  # noqa: ASYNC109  # the same signature as wait_until_ready
+        """Wait until there are bundles (see `wait_until_ready`)."""
+        self._used()
+        await self._changes.wait_async(self._decided, timeout)
+        self._refuse_unready(timeout)
+
+    def status(self) -> JWTSourceStatus:
+        """How the source is now; cheap, callable from any thread."""
+        state = self._used()
+        age = None if state.since is None else max(self._clock.now() - state.since, timedelta())
+        return JWTSourceStatus(state.bundles is not None, age, state.trouble, state.updates)
+
+    def close(self) -> None:
+        """Serve nothing any more, and end who waits. For good; more than once does nothing."""
+        self._replace(lambda state: _State(updates=state.updates, closed=True))
+        self._cache.forget()
+        self._following.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)  # which waits for its thread
+
+    def after_fork(self) -> None:
+        """In a forked child: whoever held our locks, and our thread, are not here. Called by itself."""
+        self._changes.after_fork()
+        self._cache.after_fork()
+        self._following.after_fork()
+        self._forked = True
+
+    def _used(self) -> _State:
+        if self._forked:
+            self._forked = False
+            if not self._state.closed:
+                self._following.start()
+        return self._state
+
+    def _take(self, bundles: JWTBundleSet) -> None:
+        before, now = self._state.bundles, self._clock.now()
+        if before is None or _by_trust_domain(before) != _by_trust_domain(bundles):
+            # First the tokens: who has seen the new bundles must not get an old one.
+            if changed := changed_between(before or JWTBundleSet(), bundles):
+                self._cache.renew(changed)
+            self._replace(lambda state: _State(bundles, now, updates=state.updates + 1))
+        else:
+            self._replace(lambda state: replace(state, trouble=None))
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, NotAuthorized):
+            # A new one, for the old one's traceback would keep alive whatever it passed through.
+            reason = NotAuthorized(f"the Workload API knows no identity of this workload: {error}")
+            self._cache.forget()
+            self._replace(lambda state: _State(lost=reason, trouble=str(reason), updates=state.updates))
+        else:
+            told = str(error) or type(error).__name__
+            self._replace(lambda state: replace(state, trouble=told))
+
+    def _replace(self, change: Callable[[_State], _State]) -> None:
+        old = new = self._state
+
+        def replaced() -> bool:
+            nonlocal old, new
+            old = self._state
+            self._state = new = old if old.closed else change(old)
+            return new.bundles is not old.bundles or new.closed
+
+        self._changes.make(replaced)
+        if new.trouble is not None and new.trouble != old.trouble:
+            held = "the bundles that are held stay in use" if new.bundles else "no bundles are held"
+            _LOG.warning("%s: %s (%s)", self._origin, new.trouble, held)
+        elif old.trouble is not None and new.trouble is None and not new.closed:
+            _LOG.info("%s: all is well again", self._origin)
+
+    def _decided(self) -> bool:
+        return self._state.closed or self._state.bundles is not None
+
+    def _refuse_unready(self, patience: timedelta) -> None:
+        state = self._state
+        if state.bundles is None:
+            waited = "" if state.closed else f"not ready after {in_words(patience)}: "
+            raise NotReady(waited + str(self._refusal(state)))
+
+    def _refusal(self, state: _State) -> IstioAuthError:
+        if state.closed:
+            return NotReady(f"the source of {self._origin} is closed: open another one")
+        if state.lost is not None:
+            return copy.copy(state.lost)  # one error raised by several threads would gather all their tracebacks
+        because = f" ({state.trouble})" if state.trouble else ""
+        return NotReady(f"no JWT bundles have arrived yet from {self._origin}{because}; {_REMEDY}")
+
+
+def _ask(client: BlockingWorkloadAPIClient, wanted: Wanted) -> JWTSVID:
+    svids = client.fetch_jwt_svids(wanted.audiences, spiffe_id=wanted.spiffe_id)
+    for svid in svids:
+        if wanted.hint in ("", svid.hint):
+            return svid
+    hints = ", ".join(repr(svid.hint) for svid in svids)
+    raise MissingError(f"no JWT-SVID of this workload has the hint {wanted.hint!r}; the hints are: {hints}")
+
+
+def changed_between(before: JWTBundleSet, after: JWTBundleSet) -> frozenset[TrustDomain]:
+    """The trust domains whose keys are others now, or are gone."""
+    now = _by_trust_domain(after)
+    return frozenset(bundle.trust_domain for bundle in before if now.get(bundle.trust_domain) != bundle)
+
+
+def _by_trust_domain(bundles: JWTBundleSet) -> dict[TrustDomain, JWTBundle]:
+    return {bundle.trust_domain: bundle for bundle in bundles}
+
+
+_SOURCES: weakref.WeakSet[JWTSource] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for source in _SOURCES:
+        source.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
