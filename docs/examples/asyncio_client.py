@@ -1,6 +1,7 @@
 """A TLS client on asyncio streams: it talks to one server, which it knows by its SPIFFE ID."""
 
 import asyncio
+import contextlib
 
 from istio_auth import FileSource, SpiffeID, X509Source, client_context, is_id, peer_id
 
@@ -17,6 +18,8 @@ async def ask(source: X509Source, host: str = "127.0.0.1", port: int = 8443) -> 
         return f"{peer_id(writer)} answers {answer.decode()}"
     finally:
         writer.close()
+        with contextlib.suppress(OSError):  # who refused us is gone already
+            await writer.wait_closed()
 
 
 async def main() -> None:
