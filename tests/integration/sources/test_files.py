@@ -20,9 +20,12 @@ from istio_auth.sources import files
 from istio_auth.sources.files import FileSource
 from istio_auth.sources.memory import MemorySource
 from istio_auth.sources.svid_files import SVIDLayout
+from istio_auth.system_clock import SystemClock
+from istio_auth.verify import verify_chain
 from istio_auth.x509_source import X509Context
 from tests.fakes.authority import HOUR, FakeAuthority
 from tests.fakes.clock import FakeClock
+from tests.fakes.processes import run
 from tests.fakes.svid_folder import SVIDFolder, generation
 from tests.fakes.tls import meet, talk
 from tests.fakes.waiting import until
@@ -167,6 +170,20 @@ class TestNothingIsLeft:
         gc.collect()
         thread.join(20)
         assert threads() == 0
+
+
+async def test_what_the_cas_own_command_writes_is_followed(tmp_path: Path) -> None:
+    async def issue() -> None:
+        where = ("--state-folder", tmp_path / "ca", "--out", tmp_path / "certs", "--force")
+        await run("ca-cli", "issue", "--id", "spiffe://cluster.local/web", *where)
+
+    await issue()
+    with FileSource(tmp_path / "certs", interval=OFTEN) as source:
+        first = source.svid()
+        assert verify_chain(first.chain, source.x509_context().bundles, SystemClock().now()) == first.id
+        await issue()
+        await until(lambda: source.svid() != first)
+        assert source.svid().id == first.id
 
 
 @pytest.mark.parametrize("way", ["by_renaming", "by_swapping"])

@@ -180,10 +180,32 @@ go_on.set()
 source.close()
 """
 
+_WOKEN = """
+memory = MemorySource(generation(1))
+
+async def parent():
+    loop, woken = asyncio.get_running_loop(), []
+    updates = memory.updates()
+    await anext(updates)
+    loop._process_self_data = woken.append  # by what other threads wake it
+    ended_well(in_child(lambda: memory.replace(generation(2))))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert woken == []
+    memory.replace(generation(2))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert woken != []
+    await updates.aclose()
+
+asyncio.run(parent())
+"""
+
 PROGRAMS = {
     "the child follows the files": _FOLLOWS,
     "locks were held": _LOCKED,
     "a loop was running": _LOOPS,
+    "the parent's loop sleeps": _WOKEN,
     "it was closed": _CLOSED,
     "the child does not want it": _FORGOTTEN,
 }
