@@ -21,7 +21,7 @@ from tests.fakes.authority import HOUR, FakeAuthority
 from tests.fakes.clock import FakeClock
 from tests.fakes.waiting import until
 
-NOTHING, PATIENCE = timedelta(), timedelta(seconds=20)
+NOTHING, PATIENCE = timedelta(), timedelta(seconds=60)
 REFUSED = NotAuthorized("no identity is registered for this process")
 
 
@@ -174,6 +174,16 @@ class TestWaiting:
         await waiting
         assert not source._subscribers._functions
 
+    async def test_goes_on_when_what_came_was_lost_at_once(self, source: OpenSource, authority: FakeAuthority) -> None:
+        waiting = asyncio.create_task(source.ready(PATIENCE))
+        await until(lambda: source._subscribers._functions)
+        source.hold(context(authority))
+        source.lose(REFUSED)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        source.hold(context(authority))
+        await waiting
+
     async def test_in_vain_tells_the_last_trouble_and_what_to_do(self, source: OpenSource) -> None:
         source.trouble(OSError("the disk is gone"))
         told = why(lambda: source.wait_until_ready(timedelta(milliseconds=5)))
@@ -258,13 +268,16 @@ class TestUpdates:
         await asyncio.to_thread(source.close)
         await tasks[1]
 
-    def test_of_a_loop_that_is_gone_harm_nobody(self, source: OpenSource, authority: FakeAuthority) -> None:
+    def test_of_a_loop_that_is_gone_harm_nobody(
+        self, source: OpenSource, authority: FakeAuthority, caplog: pytest.LogCaptureFixture
+    ) -> None:
         loop, updates = asyncio.new_event_loop(), source.updates()
         source.hold(context(authority))
         loop.run_until_complete(anext(updates))
         loop.close()
         source.hold(held := context(authority))
         assert source.x509_context() is held
+        assert not caplog.records
 
 
 class TestSubscribers:
