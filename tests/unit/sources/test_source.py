@@ -236,6 +236,15 @@ class TestUpdates:
         assert await anext(updates) is contexts[-1]
         await updates.aclose()
 
+    async def test_are_none_of_an_svid_that_has_ended(self, source: OpenSource, authority: FakeAuthority) -> None:
+        source.hold(context(authority, lasting(authority, NOTHING)))
+        updates = source.updates()
+        coming = asyncio.ensure_future(anext(updates))
+        await until(lambda: source._subscribers._functions)
+        source.hold(fresh := context(authority))
+        assert await coming is fresh
+        await updates.aclose()
+
     async def test_do_not_repeat_what_is_still_held(self, source: OpenSource, authority: FakeAuthority) -> None:
         source.hold(held := context(authority))
         seen: list[X509Context] = []
