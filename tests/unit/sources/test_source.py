@@ -412,6 +412,23 @@ class TestTheLog:
         assert len(caplog.records) == 1
 
 
+def test_a_reason_keeps_nothing_alive_through_which_it_passed(source: OpenSource) -> None:
+    gone = threading.Event()
+
+    def fail() -> None:
+        big = OpenSource("something big", "none")
+        weakref.finalize(big, gone.set)
+        raise NotAuthorized("no identity here")
+
+    try:
+        fail()
+    except NotAuthorized as error:
+        source.lose(error)
+    gc.collect()
+    assert gone.is_set()
+    assert "no identity here" in why(source.x509_context)
+
+
 def test_a_source_that_nobody_holds_is_forgotten(clock: FakeClock) -> None:
     source, gone = OpenSource("the test", "mend it", clock=clock), threading.Event()
     weakref.finalize(source, gone.set)
