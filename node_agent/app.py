@@ -35,6 +35,7 @@ from node_agent.ca_link import CALink
 from node_agent.cache import WorkloadCache
 from node_agent.config import Config, SocketSettings
 from node_agent.enrolment import Enrolment
+from node_agent.files.writer import FilesWriter
 from node_agent.identity import Identity
 from node_agent.istio_contract import IstioClient
 from node_agent.kept_workloads import Keeping, WorkloadFolder, file_system, is_in_memory
@@ -81,6 +82,8 @@ def check(config: Config) -> None:
         local_registrations(config.registrations, config.trust_domain).read()
     read_token(config.join_token_file)
     folder_to_keep(config)
+    for each in config.files:
+        each.group_number()
 
 
 class Agent:
@@ -161,6 +164,10 @@ class Agent:
             metrics=self.metrics,
         )
         self._observing = observing
+        self.files = tuple(
+            FilesWriter(each, self.cache, clock=clock, metrics=self.metrics, progress=self.sync.report)
+            for each in config.files
+        )
         self._wire()
         self._measure()
 
@@ -211,7 +218,9 @@ class Agent:
         gauge("bundle_consumers_current", "Of these, who took the present one", lambda: self._consumers().current)
 
     def _consumers(self) -> Consumers:
-        return self.discovery.consumers() + self.workload_api.consumers()
+        written = [each for each in self.files if each.is_current() is not None]
+        behind = [f"files {each.settings.name}" for each in written if not each.is_current()]
+        return self.discovery.consumers() + self.workload_api.consumers() + Consumers.of(len(written), behind)
 
     @asynccontextmanager
     async def serving(self, daemon: Daemon) -> AsyncIterator[None]:
@@ -240,6 +249,8 @@ class Agent:
             daemon.supervise("files", self._follow_files(alarm))
             if self._keeping is not None:
                 daemon.supervise("keeping", self._keeping.run(lambda: self._restored or self.sync.heard))
+            for writer in self.files:
+                daemon.supervise(f"files {writer.settings.name}", writer.run())
             daemon.on_reload("files", self._reload)
             yield
 
@@ -253,6 +264,7 @@ class Agent:
             sync=self.sync,
             discovery=self.discovery,
             workload_api=self.workload_api,
+            files=self.files,
             attestors=self._observing,
             problems=daemon.readiness.problems,
         )

@@ -15,6 +15,7 @@ from istio_auth.daemon.settings import Setting
 from istio_auth.errors import ConfigurationError, InvalidSpiffeID
 from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
+from node_agent.files.settings import FilesSettings
 
 PREFIX = "ISTIO_AUTH_AGENT__"
 CA_ADDRESS = HostPort("localhost", 15012)
@@ -93,6 +94,7 @@ class Config:
     metrics_listen: Annotated[HostPort, Setting("where health and metrics are served")] = METRICS_LISTEN
     log: LogSettings = field(default_factory=LogSettings)
     socket: tuple[SocketSettings, ...] = ()
+    files: tuple[FilesSettings, ...] = ()
 
     def __post_init__(self) -> None:
         try:
@@ -101,10 +103,15 @@ class Config:
             raise ConfigurationError(f"{self.name[:100]!r} can not be our name: {error}; set another") from error
         if not self.ca_address.host or not self.ca_address.port:
             raise ConfigurationError(f"ca_address {str(self.ca_address)!r} can not be dialled: give host and port")
-        for what in ("path", "name"):
-            values = [getattr(each, what) for each in self.socket]
+        for table, rows, what in (
+            ("sockets", self.socket, "path"),
+            ("sockets", self.socket, "name"),
+            ("tables of files", self.files, "name"),
+            ("tables of files", self.files, "folder"),
+        ):
+            values = [getattr(each, what) for each in rows]
             if len(set(values)) != len(values):
-                raise ConfigurationError(f"two sockets have the same {what}")
+                raise ConfigurationError(f"two {table} have the same {what}")
 
     @property
     def spiffe_id(self) -> SpiffeID:

@@ -1,4 +1,4 @@
-"""What one caller may have now: the identities that its selectors earn, by the present snapshot.
+"""What these selectors earn now: identities, and the SVIDs and bundles that go with them, by the present snapshot.
 
 Who calls is looked at once, when its stream opens, and stays true for it: the connection is the calling process's own.
 What that earns is looked at again with each new snapshot.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-from istio_auth.door import UnixCaller
 from istio_auth.registration import Registration, Selector, earned, nearest
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.x509_source import X509Context
@@ -16,16 +15,15 @@ from node_agent.cache import WorkloadCache
 
 
 class Entitlement:
-    """One caller's part of the cache.
+    """One workload's part of the cache.
 
     Args:
-        caller: the process at the other end.
         selectors: what was observed of it.
         cache: what the workloads hold.
     """
 
-    def __init__(self, caller: UnixCaller, selectors: AbstractSet[Selector], cache: WorkloadCache) -> None:
-        self.caller, self._selectors, self._cache = caller, selectors, cache
+    def __init__(self, selectors: AbstractSet[Selector], cache: WorkloadCache) -> None:
+        self._selectors, self._cache = selectors, cache
         self._seen: object = None
         self._all: tuple[Registration, ...] | None = None
         self._earned: tuple[Registration, ...] = ()
@@ -51,7 +49,7 @@ class Entitlement:
         return self._context
 
     def explained(self) -> dict[str, object]:
-        """What keeps the caller from an identity, for the log."""
+        """What keeps it from an identity, for the log."""
         self._look()
         selectors = sorted(map(str, self._selectors))
         if (near := nearest(self._all or (), self._selectors)) is None:

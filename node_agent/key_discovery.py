@@ -26,8 +26,6 @@ def with_key_uris(
         authorities: a file with those that vouch for the issuers' servers; None for those of the system.
         tell: hears which issuer did not tell, and why. Its rule stays without keys.
     """
-    if all(rule.jwks or rule.jwks_uri for rule in rules):
-        return tuple(rules)
     source = DiscoveredKeys(TLSFiles(authorities), allow_loopback=True)
 
     async def every_one() -> list[JWTRule]:

@@ -29,6 +29,10 @@ class Metrics:
         self.sds_nacks = self._counter("sds_nacks", "Secrets that SDS clients refused", "resource")
 
         self.workload_api_responses = self._counter("workload_api_responses", "Messages sent by the Workload API")
+        self.files_written = self._counter("files_written", "Times that certificates were written to files", "files")
+        self.files_failed = self._counter(
+            "files_failed", "Attempts to write files or tell their reader that failed", "files"
+        )
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"{_PREFIX}_{name}", about, labels, registry=self.registry)

@@ -13,7 +13,6 @@ from istio_auth.files import read_bounded
 from istio_auth.pem import MAX_CERTIFICATES_BYTES, read_certificates
 from istio_auth.policy.request_authentication import RequestAuthentication, Workload, not_for, rules_for
 from istio_auth.spiffe_id import SpiffeID
-from node_agent.key_discovery import with_key_uris
 from node_agent.policy_file import read_request_authentications
 
 _SYSTEM_CA_FILES = (
@@ -62,7 +61,11 @@ def read_token_rules(
         raise ConfigurationError(f"{path}: no rule in it is for {workload}, so that no token would be looked at")
     local = all(rule.jwks or rule.jwks_uri.startswith("http:") for rule in rules)
     authorities = None if local and ca_file is None else _ca_file(ca_file)
-    return TokenRules(with_key_uris(rules, authorities, tell), str(authorities or ""), refresh)
+    if any(not rule.jwks and not rule.jwks_uri for rule in rules):
+        from node_agent.key_discovery import with_key_uris  # here, for most have no need of an HTTP client
+
+        rules = with_key_uris(rules, authorities, tell)
+    return TokenRules(rules, str(authorities or ""), refresh)
 
 
 def cautions(spec: SidecarSpec) -> Iterator[str]:

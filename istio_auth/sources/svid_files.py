@@ -135,15 +135,25 @@ def is_exposed(path: Path) -> bool:
         return False
 
 
-def write_svid(folder: str | Path, context: X509Context, *, layout: SVIDLayout = SVIDLayout.ISTIO) -> SVIDFiles:
+def write_svid(
+    folder: str | Path,
+    context: X509Context,
+    *,
+    layout: SVIDLayout = SVIDLayout.ISTIO,
+    key_mode: int = 0o600,
+    group: int | None = None,
+) -> SVIDFiles:
     """Write the default SVID and the roots of its trust domain for programs that read files, all at once.
 
-    A reader sees the old files or the new ones. The key has mode 0600, whatever the umask. Writers wait for each other.
+    A reader sees the old files or the new ones. The modes are exactly these, whatever the umask. Writers wait for each
+    other.
 
     Args:
         folder: where; made if it is not there.
         context: what to write.
         layout: the names of the files.
+        key_mode: the mode of the key's file; 0640 lets a group read it.
+        group: the group that the files belong to, by number; our own if it is not said.
 
     Returns:
         where they are.
@@ -155,7 +165,7 @@ def write_svid(folder: str | Path, context: X509Context, *, layout: SVIDLayout =
     """
     folder, svid = Path(folder), context.svid
     contents = {
-        layout.key: (svid.key_pem(), 0o600),
+        layout.key: (svid.key_pem(), key_mode),
         layout.chain: (svid.chain_pem(), 0o644),
         layout.roots: (context.bundle(svid.id.trust_domain).to_pem(), 0o644),
     }
@@ -163,7 +173,7 @@ def write_svid(folder: str | Path, context: X509Context, *, layout: SVIDLayout =
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             try:
-                _replace(folder, contents)
+                _replace(folder, contents, group)
             finally:
                 _remove_old(folder)
     except OSError as error:
@@ -196,12 +206,15 @@ def _locked(folder: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def _replace(folder: Path, contents: Mapping[str, tuple[bytes, int]]) -> None:
+def _replace(folder: Path, contents: Mapping[str, tuple[bytes, int]], group: int | None) -> None:
     fresh = folder / f"{_FRESH}{secrets.token_hex(8)}"
     fresh.mkdir()
     fresh.chmod(0o755)
     for name, (content, mode) in contents.items():
-        atomic_write(fresh / name, content, mode=mode)
+        atomic_write(fresh / name, content, mode=mode & 0o600 if group is not None else mode)
+        if group is not None:
+            os.chown(fresh / name, -1, group)
+            (fresh / name).chmod(mode)  # only now may the group read it: before, it was another one
     _link(folder / _DATA, fresh.name)
     for name in contents:
         _link(folder / name, f"{_DATA}/{name}")

@@ -91,6 +91,8 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
     workloads = cast("list[dict[str, JSON]]", found["workloads"])
     clients = cast("list[dict[str, JSON]]", found["clients"])
     sections += [Section(f"Workload {row['spiffe_id']}", [_held(row, now), *_trouble(row)]) for row in workloads]
+    files = cast("list[dict[str, JSON]]", found["files"])
+    sections += [Section(f"Files {row['name']}", _files(row)) for row in files]
     return [*sections, *(Section(f"Client {row['name']}", _client(row)) for row in clients)]
 
 
@@ -132,6 +134,13 @@ def _forecast(first_lapse: JSON, now: datetime) -> str:
         return "no workload holds a certificate"
     left = datetime.fromisoformat(str(first_lapse)) - now
     return f"the first workload loses its certificate in {in_words(left)}"
+
+
+def _files(row: Mapping[str, JSON]) -> list[Fact]:
+    if row["written"] is None:
+        return [Fact.of("written", "never", tone=Tone.BAD), *_trouble(row)]
+    facts = [Fact.of("written", f"{row['written']} to {row['folder']}"), Fact.of("identity", str(row["spiffe_id"]))]
+    return [*facts, *([Fact.of("told", str(row["told"]))] if row["told"] else []), *_trouble(row)]
 
 
 def _client(row: Mapping[str, JSON]) -> list[Fact]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from istio_auth.strict_json import JSON
 from node_agent.attest import WorkloadAttestor
 from node_agent.cache import WorkloadCache
 from node_agent.entitlement import Entitlement
+from node_agent.files.writer import FilesWriter
 from node_agent.identity import Identity
 from node_agent.renewal import Renewals, first_to_lapse
 from node_agent.sds.service import SecretDiscovery
@@ -38,6 +39,7 @@ class Status:
         discovery: its SDS clients.
         workload_api: its clients of the Workload API.
         attestors: look at processes; those that a socket is needed for are left out.
+        files: the folders that it keeps certificates in.
         problems: what keeps it from its work.
     """
 
@@ -50,6 +52,7 @@ class Status:
     discovery: SecretDiscovery
     workload_api: WorkloadAPI
     attestors: Iterable[WorkloadAttestor]
+    files: Sequence[FilesWriter]
     problems: Callable[[], Mapping[str, str]]
 
     def document(self) -> dict[str, JSON]:
@@ -82,6 +85,7 @@ class Status:
                 for spiffe_id, want in sorted(snapshot.wanted.items())
                 for held in [snapshot.held.get(spiffe_id)]
             ],
+            "files": list(map(_files, self.files)),
             "clients": [*self._sds(), *self._workload_api()],
         }
 
@@ -114,26 +118,26 @@ class Status:
     def _sds(self) -> list[JSON]:
         return [
             {
-                **_client("sds", client.entitled),
+                **_client("sds", client.caller, client.entitled),
                 "name": client.name(),
                 "waits_for": list(client.pending()),
                 "bundle": client.holding().value,
                 "refused": dict(client.refused),
             }
-            for client in sorted(self.discovery.clients(), key=lambda each: each.entitled.caller.pid)
+            for client in sorted(self.discovery.clients(), key=lambda each: each.caller.pid)
         ]
 
     def _workload_api(self) -> list[JSON]:
         bundles = self.cache.snapshot.bundles
         return [
             {
-                **_client("workload-api", stream.entitled),
+                **_client("workload-api", stream.caller, stream.entitled),
                 "name": stream.name(),
                 "waits_for": [] if stream.sent is not None else ["the first SVID"],
                 "bundle": "current" if stream.sent is bundles else "lagging",
                 "refused": {},
             }
-            for stream in sorted(self.workload_api.streams(), key=lambda each: each.entitled.caller.pid)
+            for stream in sorted(self.workload_api.streams(), key=lambda each: each.caller.pid)
         ]
 
 
@@ -152,8 +156,23 @@ def process(pid: int, proc: Path = Path("/proc")) -> UnixCaller:
     return UnixCaller(uid, gid, pid, "")
 
 
-def _client(api: str, entitled: Entitlement) -> dict[str, JSON]:
-    return {"api": api, "caller": str(entitled.caller), "identities": [str(each) for each in entitled.ids]}
+def _files(writer: FilesWriter) -> JSON:
+    state = writer.state
+    return {
+        "name": writer.settings.name,
+        "folder": str(writer.settings.folder),
+        "spiffe_id": str(state.spiffe_id) if state.spiffe_id else None,
+        "not_after": _iso(state.svid.not_after) if state.svid else None,
+        "written": _iso(state.at),
+        "told": state.told,
+        "trouble": state.trouble,
+        "failed_attempts": state.attempts,
+        "bundle": {None: "none", True: "current", False: "lagging"}[writer.is_current()],
+    }
+
+
+def _client(api: str, caller: UnixCaller, entitled: Entitlement) -> dict[str, JSON]:
+    return {"api": api, "caller": str(caller), "identities": [str(each) for each in entitled.ids]}
 
 
 def _words(values: Iterable[object]) -> list[JSON]:

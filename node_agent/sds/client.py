@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
 
+from istio_auth.door import UnixCaller
 from istio_auth.errors import MalformedError
 from istio_auth.spiffe_id import TrustDomain
 from node_agent.cache import WorkloadCache
@@ -50,8 +51,13 @@ class Served(Protocol):
     """A client, whichever protocol it speaks, for who looks at all of them."""
 
     @property
+    def caller(self) -> UnixCaller:
+        """The process at the other end."""
+        ...
+
+    @property
     def entitled(self) -> Entitlement:
-        """Who it is, and what it may have."""
+        """What it may have."""
         ...
 
     @property
@@ -76,7 +82,8 @@ class SDSClient(Generic[Request, Answer]):
     """A session with a caller who is known.
 
     Args:
-        entitled: what the process at the other end may have.
+        caller: the process at the other end.
+        entitled: what it may have.
         session: the state of its stream, by one of the two protocols.
         cache: what the workloads hold.
         render: makes resources, shared by all clients.
@@ -87,6 +94,7 @@ class SDSClient(Generic[Request, Answer]):
 
     def __init__(
         self,
+        caller: UnixCaller,
         entitled: Entitlement,
         session: AnySession[Request, Answer],
         *,
@@ -97,15 +105,20 @@ class SDSClient(Generic[Request, Answer]):
         progress: Callable[[], None],
     ) -> None:
         self._progress = progress
-        self._entitled = entitled
+        self._caller, self._entitled = caller, entitled
         self._cache, self._render, self._trust_domain, self._metrics = cache, render, trust_domain, metrics
         self._session = session
         self._told: tuple[str, ...] = ()
         self._refused: dict[str, str] = {}
 
     @property
+    def caller(self) -> UnixCaller:
+        """The process at the other end."""
+        return self._caller
+
+    @property
     def entitled(self) -> Entitlement:
-        """Who it is, and what it may have."""
+        """What it may have."""
         return self._entitled
 
     @property
@@ -152,7 +165,7 @@ class SDSClient(Generic[Request, Answer]):
 
     def name(self) -> str:
         """How to call it where it is one of many."""
-        ids, caller = self._entitled.ids, self._entitled.caller
+        ids, caller = self._entitled.ids, self._caller
         return f"{ids[0] if ids else caller} ({self._session.node_id or f'pid {caller.pid}'})"
 
     def view(self, name: str) -> Resource | None:
@@ -202,4 +215,4 @@ class SDSClient(Generic[Request, Answer]):
             log.warning("no registration fits this caller; it waits", **self._entitled.explained(), **self._who())
 
     def _who(self) -> dict[str, str]:
-        return {"caller": str(self._entitled.caller), "node": self._session.node_id}
+        return {"caller": str(self._caller), "node": self._session.node_id}

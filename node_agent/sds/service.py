@@ -104,7 +104,8 @@ class SecretDiscovery:
             raise NotAuthenticated(f"{call.caller} is no process of this machine")
         selectors = await asyncio.to_thread(attest_all, self._attestors, call.caller)
         client = SDSClient(
-            Entitlement(call.caller, selectors, self._cache),
+            call.caller,
+            Entitlement(selectors, self._cache),
             session,
             cache=self._cache,
             render=self._render,

@@ -106,14 +106,14 @@ class WorkloadAPI:
         check_security_header(call)
         if await anext(requests, None) is None:
             raise MalformedError("the call ended without a request", public="there is no request")
-        stream = Stream(await self._entitlement(call))
+        stream = await self._begun(call)
         changed = asyncio.Event()
         end = self._cache.subscribe(changed.set)
         self._streams.add(stream)
         try:
             while True:
                 changed.clear()
-                self._require_identity(stream.entitled)
+                self._require_identity(stream)
                 bundles = stream.entitled.context.bundles
                 if (response := render(stream.entitled)) is not None and stream.is_new(response):
                     self._metrics.workload_api_responses.inc()
@@ -127,8 +127,8 @@ class WorkloadAPI:
             self._streams.discard(stream)
             self._subscribers.tell()
 
-    async def _entitlement(self, call: Call) -> Entitlement:
-        """What the caller may have.
+    async def _begun(self, call: Call) -> Stream:
+        """The stream of a caller, once that was looked at.
 
         Raises:
             NotAuthorized: it is no process of this machine, or not the one it was.
@@ -139,30 +139,31 @@ class WorkloadAPI:
             selectors = await asyncio.to_thread(attest_all, self._attestors, call.caller)
         except IstioAuthError as error:
             raise _no_identity(str(error)) from error
-        return Entitlement(call.caller, selectors, self._cache)
+        return Stream(call.caller, Entitlement(selectors, self._cache))
 
-    def _require_identity(self, entitled: Entitlement) -> None:
-        if entitled.ids:
+    def _require_identity(self, stream: Stream) -> None:
+        if stream.entitled.ids:
             return
         if (missing := self._registrations_missing()) is not None:
             raise NotReady(missing, public="the agent is starting")
         self._metrics.callers_unknown.inc()
         log.warning(
-            "no registration fits this caller; it is refused", caller=str(entitled.caller), **entitled.explained()
+            "no registration fits this caller; it is refused", caller=str(stream.caller), **stream.entitled.explained()
         )
-        raise _no_identity(f"no registration fits {entitled.caller}")
+        raise _no_identity(f"no registration fits {stream.caller}")
 
 
 class Stream:
     """One stream: whose it is, and what was sent on it.
 
     Attributes:
-        entitled: who it is, and what it may have.
+        caller: the process at the other end.
+        entitled: what it may have.
         sent: the bundles that the last message spoke of; None before the first.
     """
 
-    def __init__(self, entitled: Entitlement) -> None:
-        self.entitled = entitled
+    def __init__(self, caller: UnixCaller, entitled: Entitlement) -> None:
+        self.caller, self.entitled = caller, entitled
         self.sent: object = None
         self._digest = b""
 
@@ -173,7 +174,7 @@ class Stream:
 
     def name(self) -> str:
         """How to call it where it is one of many."""
-        ids, caller = self.entitled.ids, self.entitled.caller
+        ids, caller = self.entitled.ids, self.caller
         return f"{ids[0] if ids else caller} (pid {caller.pid})"
 
 

@@ -1,0 +1,131 @@
+"""Tells a program that its files have changed: by a command, a signal to a process, or an HTTP call; all bounded.
+
+A command runs without a shell, as the agent's user, in a session of its own that is ended as a whole when its time is
+up, and with output that goes to a file: a child that lives on, and holds what it inherited, holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import aiohttp
+
+from istio_auth.errors import IstioAuthError, NotReady
+from istio_auth.files import read_bounded
+from node_agent.files.settings import FilesSettings
+
+Hook = Callable[[], Awaitable[str]]
+"""Tells; returns what came of it, in a few words, or raises `NotReady`."""
+
+_MAX_OUTPUT = 500  # characters of it that a log line shows, from its end
+_MAX_PID_FILE = 64
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def hook_of(settings: FilesSettings) -> Hook | None:
+    """How the settings want it to be told; None if nobody is to be told."""
+    if settings.command:
+        return lambda: run_command(settings)
+    if settings.signal:
+        return lambda: asyncio.to_thread(send_signal, settings)
+    if settings.post:
+        return lambda: post(settings)
+    return None
+
+
+async def run_command(settings: FilesSettings) -> str:
+    """Run the command.
+
+    Raises:
+        NotReady: it can not be run, failed, or took too long.
+    """
+    environment = {"PATH": _PATH, "ISTIO_AUTH_FILES": settings.name, "ISTIO_AUTH_FOLDER": str(settings.folder)}
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *settings.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise NotReady(f"{settings.command[0]} can not be run: {os.strerror(error.errno or 0)}") from error
+        try:
+            async with asyncio.timeout(settings.timeout.total_seconds()):
+                code = await process.wait()
+        except TimeoutError as error:
+            raise NotReady(f"the command did not end within {settings.timeout.total_seconds():g} s") from error
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
+        if code:
+            raise NotReady(f"the command ended with {code}: {_end_of(output) or 'it said nothing'}")
+        return "the command ended well"
+
+
+def send_signal(settings: FilesSettings) -> str:
+    """Send the signal.
+
+    Raises:
+        NotReady: there is no such process, or we may not signal it.
+    """
+    assert settings.pid_file is not None
+    pid = _pid_in(settings.pid_file)
+    try:
+        process = os.pidfd_open(pid)
+    except OSError as error:
+        raise NotReady(f"process {pid} of {settings.pid_file}: {os.strerror(error.errno or 0)}") from error
+    try:
+        signal.pidfd_send_signal(process, settings.signal_number)
+    except OSError as error:
+        raise NotReady(f"process {pid} was not sent {settings.signal}: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(process)
+    return f"{settings.signal_number.name} was sent to process {pid}"
+
+
+async def post(settings: FilesSettings) -> str:
+    """Call the HTTP address; anything but a status of 2xx is a failure, redirects too.
+
+    Raises:
+        NotReady: it failed, or took too long.
+    """
+    timeout = aiohttp.ClientTimeout(total=settings.timeout.total_seconds())
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.post(settings.post, allow_redirects=False) as answer,
+        ):
+            status = answer.status
+    except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+        raise NotReady(f"{settings.post} does not answer: {error or type(error).__name__}") from error
+    if not 200 <= status < 300:
+        raise NotReady(f"{settings.post} answered {status}")
+    return f"{settings.post} answered {status}"
+
+
+def _pid_in(path: Path) -> int:
+    try:
+        word = read_bounded(path, _MAX_PID_FILE).decode("ascii", errors="replace").strip()
+    except IstioAuthError as error:
+        raise NotReady(str(error)) from error
+    if not word.isdecimal() or not word.isascii() or int(word) <= 1:
+        raise NotReady(f"{path} holds no process number")
+    return int(word)
+
+
+def _end_of(output: IO[bytes]) -> str:
+    output.seek(max(0, output.seek(0, os.SEEK_END) - 4 * _MAX_OUTPUT))
+    return " ".join(output.read().decode(errors="replace").split())[-_MAX_OUTPUT:]

@@ -1,0 +1,174 @@
+"""Telling a program that its files have changed: real commands, real signals, real HTTP; and what they do wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from istio_auth.errors import NotReady
+from node_agent.files.hook import hook_of, post, run_command, send_signal
+from node_agent.files.settings import FilesSettings
+from tests.fakes.waiting import until
+
+SHORT = timedelta(milliseconds=300)
+LONG = timedelta(seconds=20)
+
+
+def running(folder: Path, script: str, *, timeout: timedelta = LONG) -> FilesSettings:
+    return FilesSettings("web", folder, command=(sys.executable, "-I", "-c", script), timeout=timeout)
+
+
+class TestACommand:
+    async def test_is_told_which_files_they_are_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SECRET_OF_THE_AGENT", "1")
+        script = f"import os; open({str(tmp_path / 'told')!r}, 'w').write(repr(sorted(os.environ)))"
+        assert await run_command(running(tmp_path, script)) == "the command ended well"
+        assert "ISTIO_AUTH_FOLDER" in (tmp_path / "told").read_text()
+        assert "SECRET_OF_THE_AGENT" not in (tmp_path / "told").read_text()
+
+    async def test_that_fails_is_quoted_and_works_once_it_is_mended(self, tmp_path: Path) -> None:
+        with pytest.raises(NotReady, match="ended with 3: no such configuration"):
+            await run_command(running(tmp_path, "import sys; print('no such\\nconfiguration'); sys.exit(3)"))
+        assert await run_command(running(tmp_path, "pass"))
+
+    async def test_that_says_too_much_is_quoted_in_part(self, tmp_path: Path) -> None:
+        with pytest.raises(NotReady) as failed:
+            await run_command(running(tmp_path, "print('x' * 10_000_000 + ' the end'); raise SystemExit(1)"))
+        assert str(failed.value).endswith("the end")
+        assert len(str(failed.value)) < 600
+
+    async def test_that_hangs_is_ended_with_all_its_children(self, tmp_path: Path) -> None:
+        pids = tmp_path / "pids"
+        script = (
+            "import os, time\n"
+            "child = os.fork()\n"
+            f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+            "time.sleep(1000)\n"
+        )
+        with pytest.raises(NotReady, match=r"did not end within 1 s"):
+            await run_command(running(tmp_path, script, timeout=timedelta(seconds=1)))
+        for pid in pids.read_text().split():
+            await until(lambda pid=pid: not _runs(int(pid)))  # type: ignore[misc]  # bound now
+
+    async def test_whose_child_lives_on_has_ended_all_the_same(self, tmp_path: Path) -> None:
+        script = (
+            "import os, time\n"
+            "if (child := os.fork()):\n"
+            f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(child))\n"
+            "else:\n"
+            "    time.sleep(1000)\n"
+        )
+        assert await run_command(running(tmp_path, script)) == "the command ended well"
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+    async def test_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(NotReady, match="/not/there can not be run: No such file"):
+            await run_command(FilesSettings("web", tmp_path, command=("/not/there",)))
+
+    async def test_ends_with_the_agent(self, tmp_path: Path) -> None:
+        pid = tmp_path / "pid"
+        script = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
+        task = asyncio.create_task(run_command(running(tmp_path, script)))
+        await until(lambda: pid.exists() and pid.read_text() != "")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not _runs(int(pid.read_text()))
+
+
+class TestASignal:
+    def test_reaches_the_process_in_the_file(self, tmp_path: Path) -> None:
+        heard: list[int] = []
+        before = signal.signal(signal.SIGUSR2, lambda number, _frame: heard.append(number))
+        try:
+            (tmp_path / "pid").write_text(f"{os.getpid()}\n")
+            settings = FilesSettings("web", tmp_path, signal="USR2", pid_file=tmp_path / "pid")
+            assert send_signal(settings) == f"SIGUSR2 was sent to process {os.getpid()}"
+            assert heard == [signal.SIGUSR2]
+        finally:
+            signal.signal(signal.SIGUSR2, before)
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (None, "No such file"),
+            ("", "holds no process number"),
+            ("1", "holds no process number"),
+            ("-5", "holds no process number"),
+            ("web", "holds no process number"),
+            ("9" * 100, "large"),
+            ("2147483646", "No such process"),
+        ],
+    )
+    def test_goes_to_nobody_else(self, tmp_path: Path, content: str | None, reason: str) -> None:
+        if content is not None:
+            (tmp_path / "pid").write_text(content)
+        with pytest.raises(NotReady, match=reason):
+            send_signal(FilesSettings("web", tmp_path, signal="HUP", pid_file=tmp_path / "pid"))
+
+
+@asynccontextmanager
+async def site(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    application = web.Application()
+    application.router.add_post("/reload", answer)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        place = web.TCPSite(runner, "127.0.0.1", 0)
+        await place.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/reload"
+    finally:
+        await runner.cleanup()
+
+
+class TestACall:
+    async def test_that_is_answered_with_200_has_told(self, tmp_path: Path) -> None:
+        async def answer(_request: web.Request) -> web.Response:
+            return web.Response(text="fine")
+
+        async with site(answer) as address:
+            assert await post(FilesSettings("web", tmp_path, post=address)) == f"{address} answered 200"
+
+    @pytest.mark.parametrize("status", [302, 404, 500])
+    async def test_that_is_answered_otherwise_has_not(self, tmp_path: Path, status: int) -> None:
+        async def answer(_request: web.Request) -> web.Response:
+            return web.Response(status=status, headers={"Location": "/elsewhere"})
+
+        async with site(answer) as address:
+            with pytest.raises(NotReady, match=f"answered {status}"):
+                await post(FilesSettings("web", tmp_path, post=address))
+
+    async def test_that_is_not_answered_in_time_has_not(self, tmp_path: Path) -> None:
+        async def answer(_request: web.Request) -> web.Response:
+            await asyncio.Event().wait()
+            raise AssertionError("it waits for ever")
+
+        async with site(answer) as address:
+            with pytest.raises(NotReady, match="does not answer"):
+                await post(FilesSettings("web", tmp_path, post=address, timeout=SHORT))
+
+    async def test_where_nobody_listens_has_not(self, tmp_path: Path) -> None:
+        with pytest.raises(NotReady, match="does not answer"):
+            await post(FilesSettings("web", tmp_path, post="http://127.0.0.1:1/"))
+
+
+def test_nobody_is_told_where_nobody_is_named(tmp_path: Path) -> None:
+    assert hook_of(FilesSettings("web", tmp_path)) is None
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
