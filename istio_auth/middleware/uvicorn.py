@@ -20,13 +20,13 @@ class _ServesApplication(Protocol):
     app: Application
 
 
-class HTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # whichever parser is installed
-    """One connection to uvicorn, HTTP or WebSocket."""
+class ConnectionOnScope(asyncio.Protocol):
+    """What stands before one of uvicorn's HTTP protocols, for requests and for the WebSockets that they become."""
 
     app: Application
     ws_protocol_class: Callable[..., _ServesApplication] | None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, after the TLS handshake."""
         super().connection_made(transport)
         connection = transport.get_extra_info("ssl_object")
@@ -42,6 +42,10 @@ class HTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # which
             return protocol
 
         return made
+
+
+class HTTPProtocol(ConnectionOnScope, AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # whichever is installed
+    """One connection to uvicorn."""
 
 
 def on_connection(app: Application, connection: JudgedConnection) -> Application:

@@ -12,10 +12,13 @@ from datetime import UTC, datetime
 import aiohttp
 import pytest
 import uvicorn
+from uvicorn.config import WSProtocolType
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from istio_auth.authorize import Authorizer, any_id, is_id, one_of
 from istio_auth.middleware import IdentityMiddleware, RequestVerifier
-from istio_auth.middleware.uvicorn import HTTPProtocol
+from istio_auth.middleware.uvicorn import ConnectionOnScope, HTTPProtocol
 from istio_auth.peer import PeerRefused
 from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
@@ -34,13 +37,19 @@ PROXY = SpiffeID.parse("spiffe://cluster.local/ns/edge/sa/gateway")
 FORWARDED = {"x-forwarded-client-cert": f'By={PROXY};Hash=00;Subject="";URI={WEB}'}
 
 Seen = dict[str, object]
+Parsers = tuple[type[asyncio.Protocol], WSProtocolType]
+
+
+class OnH11(ConnectionOnScope, H11Protocol):  # type: ignore[misc]  # a factory takes the place of a class
+    """As HTTPProtocol is where nothing faster is installed."""
 
 
 class Callers:
     """A server's source, and clients with any identity of the same root."""
 
-    def __init__(self, authority: FakeAuthority) -> None:
+    def __init__(self, authority: FakeAuthority, parsers: Parsers) -> None:
         self.authority = authority
+        self.http, self.ws = parsers
         self.source = self.holding(SERVER)
 
     def holding(self, spiffe_id: SpiffeID) -> MemorySource:
@@ -63,7 +72,7 @@ class Callers:
         context = server_context(self.source, any_id(), require_client_certificate=require_certificate)
         factory: Callable[..., ssl.SSLContext] | None = (lambda *_: context) if tls else None
         config = uvicorn.Config(
-            app, "127.0.0.1", 0, http=HTTPProtocol, ws="wsproto", ssl_context_factory=factory, log_config=None
+            app, "127.0.0.1", 0, http=self.http, ws=self.ws, ssl_context_factory=factory, log_config=None
         )
         async with serving(uvicorn.Server(config)) as port:
             yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/"
@@ -75,9 +84,13 @@ class Callers:
             yield session
 
 
-@pytest.fixture
-def callers(authority: FakeAuthority) -> Callers:
-    return Callers(authority)
+@pytest.fixture(params=[(OnH11, "wsproto"), (HTTPProtocol, "websockets-sansio")], ids=["h11", "httptools"])
+def callers(authority: FakeAuthority, request: pytest.FixtureRequest) -> Callers:
+    return Callers(authority, request.param)
+
+
+def test_the_fastest_parser_that_is_installed_is_used() -> None:
+    assert issubclass(HTTPProtocol, HttpToolsProtocol)
 
 
 async def get(session: aiohttp.ClientSession, url: str, headers: dict[str, str] | None = None) -> Seen | int:
