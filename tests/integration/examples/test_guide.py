@@ -9,6 +9,7 @@ import logging
 import re
 import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -16,8 +17,12 @@ import pytest
 
 from istio_auth.middleware.asgi import Application, Message, Scope
 from istio_auth.peer import ASGI_EXTENSION, VerifiedPeer
+from istio_auth.proto.workload_api_pb2 import JWTSVID, JWTSVIDRequest, JWTSVIDResponse
 from istio_auth.spiffe_id import SpiffeID
+from istio_auth.strict_json import JSON
 from tests.fakes.svid_folder import SVIDFolder
+from tests.fakes.token_issuer import TokenIssuer
+from tests.fakes.workload_api import Context, FakeWorkloadAPI, entry, jwt_bundles, x509
 from tests.integration.examples import servers
 from tests.integration.examples.world import CLIENT, SERVER, World
 
@@ -48,6 +53,13 @@ def reader(tmp_path: Path, world: World) -> Reader:
     return Reader(tmp_path, world)
 
 
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorkloadAPI]:
+    with FakeWorkloadAPI(tmp_path / "agent.sock") as running:
+        monkeypatch.setenv("SPIFFE_ENDPOINT_SOCKET", running.address)
+        yield running
+
+
 @pytest.fixture(autouse=True)
 def levels_as_they_were() -> Iterator[None]:
     logger = logging.getLogger("istio_auth.tls")
@@ -67,8 +79,22 @@ async def test_a_client_tells_whom_it_is_connected_with(reader: Reader, world: W
     assert printed == f"connected with {SERVER}\n"
 
 
-def test_who_waits_for_a_source_learns_its_name(reader: Reader) -> None:
-    assert reader.run("wait_until_ready")[1] == f"I am {CLIENT}\n"
+def test_who_waits_for_a_source_learns_its_name(reader: Reader, world: World, api: FakeWorkloadAPI) -> None:
+    api.x509.say(x509(entry(world.client.svid(), world.authority.bundle())))
+    assert reader.run("no identity")[1] == f"I am {CLIENT}\n"
+
+
+def test_a_token_is_fetched_and_validated(reader: Reader, api: FakeWorkloadAPI) -> None:
+    issuer = TokenIssuer()
+    api.jwt_bundles.say(jwt_bundles({"cluster.local": issuer}))
+
+    def answer(request: JWTSVIDRequest, _context: Context) -> JWTSVIDResponse:
+        audiences: list[JSON] = list(request.audience)
+        token = issuer.token(datetime.now(UTC), sub=str(CLIENT), aud=audiences)
+        return JWTSVIDResponse(svids=[JWTSVID(spiffe_id=str(CLIENT), svid=token)])
+
+    api.jwt_svids = answer
+    assert reader.run("JWTSource")[1] == f"called by {CLIENT}\n"
 
 
 def test_the_log_tells_refusals(reader: Reader) -> None:
@@ -102,5 +128,5 @@ async def test_an_application_learns_whom_the_gateway_serves(reader: Reader) -> 
 
 
 def test_every_piece_is_run_here() -> None:
-    words = ["context = server_context", "connected with", "wait_until_ready", "setLevel", "SourceMetrics"]
-    assert all(any(word in piece for word in (*words, "IdentityMiddleware")) for piece in PIECES)
+    words = ["context = server_context", "connected with", "no identity", "JWTSource", "setLevel"]
+    assert all(any(word in piece for word in (*words, "SourceMetrics", "IdentityMiddleware")) for piece in PIECES)
