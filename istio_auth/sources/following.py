@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import threading
 import weakref
@@ -10,6 +11,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from istio_auth.errors import IstioAuthError
+from istio_auth.rpc.forking import Forked, starting
 from istio_auth.workload_api.blocking import BlockingWorkloadAPIClient
 
 _Value = TypeVar("_Value")
@@ -23,6 +25,7 @@ class Following(Generic[_Value]):
     """Follows one stream until the client is closed, or there is no point in going on.
 
     Args:
+        source: for whom; once it is gone, the client is closed.
         client: whose stream it is.
         watch: opens the stream; takes a function that is told of each failure.
         take: a method of the source, which takes each value.
@@ -31,6 +34,7 @@ class Following(Generic[_Value]):
 
     def __init__(
         self,
+        source: object,
         client: BlockingWorkloadAPIClient,
         watch: Callable[[Callable[[IstioAuthError], None]], Iterator[_Value]],
         *,
@@ -39,18 +43,27 @@ class Following(Generic[_Value]):
     ) -> None:
         self._client = client
         self._watch = watch
+        # It is garbage by then, which is collected on any thread, in the middle of anything, whatever locks that holds.
+        self._finalizer = weakref.finalize(source, _thread.start_new_thread, client.close, ())
+        self._finalizer.atexit = False
         # A source that nobody else holds must go, in spite of its thread.
         self._take: weakref.WeakMethod[Callable[[_Value], None]] = weakref.WeakMethod(take)
         self._failed: weakref.WeakMethod[Callable[[Exception], None]] = weakref.WeakMethod(failed)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin; in a forked child, begin again."""
+        """Begin; in a forked child, begin again, or tell at once that this can not be."""
+        try:
+            starting()
+        except Forked as error:
+            self._tell(error)
+            return
         self._thread = threading.Thread(target=self._run, name="istio-auth Workload API", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Close the client, and wait for the thread."""
+        self._finalizer.detach()
         self._client.close()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN)

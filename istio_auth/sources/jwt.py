@@ -25,6 +25,7 @@ from istio_auth.clock import Clock, in_words
 from istio_auth.errors import IstioAuthError, MissingError, NotAuthorized, NotReady
 from istio_auth.jwt_bundle import JWTBundle, JWTBundleSet
 from istio_auth.jwt_svid import JWTSVID, validate_jwt_svid
+from istio_auth.rpc.forking import Forked
 from istio_auth.sources.changes import Changes
 from istio_auth.sources.following import Following
 from istio_auth.sources.jwt_cache import JWTSVIDCache, Wanted
@@ -87,10 +88,8 @@ class JWTSource:
         self._changes = Changes(self._origin)
         self._cache = JWTSVIDCache(functools.partial(_ask, self._client), self._clock)
         self._forked = False
-        self._finalizer = weakref.finalize(self, self._client.close)
-        self._finalizer.atexit = False
         watch = self._client.watch_jwt_bundles
-        self._following = Following(self._client, watch, take=self._take, failed=self._failed)
+        self._following = Following(self, self._client, watch, take=self._take, failed=self._failed)
         self._following.start()
         _SOURCES.add(self)
 
@@ -228,9 +227,10 @@ class JWTSource:
             self._replace(lambda state: replace(state, trouble=None))
 
     def _failed(self, error: Exception) -> None:
-        if isinstance(error, NotAuthorized):
+        if isinstance(error, NotAuthorized | Forked):  # in a child that can not follow, nothing would be replaced
             # A new one, for the old one's traceback would keep alive whatever it passed through.
-            reason = NotAuthorized(f"the Workload API knows no identity of this workload: {error}")
+            refused = f"the Workload API knows no identity of this workload: {error}"
+            reason = Forked(str(error)) if isinstance(error, Forked) else NotAuthorized(refused)
             self._cache.forget()
             self._replace(lambda state: _State(lost=reason, trouble=str(reason), updates=state.updates))
         else:

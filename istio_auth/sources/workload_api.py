@@ -1,6 +1,6 @@
 """WorkloadAPISource: SVIDs and bundles from the SPIFFE Workload API, for as long as the process lives.
 
-One thread holds the stream open (see `istio_auth.workload_api.backoff` for when it calls again), so blocking and
+One thread holds the stream open (see `following`, and `istio_auth.workload_api.backoff` for the waits), so blocking and
 asyncio code use the source alike. What the API says replaces everything that was held (WA-04, WA-05). Said that there
 is no identity here (any more), nothing is served from that moment (WA-14); while nobody answers, or answers nonsense,
 the last good SVID is served until its end. In a forked child the source starts anew at its first use there.
@@ -8,17 +8,15 @@ the last good SVID is served until its end. In a forked child the source starts 
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeAlias
 
 from istio_auth.clock import Clock
 from istio_auth.errors import IstioAuthError, MissingError, NotAuthorized
-from istio_auth.rpc.forking import Forked, starting
+from istio_auth.rpc.forking import Forked
+from istio_auth.sources.following import Following
 from istio_auth.sources.source import Source
 from istio_auth.svid import X509SVID
 from istio_auth.workload_api.address import chosen_address
@@ -28,9 +26,6 @@ from istio_auth.x509_source import X509Context
 
 Pick: TypeAlias = Callable[[Sequence[X509SVID]], X509SVID]
 
-_LOG = logging.getLogger(__name__)
-_PAUSE = timedelta(seconds=5)  # after something that nobody thought of
-_JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber keeps it
 _REMEDY = "see whether the agent runs, its socket is there for this process, and this workload is registered"
 
 
@@ -61,36 +56,22 @@ class WorkloadAPISource(Source):
         super().__init__(f"the Workload API at {self._address}", _REMEDY, clock=clock)
         self._pick = pick
         self._client = BlockingWorkloadAPIClient(self._address, timeout=timeout)
-        self._finalizer = weakref.finalize(self, self._client.close)
-        self._finalizer.atexit = False
-        self._thread: threading.Thread | None = None
-        self._start()
+        watch = self._client.watch_x509_context
+        self._following = Following(self, self._client, watch, take=self._take, failed=self._failed)
+        self._following.start()
 
     def close(self) -> None:
         """End the connection and the thread, and serve nothing any more."""
         super().close()
-        self._client.close()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(_JOIN)
-
-    def _start(self) -> None:
-        arguments = (weakref.ref(self), self._client)
-        self._thread = threading.Thread(target=_follow, args=arguments, name="istio-auth Workload API", daemon=True)
-        self._thread.start()
+        self._following.stop()
 
     def _resume(self) -> None:
-        if self._state.closed:
-            return
-        try:
-            starting()
-        except Forked as error:
-            self._lose(error)  # what is held would never be replaced
-        else:
-            self._start()
+        if not self._state.closed:
+            self._following.start()
 
     def _after_fork(self) -> None:
         super()._after_fork()
-        self._thread = None
+        self._following.after_fork()
 
     def _take(self, context: X509Context) -> None:
         try:
@@ -124,30 +105,8 @@ class WorkloadAPISource(Source):
     def _failed(self, error: Exception) -> None:
         if isinstance(error, NotAuthorized):
             self._lose(NotAuthorized(f"the Workload API knows no identity of this workload: {error}"))
+        elif isinstance(error, Forked):
+            self._lose(error)  # what is held would never be replaced
         else:
             self._trouble(error)
         self._look()
-
-
-def _follow(reference: weakref.ref[WorkloadAPISource], client: BlockingWorkloadAPIClient) -> None:
-    """Follow the API until the source is closed, or nobody holds it any more, or there is no point in going on."""
-
-    def failed(error: Exception) -> None:
-        if (source := reference()) is not None:
-            source._failed(error)  # noqa: SLF001  # of this module
-
-    going_on = True
-    while going_on:
-        try:
-            for context in client.watch_x509_context(failed):
-                if (source := reference()) is not None:
-                    source._take(context)  # noqa: SLF001  # of this module
-                del source
-            going_on = False
-        except IstioAuthError as error:
-            failed(error)
-            going_on = False
-        except Exception as error:  # noqa: BLE001  # whatever it is, following must go on
-            _LOG.exception("following the Workload API failed")
-            failed(error)
-            going_on = not client.closed_within(_PAUSE)

@@ -16,7 +16,9 @@ import pytest
 
 from istio_auth.errors import ConfigurationError, MissingError, NotAuthorized, NotReady
 from istio_auth.proto import workload_api_pb2 as messages
+from istio_auth.rpc.forking import dropping
 from istio_auth.sources.jwt import JWTSource
+from istio_auth.sources.workload_api import WorkloadAPISource
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.strict_json import JSON
 from istio_auth.tokens import TokenFault, TokenRefused
@@ -179,7 +181,7 @@ class TestARedaction:
         agent.jwt_bundles.say(jwt_bundles({"cluster.local": ISSUER}))
         source.wait_until_ready(SOON)
         source.validate(token, "db")
-        assert "all is well again" in caplog.text
+        wait_for(lambda: "all is well again" in caplog.text)
 
     def test_of_one_identity_takes_its_token_away_when_it_is_renewed(self, source: JWTSource, agent: Agent) -> None:
         admin = SpiffeID.parse(ADMIN)
@@ -275,6 +277,26 @@ def test_a_source_that_nobody_holds_ends_with_its_thread(agent: Agent) -> None:
     gc.collect()
     assert gone() is None
     wait_for(lambda: agent.jwt_bundles.open == 0)
+
+
+@pytest.mark.parametrize("kind", [JWTSource, WorkloadAPISource])
+def test_a_source_that_is_garbage_waits_for_no_lock(agent: Agent, kind: type[JWTSource | WorkloadAPISource]) -> None:
+    # Garbage is collected on any thread: even on one that somebody who holds a lock of ours waits for.
+    held = [kind(agent.address)]
+    gone = weakref.ref(held[0])
+
+    def collect() -> None:
+        held.clear()
+        gc.collect()
+
+    collecting = threading.Thread(target=collect)
+    wait_for(lambda: agent.jwt_bundles.open or agent.x509.open)
+    with dropping():
+        collecting.start()
+        collecting.join(5)
+        assert not collecting.is_alive()
+    assert gone() is None
+    wait_for(lambda: agent.jwt_bundles.open == agent.x509.open == 0)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
