@@ -7,12 +7,13 @@ grow while the call is made, and stands between two calls that pass and differ f
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from deploy.demo.client import Answer, CallFailed, http_get, tcp_echo, tls_client
 from deploy.demo.envoy import Envoy
 from deploy.demo.layout import Layout
 from deploy.demo.report import Finding, Report
+from deploy.demo.tokens import USER_HEADER, Issuer, bearing
 from deploy.demo.waiting import holds_within
 from deploy.demo.workloads import Workload, Workloads
 
@@ -27,6 +28,7 @@ async def run_checks(layout: Layout, workloads: Workloads, report: Report) -> No
     await checks.callers()
     await checks.servers()
     await checks.permissive()
+    await checks.tokens()
     await checks.tcp()
 
 
@@ -37,6 +39,7 @@ class _Checks:
         self._ours = _client(layout, "ours")
         self._foreign = _client(layout, "foreign")
         self._anonymous = tls_client()
+        self._issuer = workloads.issuer
 
     async def callers(self) -> None:
         """Who may call the backend, whose mode is STRICT."""
@@ -90,6 +93,21 @@ class _Checks:
             _at(self._backend, "open", "ssl.fail_verify_error"),
         )
 
+    async def tokens(self) -> None:
+        """Who calls comes from TLS, on whose behalf from a token."""
+        self._report.title("A port of the backend that asks for a token as well")
+        denied = _Counter(self._backend.envoy, "backend", "http.inbound_users.jwt_authn.denied")
+
+        def call(headers: Mapping[str, str]) -> Callable[[], Awaitable[Answer]]:
+            return self._through(self._frontend, "backend-users", headers)
+
+        good, forged = (bearing(issuer.token("alice")) for issuer in (self._issuer, Issuer()))
+        await self._refused("no token", call({}), call(good), denied, status="401")
+        await self._refused("a token that somebody else signed", call(forged), call(good), denied, status="401")
+        await self._passes(
+            "a good token, beside a forged user", call(good | {USER_HEADER: "root"}), self._frontend, user="alice"
+        )
+
     async def tcp(self) -> None:
         """The same for a protocol that is not HTTP."""
         self._report.title("A port of the backend that speaks TCP, not HTTP")
@@ -111,7 +129,9 @@ class _Checks:
             _at(self._backend, "tcp", "ssl.fail_verify_san"),
         )
 
-    async def _passes(self, name: str, call: Callable[[], Awaitable[Answer]], caller: Workload | None) -> None:
+    async def _passes(
+        self, name: str, call: Callable[[], Awaitable[Answer]], caller: Workload | None, *, user: str = ""
+    ) -> None:
         expected = str(caller.place.id) if caller else ""
         try:
             answer = await call()
@@ -119,17 +139,27 @@ class _Checks:
             self._report.add(Finding(name, "REFUSED", str(error), holds=False))
             return
         seen = f"{answer.workload} sees {answer.caller or 'no identity'}"
-        self._report.add(Finding(name, "passed", seen, holds=answer.caller == expected))
+        if found := answer.headers.get(USER_HEADER, ""):
+            seen += f", on behalf of {found}"
+        self._report.add(Finding(name, "passed", seen, holds=(answer.caller, found) == (expected, user)))
 
-    async def _refused(self, name: str, call: Call, good: Call, counter: _Counter) -> None:
-        """A call that must fail between two that must not; the counter must grow by the refused one alone."""
+    async def _refused(self, name: str, call: Call, good: Call, counter: _Counter, *, status: str = "") -> None:
+        """A call that must fail between two that must not; the counter must grow by the refused one alone.
+
+        Args:
+            name: what is wrong with the call.
+            call: the one to be refused.
+            good: the same without the fault.
+            counter: the refusing side's own.
+            status: what the caller must hear, if anything.
+        """
         try:
             await good()
             before = await counter.value()
             try:
                 await call()
-            except CallFailed:
-                grown = await counter.growth(before)
+            except CallFailed as refusal:
+                grown, heard = await counter.growth(before), f" {status} " in f"{refusal} " or not status
             else:
                 self._report.add(Finding(name, "PASSED", "it should have been refused", holds=False))
                 return
@@ -137,11 +167,14 @@ class _Checks:
         except CallFailed as error:
             self._report.add(Finding(name, "unclear", f"the call without the fault failed: {error}", holds=False))
             return
-        holds = grown >= 1 if counter.many else grown == 1
-        self._report.add(Finding(name, "refused", f"{counter} +{grown}", holds=holds))
+        holds = heard and (grown >= 1 if counter.many else grown == 1)
+        told = f"{counter} +{grown}" + (f", {status}" if heard and status else "")
+        self._report.add(Finding(name, "refused", told, holds=holds))
 
-    def _through(self, workload: Workload, upstream: str) -> Callable[[], Awaitable[Answer]]:
-        return lambda: http_get(workload.outbound[upstream])
+    def _through(
+        self, workload: Workload, upstream: str, headers: Mapping[str, str] = {}
+    ) -> Callable[[], Awaitable[Answer]]:
+        return lambda: http_get(workload.outbound[upstream], headers=headers)
 
     def _echo(self, workload: Workload) -> Call:
         return lambda: tcp_echo(workload.outbound["backend-tcp"])

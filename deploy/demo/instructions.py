@@ -18,6 +18,7 @@ def instructions(layout: Layout, workloads: Workloads, ttl: str) -> str:
     operator, bundle = layout.operator_folder, layout.operator_folder / "trust-bundle.json"
     port, cli = backend.place.ports["web"], _word(program("ca-cli"))
     ours, foreign = (_identity(operator / name) for name in ("ours", "foreign"))
+    users = _plain(frontend, "backend-users")
     state = f"--state-folder {_word(layout.folder / 'ca')}"
     sections = {
         "Call the backend": {
@@ -29,6 +30,11 @@ def instructions(layout: Layout, workloads: Workloads, ttl: str) -> str:
             "with one of a foreign CA, under the same name: closed": f"{_CURL} -k {foreign} https://{LOOPBACK}:{port}/",
             "a server with the wrong identity: the frontend's sidecar does not connect": _plain(frontend, "impostor"),
             "the PERMISSIVE port, without TLS: answered, and no caller is seen": f"{_CURL} http://{LOOPBACK}:{backend.place.ports['open']}/",
+        },
+        "Call it on behalf of somebody": {
+            "the port that asks for a token, without one: 401": users,
+            "with a token: the backend finds alice in the header x-user": f"{users} -H @{_word(layout.token_header)}",
+            "whose tokens it takes": f"cat {_word(backend.place.folder / 'tokens.yaml')}",
         },
         "Look at certificates": {
             "what the backend's sidecar presents now": f"{_admin(backend)}/certs",

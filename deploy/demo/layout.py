@@ -86,7 +86,7 @@ class Layout:
             (folder / name).mkdir(mode=0o711)
         ports = _free_ports()
         frontend = _place(folder, proof, "frontend", 0, {"web": next(ports)})
-        backend = _place(folder, proof, "backend", 1, {name: next(ports) for name in ("web", "tcp", "open")})
+        backend = _place(folder, proof, "backend", 1, {name: next(ports) for name in ("web", "tcp", "open", "users")})
         intruder = _place(folder, proof, "intruder", 2, {"web": next(ports)})
         return cls(folder, proof, frontend, backend, intruder, next(ports), next(ports), next(ports))
 
@@ -99,6 +99,11 @@ class Layout:
     def operator_folder(self) -> Path:
         """Certificates that an operator has issued by hand."""
         return self.folder / "operator"
+
+    @property
+    def token_header(self) -> Path:
+        """The header of a request on behalf of alice; its folder is closed to others."""
+        return self.operator_folder / "alice"
 
 
 def own_folder(path: Path, uid: int | None) -> Path:

@@ -1,7 +1,7 @@
 """The three workloads: their applications, and their sidecars as `node-agent sidecar-config` writes them.
 
 frontend   calls the backend, over HTTP and TCP; lets in the other two
-backend    lets in the frontend and nobody else; calls the frontend
+backend    lets in the frontend and nobody else, at one port only with a token; calls the frontend
 intruder   has a valid identity, but nobody at the backend has heard of it; also poses as a backend
 """
 
@@ -12,11 +12,13 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploy.demo.application import Application, application
 from deploy.demo.envoy import Envoy, start_envoy
 from deploy.demo.layout import LOOPBACK, Layout, Place
 from deploy.demo.processes import Processes, program, run
+from deploy.demo.tokens import Issuer, bearing
 from deploy.demo.toml import table
 from istio_auth.spiffe_id import SpiffeID
 
@@ -42,11 +44,12 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Workloads:
-    """All of them."""
+    """All of them, and the issuer of the tokens that the backend takes."""
 
     frontend: Workload
     backend: Workload
     intruder: Workload
+    issuer: Issuer
 
     @property
     def all(self) -> tuple[Workload, ...]:
@@ -61,11 +64,15 @@ async def running_workloads(layout: Layout, processes: Processes) -> AsyncIterat
         applications = {
             place.name: await stack.enter_async_context(application(place.name)) for place in layout.workloads
         }
-        files = _sidecar_files(layout, applications)
-        started = await asyncio.gather(
+        files, issuer = _sidecar_files(layout, applications), Issuer()
+        _token_policy(layout).write_text(issuer.policy())
+        layout.token_header.write_text(
+            "".join(f"{name}: {value}\n" for name, value in bearing(issuer.token("alice")).items())
+        )
+        frontend, backend, intruder = await asyncio.gather(
             *(_start(place, applications[place.name], files[place.name], processes) for place in layout.workloads)
         )
-        yield Workloads(*started)
+        yield Workloads(frontend, backend, intruder, issuer)
 
 
 async def _start(place: Place, app: Application, sidecar: str, processes: Processes) -> Workload:
@@ -92,6 +99,7 @@ def _sidecar_files(layout: Layout, applications: Mapping[str, Application]) -> d
             _upstream("backend", backend.ports["web"], backend.id),
             _upstream("backend-tcp", backend.ports["tcp"], backend.id, protocol="tcp"),
             _upstream("backend-open", backend.ports["open"], backend.id),
+            _upstream("backend-users", backend.ports["users"], backend.id),
             _upstream("impostor", intruder.ports["web"], backend.id),
             _upstream("intruder", intruder.ports["web"], intruder.id),
         ),
@@ -100,7 +108,9 @@ def _sidecar_files(layout: Layout, applications: Mapping[str, Application]) -> d
             _inbound(backend, "web", web, [frontend.id]),
             _inbound(backend, "tcp", raw, [frontend.id], protocol="tcp"),
             _inbound(backend, "open", web, [frontend.id], mode="PERMISSIVE"),
+            _inbound(backend, "users", web, [frontend.id], require_token=True),
             _upstream("frontend", frontend.ports["web"], frontend.id),
+            request_authentication=str(_token_policy(layout)),
         ),
         "intruder": _sidecar(
             intruder,
@@ -112,12 +122,17 @@ def _sidecar_files(layout: Layout, applications: Mapping[str, Application]) -> d
     }
 
 
-def _sidecar(place: Place, *tables: str) -> str:
+def _token_policy(layout: Layout) -> Path:
+    return layout.backend.folder / "tokens.yaml"
+
+
+def _sidecar(place: Place, *tables: str, **settings: str) -> str:
     head = table(
         id=str(place.id),
         agent_socket=str(place.agent_socket),
         admin=f"unix:{place.folder / 'admin.sock'}",
         max_connection_age=_CONNECTION_AGE,
+        **settings,
     )
     return head + "".join(tables)
 
@@ -130,6 +145,7 @@ def _inbound(
     *,
     protocol: str = "http",
     mode: str = "STRICT",
+    require_token: bool = False,
 ) -> str:
     return table(
         "[inbound]",
@@ -139,6 +155,7 @@ def _inbound(
         protocol=protocol,
         mode=mode,
         allow=[str(caller) for caller in allow],
+        require_token=require_token,
     )
 
 
