@@ -172,7 +172,7 @@ class _Patience:
         self.lost = False
         self._call: grpc.Call | None = call
         self._timer = threading.Timer(patience.total_seconds(), self._lose)
-        self._timer.daemon = True
+        self._timer.name, self._timer.daemon = "istio-auth patience", True
         self._timer.start()
 
     def over(self) -> None:

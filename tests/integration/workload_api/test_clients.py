@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -385,6 +386,20 @@ class TestWatching:
             await until(lambda: len(watched.values) == 2)
             assert api.x509.calls == seen  # only a first answer is overdue
         assert "was not answered within 0.3 seconds" in str(watched.errors[0])
+
+
+async def test_only_the_first_answer_is_waited_for_with_a_clock(api: FakeWorkloadAPI) -> None:
+    def patient() -> bool:
+        return any(thread.name == "istio-auth patience" for thread in threading.enumerate())
+
+    client = EitherClient(BlockingWorkloadAPIClient(api.address, timeout=timedelta(hours=1)))
+    async with client.watching("watch_x509_context") as watched:
+        await until(lambda: api.x509.open == 1)
+        assert patient()
+        say_everything(api)
+        await until(lambda: watched.values)
+        await until(lambda: not patient())
+        assert api.x509.open == 1
 
 
 def test_we_04_channels_ask_for_no_tls(api: FakeWorkloadAPI) -> None:
