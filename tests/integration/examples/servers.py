@@ -64,16 +64,14 @@ async def on_hypercorn(source: X509Source) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def on_sockets(source: X509Source) -> AsyncIterator[int]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    port: int = listener.getsockname()[1]
-    with listener.dup() as twin:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
             with contextlib.suppress(OSError):  # at the end
                 socket_server.serve(source, listener)
 
-        with in_thread(serve, stop=lambda: twin.shutdown(socket.SHUT_RDWR)):
-            yield port
+        with in_thread(serve, stop=lambda: listener.shutdown(socket.SHUT_RDWR)):
+            yield listener.getsockname()[1]
 
 
 @asynccontextmanager

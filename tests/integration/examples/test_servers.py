@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
+import struct
 
 import aiohttp
 import pytest
@@ -93,3 +95,16 @@ async def test_an_application_behind_a_gateway_knows_whom_the_gateway_serves(wor
             async with session.get(f"https://127.0.0.1:{port}/", headers=forwarded) as response:
                 answers.append((response.status, await response.text()))
         assert answers == [(200, f"{CLIENT}\n"), (403, "")]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_clients_that_say_nothing_nonsense_or_leave_stop_no_server(name: str, world: World) -> None:
+    running, ask, answer = SERVERS[name]
+    async with running(world.server) as port:
+        with socket.create_connection(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)) as nonsense:
+            nonsense.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            for _ in range(3):  # fewer than the backlog of http.server
+                with socket.create_connection(("127.0.0.1", port)) as hasty:
+                    hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends by a reset
+                    hasty.sendall(b"\x16")
+            assert await asyncio.to_thread(ask, world.client, port) == answer
