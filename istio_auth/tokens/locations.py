@@ -1,8 +1,8 @@
 """Where a request may carry a token, and the one token that it carries (RFC 6750 2, Istio's `fromHeaders` and others).
 
-A request speaks on behalf of one token. The same token may stand in several places; two different ones are refused,
-whichever of them would be good: what is served first must not depend on who looks first. What stands in other places
-than these is nobody's token, and what stands in one of them and is no token is refused when it is verified.
+A request has one token, in one place (RFC 6750 2); with more it is refused, whichever of them would be good: on whose
+behalf it is made must not depend on who looks where first. What stands in other places than these is nobody's token,
+and what stands in one of them and is no token is refused when it is verified.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class FoundToken(NamedTuple):
     """The token of a request, of which nothing is proven, and where it stands."""
 
     token: str
-    locations: frozenset[TokenLocation]
+    location: TokenLocation
 
 
 def find_token(locations: Collection[TokenLocation], headers: Headers, query: str | bytes = "") -> FoundToken | None:
@@ -100,18 +100,16 @@ def find_token(locations: Collection[TokenLocation], headers: Headers, query: st
         it; None if none of the places has anything in it.
 
     Raises:
-        TokenRefused: there are different ones.
+        TokenRefused: there are several, or a header has the prefix of one in other letters.
     """
-    seen: dict[str, set[TokenLocation]] = {}
-    for location, value in (*_in_headers(locations, headers), *_in_query(locations, query)):
-        seen.setdefault(value, set()).add(location)
-    if len(seen) > 1:
-        places = ", ".join(sorted({str(location) for found in seen.values() for location in found}))
-        raise TokenRefused(TokenFault.SEVERAL, f"{len(seen)} different ones in one request ({places}): send one")
-    return next((FoundToken(token, frozenset(places)) for token, places in seen.items()), None)
+    found = [*_in_headers(locations, headers), *_in_query(locations, query)]
+    if len(found) > 1:
+        places = ", ".join(sorted(str(one.location) for one in found[:5]))
+        raise TokenRefused(TokenFault.SEVERAL, f"{len(found)} in one request ({places}): send one, in one place")
+    return found[0] if found else None
 
 
-def _in_headers(locations: Collection[TokenLocation], headers: Headers) -> Iterator[tuple[TokenLocation, str]]:
+def _in_headers(locations: Collection[TokenLocation], headers: Headers) -> Iterator[FoundToken]:
     wanted = [location for location in locations if isinstance(location, InHeader)]
     cookies = {location.name: location for location in locations if isinstance(location, InCookie)}
     names = {location.name for location in wanted} | ({"cookie"} if cookies else set())
@@ -119,14 +117,26 @@ def _in_headers(locations: Collection[TokenLocation], headers: Headers) -> Itera
         if (name := _text(raw_name).lower()) not in names:
             continue
         value = _text(raw_value)
-        for location in wanted:
-            if location.name == name and value.startswith(location.prefix) and (rest := value[len(location.prefix) :]):
-                yield location, rest
+        yield from _after_prefix([location for location in wanted if location.name == name], value)
         if name == "cookie":
-            yield from ((cookies[cookie], text) for cookie, text in _cookies(value) if cookie in cookies and text)
+            yield from (FoundToken(text, cookies[one]) for one, text in _cookies(value) if one in cookies and text)
 
 
-def _in_query(locations: Collection[TokenLocation], query: str | bytes) -> Iterator[tuple[TokenLocation, str]]:
+def _after_prefix(locations: Collection[InHeader], value: str) -> Iterator[FoundToken]:
+    """What follows the longest prefix that fits: else one value would be another token for each shorter one."""
+    for location in sorted(locations, key=lambda one: len(one.prefix), reverse=True):
+        start = value[: len(location.prefix)]
+        if start == location.prefix:
+            if rest := value[len(start) :]:
+                yield FoundToken(rest, location)
+            return
+        if start.lower() == location.prefix.lower():  # to others it may be a token, and to nobody it is none
+            raise TokenRefused(
+                TokenFault.MALFORMED, f"the {location} does not have {location.prefix!a} letter by letter"
+            )
+
+
+def _in_query(locations: Collection[TokenLocation], query: str | bytes) -> Iterator[FoundToken]:
     wanted = {location.name: location for location in locations if isinstance(location, InQuery)}
     if not wanted or not query:
         return
@@ -137,7 +147,7 @@ def _in_query(locations: Collection[TokenLocation], query: str | bytes) -> Itera
             continue
         if len(value) > _ESCAPED * MAX_TOKEN:  # before it is decoded
             raise TokenRefused(TokenFault.TOO_LONG, f"{len(value)} characters in the {location}")
-        yield location, unquote_plus(value)
+        yield FoundToken(unquote_plus(value), location)
 
 
 def _cookies(value: str) -> Iterator[tuple[str, str]]:

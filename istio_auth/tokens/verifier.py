@@ -95,39 +95,39 @@ class TokenVerifier:
                 try again.
         """
         found = find_token(self._locations, headers, query)
-        return None if found is None else await self._verified(found.token, found.locations)
+        return None if found is None else await self._verified(found.token, found.location)
 
     async def verify_token(self, token: str) -> Claims:
         """What a token says that is at hand, wherever it came from (see `verify`)."""
-        return await self._verified(token, self._locations)
+        return await self._verified(token, None)
 
     def status(self) -> tuple[IssuerStatus, ...]:
         """How it stands with the keys of each issuer, in the order of the rules."""
         return self._key_sets.status()
 
-    async def _verified(self, token: str, places: Collection[TokenLocation]) -> Claims:
+    async def _verified(self, token: str, location: TokenLocation | None) -> Claims:
         if len(token) > MAX_TOKEN:  # before anything is done with it, be it to tell it from others
             take_apart(token)
         name = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
-        if (claims := await self._recalled(name, places)) is not None:
+        if (claims := await self._recalled(name, location)) is not None:
             return claims
         parts = take_apart(token)
         payload = parts.document()
-        rule = self._rule(payload.get("iss"), places)
+        rule = self._rule(payload.get("iss"), location)
         keys = await self._signed_by(parts, rule)
         claims = check_claims(payload, issuer=rule.issuer, audiences=rule.audiences, required=rule.required)
         self._check_times(claims, rule)
         self._remember(name, _Verified(claims, keys))
         return claims
 
-    async def _recalled(self, name: bytes, places: Collection[TokenLocation]) -> Claims | None:
-        """The claims of a token that was verified before, by the same keys; its times and places are looked at again.
+    async def _recalled(self, name: bytes, location: TokenLocation | None) -> Claims | None:
+        """The claims of a token that was verified before, by the same keys; times and place are looked at again.
 
         What else is asked of it does not change, for rules do not.
         """
         if (verified := self._verified_before.get(name)) is None:
             return None
-        rule = self._rule(verified.claims.issuer, places)
+        rule = self._rule(verified.claims.issuer, location)
         if await self._key_sets.keys(rule.issuer) is not verified.keys:
             self._verified_before.pop(name, None)
             return None
@@ -143,15 +143,14 @@ class TokenVerifier:
     def _check_times(self, claims: Claims, rule: TokenRule) -> None:
         check_times(claims, self._clock.now(), leeway=rule.leeway, longest_life=rule.longest_life)
 
-    def _rule(self, issuer: JSON, places: Collection[TokenLocation]) -> TokenRule:
-        """The rule for tokens that claim to be of an issuer, and stand at these places."""
+    def _rule(self, issuer: JSON, location: TokenLocation | None) -> TokenRule:
+        """The rule for tokens that claim to be of an issuer, and stand there, if that is known."""
         if not isinstance(issuer, str):
             raise TokenRefused(TokenFault.CLAIM, "it does not say its iss")
         if (rule := self._rules.get(issuer)) is None:
             raise TokenRefused(TokenFault.ISSUER, f"no rule is about tokens of {issuer[:200]!a}")
-        if not set(rule.locations) & set(places):
-            shown = ", ".join(sorted(str(place) for place in places))
-            raise TokenRefused(TokenFault.LOCATION, f"a token of {issuer} does not belong there: {shown}")
+        if location is not None and location not in rule.locations:
+            raise TokenRefused(TokenFault.LOCATION, f"a token of {issuer} does not belong in the {location}")
         return rule
 
     async def _signed_by(self, parts: CompactToken, rule: TokenRule) -> KeySet:

@@ -12,9 +12,15 @@ from types import TracebackType
 from typing import Self
 
 from aiohttp import web
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 
 from istio_auth.keys import new_private_key
-from istio_auth.pem import write_certificates, write_private_key
+from istio_auth.pem import write_certificates
 from istio_auth.strict_json import JSON
 from istio_auth.tokens.key_sources import DISCOVERY, DiscoveredKeys, RemoteKeys, TLSFiles
 from tests.fakes.authority import FakeAuthority
@@ -112,18 +118,19 @@ class KeyServer:
             if text is None:
                 return web.Response(status=404, text="nothing is here")
             return web.Response(text=text, content_type="application/json", headers=self.headers)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ConnectionError):  # the client has left
             self.gone += 1
             raise
 
 
-def client_files(folder: Path, authority: FakeAuthority, ca: Path) -> TLSFiles:
-    """The files of a client with a certificate of this authority, for a server whose CA is in the last file."""
+def client_files(folder: Path, authority: FakeAuthority, ca: Path, *, password: bytes = b"") -> TLSFiles:
+    """The files of a client with a certificate of this authority, for a server whose CA is in `ca`."""
     key = new_private_key()
     chain = [authority.sign(authority.leaf(), key.public_key())]
     certificate, private = folder / "client.pem", folder / "client.key"
     certificate.write_bytes(write_certificates(chain))
-    private.write_bytes(write_private_key(key))
+    sealed = BestAvailableEncryption(password) if password else NoEncryption()
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, sealed))
     return TLSFiles(ca, certificate, private)
 
 

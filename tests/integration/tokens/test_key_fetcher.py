@@ -265,6 +265,11 @@ class TestTheServerIsKnown:
             files = client_files(tmp_path, LOCAL, server.ca)
             assert (await fetch(replace(server.remote(), tls=files))).keys == server.tokens.keys()
 
+    async def test_and_nobody_is_asked_for_the_password_of_our_key(self, tmp_path: Path) -> None:
+        async with KeyServer(tmp_path, client_ca=LOCAL) as server:
+            files = client_files(tmp_path, LOCAL, server.ca, password=b"word")
+            assert isinstance(await refusal(replace(server.remote(), tls=files)), NotReady)
+
     async def test_by_its_spiffe_id_behind_mutual_tls_of_ours(self, tmp_path: Path) -> None:
         keys_id, other_id = (SpiffeID.parse(f"spiffe://cluster.local/{name}") for name in ("keys", "other"))
         theirs, ours = (MemorySource.of(LOCAL.svid(path), *BUNDLES) for path in ("/keys", "/web"))

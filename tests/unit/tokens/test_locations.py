@@ -41,32 +41,22 @@ class TestATokenIsFound:
     )
     def test_in_a_header_of_any_case(self, name: str | bytes) -> None:
         value = b"Bearer a.b.c" if isinstance(name, bytes) else "Bearer a.b.c"
-        assert find_token(DEFAULT_LOCATIONS, [("accept", "*/*"), (name, value)]) == FoundToken(
-            "a.b.c", frozenset({BEARER})
-        )
+        assert find_token(DEFAULT_LOCATIONS, [("accept", "*/*"), (name, value)]) == FoundToken("a.b.c", BEARER)
 
     def test_in_a_header_without_a_prefix(self) -> None:
-        assert find_token(EVERYWHERE, [("x-token", "a.b.c")]) == FoundToken("a.b.c", frozenset({OWN}))
+        assert find_token(EVERYWHERE, [("x-token", "a.b.c")]) == FoundToken("a.b.c", OWN)
 
     @pytest.mark.parametrize(
         "query", ["access_token=a.b.c", b"access_token=a.b.c", "x=1&access_token=a.b.c&y", "access%5Ftoken=a%2Eb%2ec"]
     )
     def test_in_the_query(self, query: str | bytes) -> None:
-        assert find_token(DEFAULT_LOCATIONS, [], query) == FoundToken("a.b.c", frozenset({QUERY}))
+        assert find_token(DEFAULT_LOCATIONS, [], query) == FoundToken("a.b.c", QUERY)
 
     @pytest.mark.parametrize(
         "value", ["session=a.b.c", "x=1; session=a.b.c; y=2", 'session="a.b.c"', "x; session=a.b.c;"]
     )
     def test_in_a_cookie(self, value: str) -> None:
-        assert find_token(EVERYWHERE, [(b"cookie", b"z=1"), ("Cookie", value)]) == FoundToken(
-            "a.b.c", frozenset({COOKIE})
-        )
-
-    def test_in_several_places_if_it_is_the_same(self) -> None:
-        headers = [("authorization", "Bearer a.b.c"), ("x-token", "a.b.c"), ("x-token", "a.b.c")]
-        assert find_token(EVERYWHERE, headers, "access_token=a.b.c") == FoundToken(
-            "a.b.c", frozenset({BEARER, OWN, QUERY})
-        )
+        assert find_token(EVERYWHERE, [(b"cookie", b"z=1"), ("Cookie", value)]) == FoundToken("a.b.c", COOKIE)
 
 
 class TestThereIsNoToken:
@@ -76,7 +66,6 @@ class TestThereIsNoToken:
             [],
             [("accept", "a.b.c")],
             [("authorization", "Basic YTpi")],
-            [("authorization", "bearer a.b.c")],  # the prefix is literal, as Istio's
             [("authorization", "Bearera.b.c")],
             [("authorization", " Bearer a.b.c")],
             [("authorization", "Bearer ")],
@@ -109,9 +98,13 @@ class TestThereIsNoToken:
         ([], "access_token=secret.1&access_token=secret.2"),
         ([("cookie", "session=secret.1; session=secret.2")], ""),
         ([("cookie", "session=secret.1"), ("cookie", "session=secret.2")], ""),
+        ([("authorization", "Bearer secret.1")], "access_token=secret.1"),  # the same, and more than one place
+        ([("authorization", "Bearer secret.1"), ("x-token", "secret.1")], ""),
+        ([("x-token", "secret.1"), ("x-token", "secret.1")], ""),
+        ([("cookie", "session=secret.1; session=secret.1")], ""),
     ],
 )
-def test_two_different_tokens_are_refused_whichever_is_good(headers: Headers, query: str) -> None:
+def test_more_than_one_token_is_refused_whichever_is_good(headers: Headers, query: str) -> None:
     assert refused(headers, query) is TokenFault.SEVERAL
 
 
@@ -120,6 +113,28 @@ def test_what_follows_the_prefix_is_taken_as_it_is() -> None:
     assert found([("authorization", "Bearer  a.b.c")]) == " a.b.c"
     assert found([("authorization", "Bearer a.b.c, Bearer d.e.f")]) == "a.b.c, Bearer d.e.f"
     assert found([(b"authorization", b"Bearer \xff\x00")]) == "\xff\x00"
+
+
+@pytest.mark.parametrize("value", ["bearer secret.1", "BEARER secret.1", "bEARER "])
+def test_a_prefix_in_other_letters_is_no_reason_to_overlook_a_token(value: str) -> None:
+    assert refused([("authorization", value)]) is TokenFault.MALFORMED
+    assert refused([("authorization", value)], "access_token=secret.2") is TokenFault.MALFORMED
+
+
+def test_a_header_is_read_by_its_longest_prefix() -> None:
+    bare, bearer, special = (
+        InHeader("authorization"),
+        InHeader("authorization", "Bearer "),
+        InHeader("authorization", "Be"),
+    )
+    for order in ((bare, bearer, special), (special, bearer, bare)):
+        read = {value: find_token(order, [("authorization", value)]) for value in ("Bearer a", "Be a", "a", "Bearer ")}
+        assert read == {
+            "Bearer a": FoundToken("a", bearer),
+            "Be a": FoundToken(" a", special),
+            "a": FoundToken("a", bare),
+            "Bearer ": None,
+        }
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "a:", "ä", "a\n"])
