@@ -18,7 +18,13 @@ from typing import Self
 from istio_auth.door.callers import Caller, UnixCaller
 from istio_auth.door.register import DoorLimits, Register
 from istio_auth.door.tcp_socket import listening_sockets
-from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket, sweep_private_folders
+from istio_auth.door.unix_socket import (
+    BACKLOG,
+    PrivateFolder,
+    close_listener,
+    listening_socket,
+    sweep_private_folders,
+)
 from istio_auth.door.visit import TLSVisit, UnixVisit
 from istio_auth.errors import IstioAuthError
 
@@ -137,7 +143,7 @@ class Door:
         for listener, path in self._listeners:
             if path is not None:  # while it is live, nobody has put another in its place
                 path.unlink(missing_ok=True)
-            listener.close()
+            close_listener(listener)
         self._listeners.clear()
 
     async def close(self, grace: timedelta) -> None:
@@ -147,6 +153,8 @@ class Door:
             async with asyncio.timeout(grace.total_seconds()):
                 await self._register.empty.wait()
         except TimeoutError:
+            pass
+        finally:
             self._register.send_away()
-            await self._register.empty.wait()
+        await self._register.empty.wait()
         self._private.remove()

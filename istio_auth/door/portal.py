@@ -18,7 +18,7 @@ from typing import Self, cast
 import aiohappyeyeballs
 
 from istio_auth.door.splice import BUFFER_BYTES, PlainEnd, TLSEnd
-from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, listening_socket
+from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, close_listener, listening_socket
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.host_port import HostPort
 
@@ -64,6 +64,11 @@ class Portal:
         self._listener: asyncio.Server | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether it takes connections."""
+        return self._listener is not None
+
+    @property
     def channel_options(self) -> tuple[tuple[str, int | str], ...]:
         """What a gRPC channel that dials `target` must be told."""
         return ("grpc.default_authority", self.authority), ("grpc.enable_http_proxy", 0)
@@ -83,7 +88,7 @@ class Portal:
     async def close(self) -> None:
         """End every connection, and take no more."""
         if self._listener is not None:
-            self._listener.close()
+            close_listener(self._listener)
             self._listener = None
         for passage in list(self.passages):
             passage.close()
@@ -114,7 +119,10 @@ class _Passage:
         return self.secured.done() and not self.secured.cancelled() and self.secured.exception() is None
 
     def made(self) -> None:
-        """Dial on."""
+        """Dial on; not for a connection that the loop had already taken when the portal was closed."""
+        if not self._portal.is_open:
+            self.near.abort()
+            return
         self._portal.passages.add(self)
         self._dialling = self.near.loop.create_task(self._dial())
 

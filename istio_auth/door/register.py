@@ -13,7 +13,7 @@ from typing import Protocol
 
 from istio_auth.door.callers import Caller
 from istio_auth.door.splice import BUFFER_BYTES
-from istio_auth.errors import Exhausted, IstioAuthError, NotAuthenticated, VerificationError
+from istio_auth.errors import Exhausted, IstioAuthError, NotAuthenticated, NotReady, VerificationError
 
 _LOG = logging.getLogger("istio_auth.door")
 _PEER_PREFIX = "unix-abstract:"
@@ -69,6 +69,7 @@ class Register:
         self._guests: dict[Guest, str] = {}
         self._guests_of: Counter[str] = Counter()
         self._callers: dict[str, Caller] = {}
+        self._closed = False
 
     @property
     def connections(self) -> int:
@@ -83,8 +84,11 @@ class Register:
             whose: what its caller's connections are counted under.
 
         Raises:
-            Exhausted: there are too many; it is not counted.
+            NotReady: all were sent away; it is not counted.
+            Exhausted: there are too many; likewise.
         """
+        if self._closed:
+            raise NotReady("the door is closed")
         if len(self._guests) >= self.limits.connections:
             raise Exhausted(f"{len(self._guests)} connections are open, no more are taken")
         if self._guests_of[whose] >= self.limits.per_caller:
@@ -125,6 +129,7 @@ class Register:
             self._on_refused(listener, reason)
 
     def send_away(self) -> None:
-        """Close every connection at once."""
+        """Close every connection at once, and let nobody in any more."""
+        self._closed = True
         for guest in list(self._guests):
             guest.send_away()

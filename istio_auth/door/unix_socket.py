@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -45,6 +46,18 @@ def listening_socket(path: Path, mode: int) -> socket.socket:
         listener.close()
         raise ConfigurationError(f"can not listen at {path}: {error.strerror}") from error
     return listener
+
+
+def close_listener(listener: asyncio.Server) -> None:
+    """Listen no more. Connections that the loop has taken from the socket already still reach their protocols.
+
+    `asyncio.Server.close` alone would leave those open and without an owner (Python 3.11 and some later releases).
+    """
+    loop = listener.get_loop()
+    for listening in listener.sockets:
+        loop.remove_reader(listening.fileno())
+        listening.shutdown(socket.SHUT_RDWR)
+    loop.call_soon(listener.close)
 
 
 def check_path(path: Path) -> None:

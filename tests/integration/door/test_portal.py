@@ -378,3 +378,24 @@ class TestSeveralAddresses:
         async with portal_to(1, source, host="ca.test") as portal:
             assert not await dial(portal)
             assert "ca.test:1 can not be reached" in str(reason(portal))
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_connection_that_arrives_while_it_closes_is_dialled_no_further(
+    source: MemorySource, turns: int
+) -> None:
+    """The loop may have taken it from the socket already."""
+    with silent_listener() as listener, socket.socket(socket.AF_UNIX) as late:
+        portal = portal_to(listener.getsockname()[1], source)
+        await portal.start()
+        late.connect(portal.target.removeprefix("unix:"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await portal.close()
+        assert await asyncio.to_thread(ended, late)
+        assert not portal.passages
+        listener.settimeout(0.05)
+        with contextlib.suppress(TimeoutError):
+            dialled, _ = listener.accept()  # before the portal was closed
+            assert await asyncio.to_thread(ended, dialled)
+            dialled.close()

@@ -351,3 +351,17 @@ async def test_both_ends_ours_know_each_other(door: Door, server: PrivateServer)
     theirs = MemorySource.of(LOCAL.svid("/client"), *BUNDLES)
     server_name = SpiffeID.parse("spiffe://cluster.local/server")
     assert "spiffe://cluster.local/client" in await greeting(port, client_context(theirs, is_id(server_name)))
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_caller_that_arrives_while_the_door_closes_is_sent_away(turns: int) -> None:
+    """The loop may have taken its connection from the socket already."""
+    door = Door()
+    port = await listening(door)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as late:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await door.close(timedelta())
+        with contextlib.suppress(ConnectionError):
+            assert not await asyncio.to_thread(late.recv, 1)
+    await until(lambda: not door.connections)
