@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from ca.profile import IssuanceProfile
 from ca.registrations.rules import RegistrationRules, parse_registrations
+from deploy.demo.envoy import envoy_binary
 from istio_auth.daemon.settings import Sources, load
 from istio_auth.registration import Selector
 from node_agent.config import Config as AgentConfig
@@ -50,6 +53,22 @@ async def test_node_agent_takes_its_settings(pinned: Path) -> None:
 async def test_an_envoy_configuration_comes_out_of_the_sidecar() -> None:
     bootstrap = json.loads(await run("node-agent", "sidecar-config", "--file", SAMPLES / "sidecar.toml"))
     assert bootstrap["node"]["id"] == "spiffe://cluster.local/ns/shop/sa/web"
+
+
+async def test_the_token_policy_is_that_of_the_guide_whose_command_makes_an_envoy_take_it(
+    pinned: Path, tmp_path: Path
+) -> None:
+    sample, guide = SAMPLES / "tokens.yaml", (SAMPLES.parents[1] / "docs/guides/sidecars.md").read_text()
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    assert shown == re.sub(r"^#.*\n", "", sample.read_text(), flags=re.MULTILINE)
+    (command,) = re.findall(r"^(node-agent sidecar-config [^`]*tokens\.yaml[^`]*) >", guide, re.MULTILINE)
+    words = [str(sample) if word == "tokens.yaml" else word for word in shlex.split(command.replace("\\\n", " "))]
+    ca = pinned.parent / "any" / "root-cert.pem"
+    printed = await run(*words, "--jwks-ca", ca)
+    (tmp_path / "web.json").write_text(printed)
+    await run(str(envoy_binary()), "--mode", "validate", "-c", tmp_path / "web.json")
+    assert "jwt_authn" in printed
+    assert "allow_missing" not in printed
 
 
 def test_the_samples_speak_of_the_same_trust_domain_agent_socket_and_workloads() -> None:
