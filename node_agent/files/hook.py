@@ -25,7 +25,8 @@ Hook = Callable[[], Awaitable[str]]
 """Tells; returns what came of it, in a few words, or raises `NotReady`."""
 
 _MAX_OUTPUT = 500  # characters of it that a log line shows, from its end
-_MAX_PID_FILE = 64
+_MAX_PID_FILE = 4096
+_MAX_DIGITS = 10
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -118,10 +119,11 @@ async def post(settings: FilesSettings) -> str:
 
 def _pid_in(path: Path) -> int:
     try:
-        word = read_bounded(path, _MAX_PID_FILE).decode("ascii", errors="replace").strip()
+        text = read_bounded(path, _MAX_PID_FILE).decode("ascii", errors="replace")
     except IstioAuthError as error:
         raise NotReady(str(error)) from error
-    if not word.isdecimal() or not word.isascii() or int(word) <= 1:
+    word = text.partition("\n")[0].strip()  # PostgreSQL writes more below it
+    if len(word) > _MAX_DIGITS or not word.isdecimal() or not word.isascii() or int(word) <= 1:
         raise NotReady(f"{path} holds no process number")
     return int(word)
 

@@ -160,9 +160,10 @@ class FilesWriter:
 
     def _note_failure(self, error: IstioAuthError) -> float:
         wait = self._backoff.failed(error.retry_after)
+        tell = log.debug if self.state.trouble == str(error) else log.warning
         self.state = replace(self.state, trouble=str(error), attempts=self._backoff.attempts)
         self._metrics.files_failed.labels(self.settings.name).inc()
-        log.warning(
+        tell(
             "files were not written, or their reader was not told",
             files=self.settings.name,
             reason=str(error),

@@ -29,6 +29,7 @@ from tests.fakes.tcp import closed_port
 _SSL_REQUEST = 80877103
 INSTALLED = shutil.which("initdb") is not None
 _USER = 65534 if os.geteuid() == 0 else None  # PostgreSQL does not run as root
+GROUP = 65534 if os.geteuid() == 0 else os.getegid()
 
 
 class GreetingServer:
@@ -80,57 +81,77 @@ def postgresql(context: X509Context) -> Generator[tuple[int, Path]]:
         its port, and the folder of its SVID, which is its own user's.
     """
     with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        svid = Path(place) / "svid"
+        write_svid(svid, context)
+        if _USER is not None:
+            for path in (svid, *svid.rglob("*")):
+                os.chown(path, _USER, _USER, follow_symlinks=False)
+        with postgresql_over(svid) as port:
+            yield port, svid
+
+
+@contextmanager
+def postgresql_over(svid: Path, *, data: Path | None = None) -> Generator[int]:
+    """The real server over a folder of files that somebody else keeps, and that its user can read.
+
+    Args:
+        svid: the folder of its SVID.
+        data: where its own files shall be; `postmaster.pid` is there while it runs.
+
+    Yields:
+        its port.
+    """
+    with tempfile.TemporaryDirectory() as place:
         folder, port = Path(place) / "database", closed_port()
         Path(place).chmod(0o755)
         folder.mkdir(mode=0o700)
-        write_svid(folder / "svid", context)
+        files = data or folder / "files"
         if _USER is not None:
-            for path in (folder, *folder.rglob("*")):
-                os.chown(path, _USER, _USER, follow_symlinks=False)
-        _run("initdb", "--no-sync", "--auth=trust", "--username=web", "--pgdata", folder / "files")
+            os.chown(folder, _USER, _USER)
+        _run("initdb", "--no-sync", "--auth=trust", "--username=web", "--pgdata", files)
         rule = "hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n"
-        (folder / "files" / "pg_hba.conf").write_text(rule)
+        (files / "pg_hba.conf").write_text(rule)
         settings = {
             "port": port,
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
             "fsync": "off",
             "ssl": "on",
-            "ssl_cert_file": folder / "svid" / "cert-chain.pem",
-            "ssl_key_file": folder / "svid" / "key.pem",
-            "ssl_ca_file": folder / "svid" / "root-cert.pem",
+            "ssl_cert_file": svid / "cert-chain.pem",
+            "ssl_key_file": svid / "key.pem",
+            "ssl_ca_file": svid / "root-cert.pem",
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [_program("postgres"), "-D", folder / "files", *options],
-                stdout=log,
-                stderr=log,
-                user=_USER,
-                group=_USER,
-            )
+            server = subprocess.Popen(_as_its_user(_program("postgres"), "-D", files, *options), stdout=log, stderr=log)
         try:
-            _until_it_listens(server, port, folder / "log")
-            yield port, folder / "svid"
+            _until_it_is_ready(server, folder / "log")
+            yield port
         finally:
             server.terminate()
             server.wait(20)
 
 
-def _until_it_listens(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 30
+def _until_it_is_ready(server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and server.poll() is None:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        if "ready to accept connections" in log.read_text():
             return
         time.sleep(0.02)
     raise AssertionError(log.read_text())
 
 
 def _run(program: str, *arguments: str | Path) -> None:
-    done = subprocess.run(
-        [_program(program), *arguments], capture_output=True, text=True, check=False, user=_USER, group=_USER, cwd="/"
-    )
+    command = _as_its_user(_program(program), *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
+
+
+def _as_its_user(*command: str | Path) -> list[str]:
+    """Not by Python's own way to another user: that forks this process, which gRPC's threads do not bear."""
+    other = [] if _USER is None else ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
+    return [*other, *map(str, command)]
 
 
 def _program(name: str) -> Path:

@@ -107,7 +107,8 @@ class TestASignal:
             ("1", "holds no process number"),
             ("-5", "holds no process number"),
             ("web", "holds no process number"),
-            ("9" * 100, "large"),
+            ("9" * 11, "holds no process number"),
+            ("9" * 5000, "larger than"),
             ("2147483646", "No such process"),
         ],
     )
