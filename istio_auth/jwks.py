@@ -11,7 +11,7 @@ import binascii
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, Self, TypeAlias
+from typing import Self, TypeAlias
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -111,19 +111,6 @@ class KeySet:
     def named(self, key_id: str) -> tuple[VerificationKey, ...]:
         """The keys of this name. It is usually one; nothing forbids more (RFC 7517 4.5)."""
         return tuple(key for key in self.keys if key.key_id == key_id)
-
-
-class KeySetSource(Protocol):
-    """Knows the keys of issuers."""
-
-    def keys(self, issuer: str) -> KeySet:
-        """The keys of an issuer that count now.
-
-        Raises:
-            NotReady: they could not be learned so far.
-            MissingError: nobody knows this issuer.
-        """
-        ...
 
 
 def base64url_octets(text: str) -> bytes:

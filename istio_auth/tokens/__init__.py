@@ -1,7 +1,7 @@
 """Tokens: JSON Web Tokens are taken apart, proven against the keys of their issuers, and become Claims, or are refused.
 
-What is here judges a token that somebody has in hand. Requests are judged by `istio_auth.tokens.verifier`, which finds
-the token in a request and keeps the keys of issuers up to date.
+`verify_token` judges a token in hand. Requests are judged by `istio_auth.tokens.verifier`, which finds
+the token in a request and keeps the keys of issuers up to date; it alone needs the HTTP client.
 """
 
 from __future__ import annotations
@@ -9,15 +9,26 @@ from __future__ import annotations
 from istio_auth.tokens.claims import Claims, FrozenJSON
 from istio_auth.tokens.compact import MAX_TOKEN, Unproven, claimed_end, unproven
 from istio_auth.tokens.fault import TokenFault, TokenRefused
+from istio_auth.tokens.key_sources import DiscoveredKeys, RemoteKeys, TLSFiles
+from istio_auth.tokens.locations import DEFAULT_LOCATIONS, InCookie, InHeader, InQuery
+from istio_auth.tokens.rules import TokenRule
 from istio_auth.tokens.verify import DEFAULT_LEEWAY, verify_token
 
 __all__ = [
     "DEFAULT_LEEWAY",
+    "DEFAULT_LOCATIONS",
     "MAX_TOKEN",
     "Claims",
+    "DiscoveredKeys",
     "FrozenJSON",
+    "InCookie",
+    "InHeader",
+    "InQuery",
+    "RemoteKeys",
+    "TLSFiles",
     "TokenFault",
     "TokenRefused",
+    "TokenRule",
     "Unproven",
     "claimed_end",
     "unproven",

@@ -118,6 +118,7 @@ async def test_before_the_first_keys_a_token_is_neither_believed_nor_refused(ser
 
 async def test_a_bad_issuer_never_delays_another(server: KeyServer, tmp_path: Path) -> None:
     """One that is silent, one that drips, one whose name servers hang, and one that nobody ever heard of."""
+    patient = replace(SELDOM, deadline=timedelta(minutes=1))
     released = threading.Event()
     resolve = socket.getaddrinfo
 
@@ -140,11 +141,11 @@ async def test_a_bad_issuer_never_delays_another(server: KeyServer, tmp_path: Pa
             bad += [TokenRule(f"https://hanging{number}.test", None, keys=hanging_keys) for number in range(40)]
             bad += [TokenRule("https://nobody.test", None, keys=RemoteKeys("https://nobody.invalid/keys"))]
             try:
-                async with TokenVerifier([*bad, rule(server)], times=SELDOM) as verifier:
+                async with TokenVerifier([*bad, rule(server)], times=patient) as verifier:
                     waiting = [
                         asyncio.create_task(verifier.verify(headers(TokenIssuer(issuer=one.issuer)))) for one in bad
                     ]
-                    async with asyncio.timeout(4):  # the bad ones are given 5 seconds
+                    async with asyncio.timeout(30):  # the bad ones are given a minute
                         assert await passes(verifier, server.tokens)
                     await until(lambda: "/silent" in other.asked)
                     assert not all(task.done() for task in waiting)
