@@ -133,6 +133,8 @@ class JWTSVIDCache:
         era = self._era
         try:
             svid = self._fetch(wanted)
+            if self._clock.now() >= svid.expires_at:
+                raise NotReady(f"the JWT-SVID of {svid.id} that came has ended at {svid.expires_at.isoformat()}")
         except NotAuthorized:
             with self._lock:
                 self._on_hand.pop(wanted, None)

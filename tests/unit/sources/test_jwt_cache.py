@@ -33,6 +33,7 @@ class Agent:
         self.clock = clock
         self.asked: list[Wanted] = []
         self.error: IstioAuthError | None = None
+        self.life = LIFE
         self.meanwhile: Callable[[], object] = lambda: None
 
     def fetch(self, wanted: Wanted) -> JWTSVID:
@@ -40,7 +41,7 @@ class Agent:
         self.meanwhile()
         if self.error is not None:
             raise self.error
-        end = int((self.clock.now() + LIFE).timestamp())
+        end = int((self.clock.now() + self.life).timestamp())
         payload: dict[str, JSON] = {"sub": WEB, "aud": [*wanted.audiences], "exp": end, "jti": str(len(self.asked))}
         return JWTSVID.of_agent(ISSUER.sign(payload))
 
@@ -113,6 +114,17 @@ class TestAnOutage:
             with pytest.raises(NotReady):
                 cache.get(DB)
         assert len(agent.asked) == 2
+
+
+def test_one_that_has_ended_already_is_none(cache: JWTSVIDCache, agent: Agent, clock: FakeClock) -> None:
+    agent.life = timedelta()
+    with pytest.raises(NotReady, match="has ended"):
+        cache.get(DB)
+    agent.life = timedelta(seconds=1)
+    first = cache.get(DB)
+    clock.advance(timedelta(seconds=0.5))
+    agent.life = timedelta(seconds=-1)
+    assert cache.get(DB) is first
 
 
 def test_a_refusal_takes_away_what_is_on_hand(cache: JWTSVIDCache, agent: Agent, clock: FakeClock) -> None:
