@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
+import pytest
+
+from istio_auth.rpc.blocking import BlockingChannel
 from tests.fakes import workload_api as fake
 from tests.fakes.workload_api import FakeWorkloadAPI
 from tests.vectors.x509_svid import LOCAL
@@ -53,3 +58,17 @@ def test_a_child_that_uses_nothing_or_closes_everything_ends_well(api: FakeWorkl
         assert line() == "nothing"
         assert "is closed" in line()
         assert line() == str(LOCAL.svid().id)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_child_waits_for_nothing_that_a_thread_of_its_parent_held(*, closed: bool) -> None:
+    with BlockingChannel("unix:///nowhere") as channel:
+        if closed:
+            channel.close()
+        with channel._closed._cond:  # type: ignore[attr-defined]  # as a thread may that waits at that moment
+            channel.after_fork()
+            answers: list[bool] = []
+            thread = threading.Thread(target=lambda: answers.append(channel.closed_within(timedelta())), daemon=True)
+            thread.start()
+            thread.join(10)
+            assert answers == [closed]
