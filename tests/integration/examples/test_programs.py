@@ -37,6 +37,7 @@ ROTATING_PAIRS = {
     ("gunicorn_config", "urllib3_client"): str(CLIENT),
     ("uvicorn_workers", "urllib3_client"): str(CLIENT),
 }
+BEHIND_A_GATEWAY = {"starlette_app", "uvicorn_behind_proxy"}  # see test_servers
 WITH_WORKERS = ("gunicorn_config", "uvicorn_workers")
 
 
@@ -138,4 +139,4 @@ async def test_a_program_says_whom_it_refused(tmp_path: Path) -> None:
 def test_every_example_is_run_here() -> None:
     programs = {path.stem for path in EXAMPLES.glob("*.py")}
     others = {name for name in programs if name.startswith(("grpc_", "psycopg"))}  # which have tests of their own
-    assert programs - others == {name for pair in (*PAIRS, *ROTATING_PAIRS) for name in pair} | {"uvicorn_behind_proxy"}
+    assert programs - others == {name for pair in (*PAIRS, *ROTATING_PAIRS) for name in pair} | BEHIND_A_GATEWAY

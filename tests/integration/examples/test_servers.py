@@ -6,11 +6,12 @@ import asyncio
 import http.client
 import socket
 import struct
+from types import ModuleType
 
 import aiohttp
 import pytest
 
-from docs.examples import socket_client, uvicorn_behind_proxy
+from docs.examples import socket_client, starlette_app, uvicorn_behind_proxy
 from istio_auth.authorize import is_id
 from istio_auth.peer import peer_id
 from istio_auth.spiffe_id import SpiffeID
@@ -81,13 +82,14 @@ async def test_a_server_knows_its_client_and_refuses_others_before_and_after_a_n
         await refused_for("does not chain to the bundle")
 
 
-async def test_an_application_behind_a_gateway_knows_whom_the_gateway_serves(world: World) -> None:
+@pytest.mark.parametrize("example", [uvicorn_behind_proxy, starlette_app], ids=lambda module: module.__name__)
+async def test_an_application_behind_a_gateway_knows_whom_the_gateway_serves(example: ModuleType, world: World) -> None:
     gateway = SpiffeID.parse("spiffe://cluster.local/ns/edge/sa/gateway")
     foreigner = SpiffeID.parse("spiffe://foreign.test/ns/shop/sa/client")
     world.client_is(gateway)
     context = client_context(world.client, is_id(SERVER))
     async with (
-        serving(uvicorn_behind_proxy.server(world.server, port=0)) as port,
+        serving(example.server(world.server, port=0)) as port,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session,
     ):
         answers = []
