@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from http import HTTPStatus
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -159,7 +158,7 @@ _LITERAL = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 def _check_head(response: aiohttp.ClientResponse) -> None:
     if 300 <= response.status < 400:
-        to = urlsplit(response.headers.get("Location", "")).netloc
+        to = response.headers.get("Location", "").partition("?")[0]
         raise MalformedError(f"it redirects to {to[:200]!a}, and redirects are not followed: name the URL itself")
     if response.status != HTTPStatus.OK:
         raise aiohttp.ClientPayloadError(f"it answers with status {response.status}")

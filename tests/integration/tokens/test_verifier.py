@@ -173,7 +173,7 @@ async def test_nothing_is_left_behind(server: KeyServer) -> None:
     before = held()
     for _ in range(10):
         await once()
-    await until(lambda: held() <= before)
+    await until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
 
 
 async def test_whoever_waits_for_keys_at_the_end_is_told(server: KeyServer) -> None:
