@@ -18,7 +18,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Protocol, cast
 
-from istio_auth.authorize import Authorizer
+from istio_auth.authorize import Authorizer, admit
 from istio_auth.errors import Code, ConfigurationError, IstioAuthError, NotAuthenticated, NotAuthorized
 from istio_auth.middleware.asgi import Application, Headers, Receive, Scope, Send, extensions_of, refuse
 from istio_auth.peer import ASGI_EXTENSION, VerifiedPeer, WithScope, verified_peer
@@ -99,7 +99,7 @@ class IdentityMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what comes in, or refuse it."""
-        if scope["type"] not in {"http", "websocket"}:
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         try:
@@ -119,7 +119,7 @@ class IdentityMiddleware:
             NotAuthorized: the caller is not welcome, or nobody.
             NotAuthenticated: the token is refused.
         """
-        headers = cast("Headers", scope["headers"])
+        headers = cast("Headers", scope.get("headers", ()))
         extensions = {name: value for name, value in extensions_of(scope).items() if name not in _OURS}
         caller = direct = _direct_peer(scope)
         if direct is not None and direct.spiffe_id in self._trusted_proxies:
@@ -141,7 +141,7 @@ class IdentityMiddleware:
             if self._require_caller:
                 raise NotAuthorized("nobody calls: no TLS on the scope that proves a SPIFFE ID, and none is forwarded")
         elif self._authorize is not None:
-            self._authorize(caller.spiffe_id)
+            admit(caller.spiffe_id, self._authorize)
 
 
 def token_claims(request: WithScope | Scope) -> Claims | None:

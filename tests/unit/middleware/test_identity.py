@@ -264,6 +264,12 @@ class TestWebSocketsAndLifespan:
         _, sent = await serve(request(None, kind="websocket"), require_caller=True)
         assert sent == [{"type": "websocket.close", "code": 1008}]
 
+    async def test_what_asgi_may_bring_one_day_comes_from_somebody_too(self) -> None:
+        scope: Scope = {"type": "webtransport"}
+        assert (await serve(scope, require_caller=True))[0].scopes == []
+        scope["extensions"] = {ASGI_EXTENSION: VerifiedPeer(WEB, ())}
+        assert (await serve(scope, require_caller=True))[0].caller == WEB
+
     async def test_the_lifespan_passes_untouched(self) -> None:
         scope: Scope = {"type": "lifespan", "state": {}}
         app, _ = await serve(scope, require_caller=True)
