@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from istio_auth.errors import ConfigurationError
-from istio_auth.tokens import TokenFault, TokenRefused
+from istio_auth.tokens import MAX_TOKEN, TokenFault, TokenRefused
 from istio_auth.tokens.locations import (
     DEFAULT_LOCATIONS,
     FoundToken,
@@ -113,6 +113,14 @@ def test_what_follows_the_prefix_is_taken_as_it_is() -> None:
     assert found([("authorization", "Bearer  a.b.c")]) == " a.b.c"
     assert found([("authorization", "Bearer a.b.c, Bearer d.e.f")]) == "a.b.c, Bearer d.e.f"
     assert found([(b"authorization", b"Bearer \xff\x00")]) == "\xff\x00"
+
+
+def test_what_is_too_long_for_a_token_is_not_even_decoded() -> None:
+    assert found([], "access_token=" + "%41" * MAX_TOKEN) == "A" * MAX_TOKEN
+    assert refused([], "access_token=" + "%41" * (MAX_TOKEN + 1)) is TokenFault.TOO_LONG
+    assert found([], "other=" + "%41" * (MAX_TOKEN + 1)) is None
+    assert found([], f"{'%61' * 100_000}=a&access_token=b") == "b"
+    assert found([], "%C3%A9=a", at=(InQuery("é"),)) == "a"
 
 
 @pytest.mark.parametrize("value", ["bearer secret.1", "BEARER secret.1", "bEARER "])
