@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import io
@@ -140,3 +141,10 @@ def test_every_example_is_run_here() -> None:
     programs = {path.stem for path in EXAMPLES.glob("*.py")}
     others = {name for name in programs if name.startswith(("grpc_", "psycopg"))}  # which have tests of their own
     assert programs - others == {name for pair in (*PAIRS, *ROTATING_PAIRS) for name in pair} | BEHIND_A_GATEWAY
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_each_example_is_small_and_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 60
+    assert ast.get_docstring(ast.parse(text))

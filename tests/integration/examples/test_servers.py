@@ -9,6 +9,7 @@ import struct
 from types import ModuleType
 
 import aiohttp
+import httpx
 import pytest
 
 from docs.examples import socket_client, starlette_app, uvicorn_behind_proxy
@@ -110,3 +111,12 @@ async def test_clients_that_say_nothing_nonsense_or_leave_stop_no_server(name: s
                     hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends by a reset
                     hasty.sendall(b"\x16")
             assert await asyncio.to_thread(ask, world.client, port) == answer
+
+
+async def test_hypercorn_speaks_http_2_to_a_client_that_asks_for_it(world: World) -> None:
+    async with (
+        servers.on_hypercorn(world.server) as port,
+        httpx.AsyncClient(verify=client_context(world.client, is_id(SERVER)), http2=True) as client,
+    ):
+        response = await client.get(f"https://127.0.0.1:{port}/")
+        assert (response.http_version, response.text) == ("HTTP/2", "welcome\n")
