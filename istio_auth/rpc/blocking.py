@@ -103,7 +103,7 @@ class BlockingChannel:
             before = self._released
         try:
             return parsed(path, response_type, future.result())
-        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+        except grpc.RpcError as error:
             failure = self._failure(path, error, before)
         finally:
             del future
@@ -158,10 +158,9 @@ class BlockingChannel:
             self._channel = grpc.insecure_channel(self._target, options=channel_options(self._max_response_bytes))
         return self._channel
 
-    def _failure(self, path: str, error: Exception, before: int) -> IstioAuthError:
+    def _failure(self, path: str, error: grpc.RpcError, before: int) -> IstioAuthError:
         if self._released != before:
             return Interrupted(f"{path}: {'the client was closed' if self._closed.is_set() else 'this process forked'}")
-        assert isinstance(error, grpc.RpcError)  # nobody else cancels
         return error_of(path, error)
 
 

@@ -395,7 +395,7 @@ async def test_only_the_first_answer_is_waited_for_with_a_clock(api: FakeWorkloa
     client = EitherClient(BlockingWorkloadAPIClient(api.address, timeout=timedelta(hours=1)))
     async with client.watching("watch_x509_context") as watched:
         await until(lambda: api.x509.open == 1)
-        assert patient()
+        await until(patient)
         say_everything(api)
         await until(lambda: watched.values)
         await until(lambda: not patient())
