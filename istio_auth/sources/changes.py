@@ -27,15 +27,18 @@ class Changes:
         self._condition = threading.Condition()
         self._subscribers = Subscribers()
 
-    def make(self, change: Callable[[], bool]) -> None:
-        """Make a change, one at a time; tell the subscribers of it if it says so."""
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Make a change in here, one at a time; whoever waits sees it afterwards."""
         with self._condition:
-            to_be_told = change()
+            yield
             self._condition.notify_all()
-        if to_be_told:
-            self._subscribers.tell()
 
-    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
+    def tell(self) -> None:
+        """Call the subscribers; after the change, not in it."""
+        self._subscribers.tell()
+
+    def subscribe(self, changed: Callable[[], object]) -> Callable[[], None]:
         """Call `changed`, on whichever thread makes the change, after each; what it raises is logged.
 
         Returns:

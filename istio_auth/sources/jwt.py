@@ -149,8 +149,8 @@ class JWTSource:
         """
         return self.bundles().bundle(trust_domain)
 
-    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed`, on whichever thread makes the change, after each change of the bundles.
+    def subscribe(self, changed: Callable[[], object]) -> Callable[[], None]:
+        """Call `changed`, on whichever thread makes the change, after each change; what it raises is logged.
 
         Returns:
             a function that ends the subscription.
@@ -238,20 +238,18 @@ class JWTSource:
             self._replace(lambda state: replace(state, trouble=told))
 
     def _replace(self, change: Callable[[_State], _State]) -> None:
-        old = new = self._state
-
-        def replaced() -> bool:
-            nonlocal old, new
+        with self._changes.alone():
             old = self._state
-            self._state = new = old if old.closed else change(old)
-            return new.bundles is not old.bundles or new.closed
-
-        self._changes.make(replaced)
+            if old.closed:
+                return
+            self._state = new = change(old)
         if new.trouble is not None and new.trouble != old.trouble:
             held = "the bundles that are held stay in use" if new.bundles else "no bundles are held"
             _LOG.warning("%s: %s (%s)", self._origin, new.trouble, held)
         elif old.trouble is not None and new.trouble is None and not new.closed:
             _LOG.info("%s: all is well again", self._origin)
+        if new.bundles is not old.bundles or new.closed:
+            self._changes.tell()
 
     def _decided(self) -> bool:
         return self._state.closed or self._state.bundles is not None

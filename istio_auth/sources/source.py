@@ -11,10 +11,8 @@ import asyncio
 import copy
 import logging
 import os
-import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -23,10 +21,10 @@ from typing import Self
 from istio_auth.bundle import TrustBundle
 from istio_auth.clock import Clock, in_words
 from istio_auth.errors import IstioAuthError, MissingError, NotReady
+from istio_auth.sources.changes import Changes
 from istio_auth.sources.expiry import Notice
 from istio_auth.sources.state import State
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
-from istio_auth.subscribers import Subscribers
 from istio_auth.svid import X509SVID
 from istio_auth.system_clock import SystemClock
 from istio_auth.x509_source import X509Context
@@ -71,8 +69,7 @@ class Source:
         self._clock = clock or SystemClock()
         self._serve_ended = serve_ended
         self._state = State()
-        self._subscribers = Subscribers()
-        self._changed = threading.Condition()
+        self._changes = Changes(origin)
         self._forked = False
         _SOURCES.add(self)
 
@@ -120,14 +117,7 @@ class Source:
             a function that ends the subscription.
         """
         self._used()
-
-        def guarded() -> None:
-            try:
-                changed()
-            except Exception:  # noqa: BLE001  # whatever it is, it must not stop who makes the change
-                _LOG.exception("a subscriber of %s failed", self._origin)
-
-        return self._subscribers.add(guarded)
+        return self._changes.subscribe(changed)
 
     def wait_until_ready(self, timeout: timedelta) -> None:
         """Block until there is a snapshot to serve. Not for an event loop: see `ready`.
@@ -136,20 +126,13 @@ class Source:
             NotReady: there is none after this time, or the source is closed; says why, and what to do.
         """
         self._used()
-        with self._changed:
-            self._changed.wait_for(self._decided, timeout.total_seconds())
+        self._changes.wait(self._decided, timeout)
         self._refuse_unready(timeout)
 
     async def ready(self, timeout: timedelta) -> None:  # noqa: ASYNC109  # the same signature as wait_until_ready
         """Wait until there is a snapshot to serve (see `wait_until_ready`)."""
-        with self._heard() as changed:
-            try:
-                async with asyncio.timeout(timeout.total_seconds()):
-                    while not self._decided():
-                        changed.clear()
-                        await changed.wait()
-            except TimeoutError:
-                pass  # told below, with the reason
+        self._used()
+        await self._changes.wait_async(self._decided, timeout)
         self._refuse_unready(timeout)
 
     async def updates(self) -> AsyncGenerator[X509Context]:
@@ -157,8 +140,9 @@ class Source:
 
         Who is slow misses what was replaced meanwhile, and gets the latest.
         """
+        self._used()
         last = None
-        with self._heard() as changed:
+        with self._changes.heard() as changed:
             while not (state := self._state).closed:
                 changed.clear()
                 if state.context is None or state.context is last or not state.serves(self._clock.now()):
@@ -231,15 +215,14 @@ class Source:
 
     def _after_fork(self) -> None:
         """Called in a forked child, whose only thread is the one that forked: whoever held our locks is not here."""
-        self._changed = threading.Condition()
-        self._subscribers.after_fork()
+        self._changes.after_fork()
         self._forked = True
 
     # ---------------------------------------------------------------------------------------------------------------
 
     def _used(self) -> tuple[State, datetime]:
         if self._forked:
-            with self._changed:
+            with self._changes.alone():
                 first, self._forked = self._forked, False
             if first:
                 self._resume()
@@ -252,15 +235,14 @@ class Source:
         return state.closed or state.serves(self._clock.now())
 
     def _replace(self, change: Callable[[State], State]) -> None:
-        with self._changed:
+        with self._changes.alone():
             old = self._state
             if old.closed:
                 return
             self._state = new = change(old)
-            self._changed.notify_all()
         self._say_trouble(old, new)
         if new.context is not old.context or new.closed:
-            self._subscribers.tell()
+            self._changes.tell()
 
     def _refusal(self, state: State) -> IstioAuthError:
         # One error raised by several threads would gather all their tracebacks.
@@ -295,7 +277,7 @@ class Source:
         pending = self._state.pending
         if not pending or now < pending[0].at:
             return
-        with self._changed:
+        with self._changes.alone():
             said, self._state = self._state.told(now)
         for notice in said:
             self._say(notice, now)
@@ -308,23 +290,6 @@ class Source:
             left, end = in_words(svid.not_after - now), svid.not_after.isoformat()
             text = "the SVID %s from %s ends at %s, in %s, and no renewal has come%s; %s"
             _LOG.warning(text, svid.id, self._origin, end, left, _because(state), self._remedy)
-
-    @contextmanager
-    def _heard(self) -> Generator[asyncio.Event]:
-        """An event of the running loop that each change sets, on whichever thread it is made."""
-        loop, changed, process = asyncio.get_running_loop(), asyncio.Event(), os.getpid()
-
-        def tell() -> None:
-            # A forked child has a copy of this subscription, and shares the loop's wake-up pipe.
-            if os.getpid() == process:
-                with suppress(RuntimeError):  # the loop was closed
-                    loop.call_soon_threadsafe(changed.set)
-
-        end = self.subscribe(tell)
-        try:
-            yield changed
-        finally:
-            end()
 
 
 _SOURCES: weakref.WeakSet[Source] = weakref.WeakSet()

@@ -83,7 +83,13 @@ write_svid(folder, generation(2))
 assert held.wait(20)  # the thread is in the middle of a look now
 
 def hold_locks():
-    with source._changed, memory._changed, source._subscribers._lock, memory._subscribers._lock, source._ending._cond:
+    with (
+        source._changes._condition,
+        memory._changes._condition,
+        source._changes._subscribers._lock,
+        memory._changes._subscribers._lock,
+        source._ending._cond,
+    ):
         held.set()
         go_on.wait()
 

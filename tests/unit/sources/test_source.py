@@ -167,16 +167,16 @@ class TestWaiting:
         self, source: OpenSource, authority: FakeAuthority
     ) -> None:
         waiting = asyncio.create_task(source.ready(PATIENCE))
-        await until(lambda: source._subscribers._functions)
+        await until(lambda: source._changes._subscribers._functions)
         await asyncio.to_thread(source.trouble, OSError("not yet"))
         assert not waiting.done()
         await asyncio.to_thread(source.hold, context(authority))
         await waiting
-        assert not source._subscribers._functions
+        assert not source._changes._subscribers._functions
 
     async def test_goes_on_when_what_came_was_lost_at_once(self, source: OpenSource, authority: FakeAuthority) -> None:
         waiting = asyncio.create_task(source.ready(PATIENCE))
-        await until(lambda: source._subscribers._functions)
+        await until(lambda: source._changes._subscribers._functions)
         source.hold(context(authority))
         source.lose(REFUSED)
         for _ in range(3):  # it wakes, and finds nothing
@@ -205,7 +205,7 @@ class TestWaiting:
     async def test_ends_when_the_source_is_closed(self, source: OpenSource) -> None:
         waiting = asyncio.create_task(source.ready(PATIENCE))
         blocking = asyncio.create_task(asyncio.to_thread(source.wait_until_ready, PATIENCE))
-        await until(lambda: source._subscribers._functions and source._changed._waiters)  # type: ignore[attr-defined]
+        await until(lambda: source._changes._subscribers._functions and source._changes._condition._waiters)  # type: ignore[attr-defined]
         await asyncio.to_thread(source.close)
         for task in (waiting, blocking):
             with pytest.raises(NotReady, match="closed"):
@@ -219,13 +219,13 @@ class TestUpdates:
         first, second = context(authority), context(authority)
         updates = source.updates()
         coming = asyncio.ensure_future(anext(updates))
-        await until(lambda: source._subscribers._functions)
+        await until(lambda: source._changes._subscribers._functions)
         await asyncio.to_thread(source.hold, first)
         assert await coming is first
         await asyncio.to_thread(source.hold, second)
         assert await anext(updates) is second
         await updates.aclose()
-        assert not source._subscribers._functions
+        assert not source._changes._subscribers._functions
 
     async def test_that_nobody_took_in_time_are_passed_over(self, source: OpenSource, authority: FakeAuthority) -> None:
         source.hold(context(authority))
@@ -241,7 +241,7 @@ class TestUpdates:
         source.hold(context(authority, lasting(authority, NOTHING)))
         updates = source.updates()
         coming = asyncio.ensure_future(anext(updates))
-        await until(lambda: source._subscribers._functions)
+        await until(lambda: source._changes._subscribers._functions)
         source.hold(fresh := context(authority))
         assert await coming is fresh
         await updates.aclose()
@@ -272,9 +272,9 @@ class TestUpdates:
                 pass
 
         tasks = [asyncio.create_task(follow()) for _ in range(2)]
-        await until(lambda: len(source._subscribers._functions) == 2)
+        await until(lambda: len(source._changes._subscribers._functions) == 2)
         tasks[0].cancel()
-        await until(lambda: len(source._subscribers._functions) == 1)
+        await until(lambda: len(source._changes._subscribers._functions) == 1)
         await asyncio.to_thread(source.close)
         await tasks[1]
 
