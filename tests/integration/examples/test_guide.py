@@ -15,6 +15,8 @@ from typing import cast
 
 import pytest
 
+from istio_auth.authorize import is_id
+from istio_auth.errors import Fault, NotAuthorized
 from istio_auth.middleware.asgi import Application, Message, Scope
 from istio_auth.peer import ASGI_EXTENSION, VerifiedPeer
 from istio_auth.proto.workload_api_pb2 import JWTSVID, JWTSVIDRequest, JWTSVIDResponse
@@ -130,3 +132,10 @@ async def test_an_application_learns_whom_the_gateway_serves(reader: Reader) -> 
 def test_every_piece_is_run_here() -> None:
     words = ["context = server_context", "connected with", "no identity", "JWTSource", "setLevel"]
     assert all(any(word in piece for word in (*words, "SourceMetrics", "IdentityMiddleware")) for piece in PIECES)
+
+
+def test_the_guide_quotes_refusals_as_they_are() -> None:
+    quoted = set(re.findall(r"^\| \.\.\. `([^`]+)`", GUIDE.read_text(), re.MULTILINE))
+    assert quoted - {fault.value for fault in Fault} == {"is refused: welcome is ..."}
+    with pytest.raises(NotAuthorized, match="is refused: welcome is "):
+        is_id(SERVER)(CLIENT)
