@@ -10,12 +10,12 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import TypeAlias, TypeVar, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
 
-from istio_auth.authorize import Authorizer
+from istio_auth.authorize import Authorizer, admit
 from istio_auth.errors import Code, ConfigurationError, IstioAuthError, NotAuthenticated, NotAuthorized
 from istio_auth.grpc.peers import PeerContext, peer_id
 from istio_auth.spiffe_id import SpiffeID
@@ -64,7 +64,7 @@ class MethodRules:
         service = method.rpartition("/")[0] + "/"
         for name in (method, service, "/"):
             if (authorize := self._rules.get(name)) is not None:
-                authorize(peer)
+                admit(peer, authorize)
                 return
         raise NotAuthorized(f"there is no rule for {method}, so nobody may call it")
 
@@ -106,7 +106,8 @@ class BlockingAuthorizingInterceptor(grpc.ServerInterceptor):  # type: ignore[ty
         return _guarded(continuation(handler_call_details), self._rules, handler_call_details.method)
 
 
-_Behavior: TypeAlias = Callable[[object, object], object]
+_Behavior: TypeAlias = Callable[[object, object], Any]  # as many kinds as gRPC knows
+_Refusal: TypeAlias = Callable[[PeerContext], "_Answer | None"]
 _KINDS: Mapping[tuple[bool, bool], tuple[str, Callable[..., _Handler]]] = {  # by whether requests, responses stream
     (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
     (False, True): ("unary_stream", grpc.unary_stream_rpc_method_handler),
@@ -119,40 +120,68 @@ def _guarded(handler: _FoundHandler, rules: MethodRules, method: str) -> _FoundH
     if handler is None:
         return handler  # there is no such method, as gRPC will answer
     kind, make = _KINDS[handler.request_streaming, handler.response_streaming]
-    behavior = _asking_first(getattr(handler, kind), functools.partial(_refusal, rules, method))
+    ask = functools.partial(_refusal, rules, method)
+    behavior = _asking_first(getattr(handler, kind), ask, streams=handler.response_streaming)
     return make(behavior, handler.request_deserializer, handler.response_serializer)
 
 
-def _asking_first(behavior: _Behavior, refusal: Callable[[PeerContext], _Answer | None]) -> _Behavior:
-    """A method of the same kind: gRPC treats coroutines, asynchronous generators and functions differently."""
+def _asking_first(behavior: _Behavior, refusal: _Refusal, *, streams: bool) -> _Behavior:
+    """A method of the same kind, since gRPC treats each kind differently.
+
+    A server of asyncio calls functions in a thread, but for a stream it does so first when it asks for a response.
+    """
+    guard: Callable[[_Behavior, _Refusal], Callable[..., object]]
     if inspect.isasyncgenfunction(behavior):
+        guard = _async_generator
+    elif inspect.iscoroutinefunction(behavior):
+        guard = _coroutine
+    else:
+        guard = _generator if streams else _function
+    return functools.wraps(behavior)(cast("_Behavior", guard(behavior, refusal)))
 
-        @functools.wraps(behavior)
-        async def generator(request: object, context: _AioContext) -> AsyncGenerator[object, None]:
-            if (answer := refusal(context)) is not None:
-                await context.abort(*answer)
-            async with contextlib.aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
 
-        return cast("_Behavior", generator)
-    if inspect.iscoroutinefunction(behavior):
+def _async_generator(
+    behavior: Callable[[object, object], AsyncGenerator[object, None]], refusal: _Refusal
+) -> Callable[[object, _AioContext], AsyncGenerator[object, None]]:
+    async def asking(request: object, context: _AioContext) -> AsyncGenerator[object, None]:
+        if (answer := refusal(context)) is not None:
+            await context.abort(*answer)
+        async with contextlib.aclosing(behavior(request, context)) as responses:
+            async for response in responses:
+                yield response
 
-        @functools.wraps(behavior)
-        async def coroutine(request: object, context: _AioContext) -> object:
-            if (answer := refusal(context)) is not None:
-                await context.abort(*answer)
-            return await behavior(request, context)
+    return asking
 
-        return cast("_Behavior", coroutine)
 
-    @functools.wraps(behavior)
-    def function(request: object, context: grpc.ServicerContext) -> object:
+def _coroutine(
+    behavior: Callable[[object, object], Awaitable[object]], refusal: _Refusal
+) -> Callable[[object, _AioContext], Awaitable[object]]:
+    async def asking(request: object, context: _AioContext) -> object:
+        if (answer := refusal(context)) is not None:
+            await context.abort(*answer)
+        return await behavior(request, context)
+
+    return asking
+
+
+def _generator(
+    behavior: Callable[[object, object], Iterator[object]], refusal: _Refusal
+) -> Callable[[object, grpc.ServicerContext], Iterator[object]]:
+    def asking(request: object, context: grpc.ServicerContext) -> Iterator[object]:
+        if (answer := refusal(context)) is not None:
+            context.abort(*answer)
+        yield from behavior(request, context)
+
+    return asking
+
+
+def _function(behavior: _Behavior, refusal: _Refusal) -> Callable[[object, grpc.ServicerContext], object]:
+    def asking(request: object, context: grpc.ServicerContext) -> object:
         if (answer := refusal(context)) is not None:
             context.abort(*answer)
         return behavior(request, context)
 
-    return cast("_Behavior", function)
+    return asking
 
 
 def _refusal(rules: MethodRules, method: str, context: PeerContext) -> _Answer | None:
@@ -176,4 +205,4 @@ def _is_rule(name: str) -> bool:
     if name == "/":
         return True
     empty, service, _method = name.split("/") if name.count("/") == 2 else ("", "", "")
-    return not empty and bool(service) and "*" not in name
+    return not empty and bool(service) and not set(name) & set("* ")
