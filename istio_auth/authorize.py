@@ -1,6 +1,8 @@
 """Which peers are welcome: an authorizer takes a verified SPIFFE ID and returns, or raises `NotAuthorized`.
 
-Every TLS context demands one. An authorizer with nothing in its list refuses everybody.
+Every TLS context demands one. An authorizer with nothing in its list refuses everybody. Whoever asks one does so by
+`admit`, which takes an answer of any kind for a no: a predicate that says False, and `is_id` itself instead of
+`is_id(...)`, would otherwise let everybody in.
 """
 
 from __future__ import annotations
@@ -23,6 +25,20 @@ class Authorizer(Protocol):
             NotAuthorized: it is not.
         """
         ...
+
+
+def admit(peer: SpiffeID, authorize: Authorizer) -> None:
+    """Ask an authorizer about a peer.
+
+    Raises:
+        NotAuthorized: the peer is not welcome, or the authorizer answered instead of returning nothing or raising.
+    """
+    ask: Callable[[SpiffeID], object] = authorize  # by its type it returns None, but who checks types
+    if (answer := ask(peer)) is not None:
+        raise NotAuthorized(
+            f"{peer} is refused: the authorizer answered with {type(answer).__name__} {str(answer)[:100]!r}, but must"
+            " return None for a welcome peer and raise NotAuthorized for all others"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from istio_auth.authorize import Authorizer
+from istio_auth.authorize import Authorizer, admit
 from istio_auth.clock import Clock
 from istio_auth.errors import ConfigurationError, Fault, InvalidPEM, IstioAuthError, NotReady, VerificationError
 from istio_auth.peer import VerifiedPeer
@@ -110,6 +110,12 @@ class _Rules:
     demanded: ssl.VerifyMode
     istio_alpn: bool = False
 
+    def __post_init__(self) -> None:
+        if not callable(self.authorize):
+            raise ConfigurationError(
+                f"a TLS context needs an authorizer, such as is_id(...) or any_id(), and not {self.authorize!r}"
+            )
+
     def snapshot(self) -> X509Context:
         """What a connection that begins now is made with.
 
@@ -141,7 +147,7 @@ class _Rules:
         except InvalidPEM as error:
             raise VerificationError(Fault.UNPARSABLE, str(error)) from error
         spiffe_id = verify_chain(chain, self.source.x509_context().bundles, self.clock.now())
-        self.authorize(spiffe_id)
+        admit(spiffe_id, self.authorize)
         return VerifiedPeer(spiffe_id, chain)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from istio_auth.authorize import Authorizer, any_id, in_namespace, is_id, member_of, one_of
+from istio_auth.authorize import Authorizer, admit, any_id, in_namespace, is_id, member_of, one_of
 from istio_auth.errors import Code, NotAuthorized
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
@@ -14,6 +16,33 @@ DB = SpiffeID.for_service_account(TD, "storage", "db")
 AGENT = SpiffeID.for_agent(TD, "node-1")
 FOREIGN_WEB = SpiffeID.for_service_account(TrustDomain("foreign.test"), "default", "web")
 EVERYBODY = {WEB, DB, AGENT, FOREIGN_WEB}
+
+
+async def asked_later(_peer: SpiffeID) -> None:
+    """What nobody waits for decides nothing."""
+
+
+NO_AUTHORIZERS: dict[str, Callable[[SpiffeID], object]] = {
+    "a predicate that says no": lambda _peer: False,
+    "a predicate that says yes": lambda _peer: True,
+    "is_id, not called": is_id,
+    "one_of, not called": one_of,
+    "member_of, not called": member_of,  # type: ignore[dict-item]  # the mistake
+    "in_namespace, not called": in_namespace,  # type: ignore[dict-item]  # the mistake
+}
+
+
+@pytest.mark.parametrize("mistaken", NO_AUTHORIZERS.values(), ids=list(NO_AUTHORIZERS))
+def test_whatever_answers_instead_of_deciding_admits_nobody(mistaken: Authorizer) -> None:
+    with pytest.raises(NotAuthorized, match="must return None for a welcome peer"):
+        admit(WEB, mistaken)
+    admit(WEB, any_id())
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'asked_later' was never awaited:RuntimeWarning")
+def test_an_authorizer_that_nobody_waits_for_admits_nobody() -> None:
+    with pytest.raises(NotAuthorized, match="answered with coroutine"):
+        admit(WEB, asked_later)  # type: ignore[arg-type]  # the mistake
 
 
 @pytest.mark.parametrize(

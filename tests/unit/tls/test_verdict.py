@@ -12,7 +12,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from istio_auth.authorize import Authorizer, any_id, is_id, one_of
 from istio_auth.bundle import BundleSet, TrustBundle
-from istio_auth.errors import Code, Fault, IstioAuthError, NotAuthenticated, NotAuthorized, VerificationError
+from istio_auth.errors import (
+    Code,
+    ConfigurationError,
+    Fault,
+    IstioAuthError,
+    NotAuthenticated,
+    NotAuthorized,
+    VerificationError,
+)
 from istio_auth.keys import PrivateKey
 from istio_auth.peer import PeerRefused
 from istio_auth.pem import write_der
@@ -200,6 +208,19 @@ def test_whatever_an_authorizer_raises_refuses(raised: Exception) -> None:
     client, server = both_ways(ssl.TLSVersion.TLSv1_3, broken, any_id())
     assert client.refusal.code is (Code.NOT_AUTHENTICATED if isinstance(raised, IstioAuthError) else Code.INTERNAL)
     no_word_passes(client, server)
+
+
+@pytest.mark.parametrize("mistaken", [lambda _peer: False, is_id], ids=["a predicate", "is_id, not called"])
+def test_an_authorizer_that_answers_instead_of_deciding_lets_nobody_in(mistaken: Authorizer) -> None:
+    client, server = both_ways(ssl.TLSVersion.TLSv1_3, mistaken, any_id())
+    assert isinstance(client.refusal, NotAuthorized)
+    no_word_passes(client, server)
+
+
+@pytest.mark.parametrize("make", [client_context, server_context])
+def test_a_context_without_an_authorizer_is_not_made(make: Callable[..., ssl.SSLContext]) -> None:
+    with pytest.raises(ConfigurationError, match="needs an authorizer"):
+        make(OURS, None)
 
 
 def test_a_verdict_that_was_interrupted_is_a_refusal() -> None:
