@@ -125,7 +125,7 @@ def read_private_key(pem: bytes, *, validate: bool = True) -> PrivateKey:
     return allowed_private_key(key)
 
 
-def read_pkcs8_private_key(der: bytes) -> PrivateKey:
+def read_der_private_key(der: bytes) -> PrivateKey:
     """A private key as PKCS#8 in DER, not encrypted.
 
     Raises:

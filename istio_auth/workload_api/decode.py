@@ -21,7 +21,7 @@ from istio_auth.bundle import BundleSet, TrustBundle
 from istio_auth.errors import InvalidSpiffeID, IstioAuthError, MalformedError
 from istio_auth.jwt_bundle import JWTBundle, JWTBundleSet
 from istio_auth.jwt_svid import JWTSVID
-from istio_auth.pem import read_der_certificates, read_pkcs8_private_key
+from istio_auth.pem import read_der_certificates, read_der_private_key
 from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.strict_json import JSON
@@ -148,7 +148,7 @@ def _x509_svid(entry: messages.X509SVID) -> X509SVID:
     chain = read_der_certificates(entry.x509_svid)
     check_leaf(chain[0])
     return X509SVID(
-        SpiffeID.parse(entry.spiffe_id), chain, read_pkcs8_private_key(entry.x509_svid_key), _hint(entry.hint)
+        SpiffeID.parse(entry.spiffe_id), chain, read_der_private_key(entry.x509_svid_key), _hint(entry.hint)
     )
 
 

@@ -131,6 +131,19 @@ def test_keys_are_read_in_their_usual_forms(form: PrivateFormat) -> None:
         assert pem.read_private_key(text).public_key() == key.public_key()
 
 
+def test_a_key_in_der_is_pkcs8_and_nothing_else() -> None:
+    for key in (new_private_key(), ec.generate_private_key(ec.SECP384R1()), rsa.generate_private_key(65537, 2048)):
+        good = pem.write_der_private_key(key)
+        assert pem.read_der_private_key(good).private_numbers() == key.private_numbers()
+        older = key.private_bytes(Encoding.DER, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+        encrypted = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, BestAvailableEncryption(b"hunter2"))
+        public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for wrong in (b"", older, encrypted, public, good[:-1], good + b"\0", good + good, pem.write_private_key(key)):
+            with pytest.raises(InvalidPEM) as caught:
+                pem.read_der_private_key(wrong)
+            assert caught.value.__cause__ is None
+
+
 def test_a_strange_rsa_key_can_be_read_without_the_time_it_takes_to_validate() -> None:
     numbers = rsa.generate_private_key(65537, 2048).private_numbers()
     strange = rsa.RSAPrivateNumbers(
@@ -179,6 +192,8 @@ def test_a_weak_key_is_refused_for_what_it_is() -> None:
     for key in (weak, ec.generate_private_key(ec.SECP521R1())):
         with pytest.raises(KeyRejected):
             pem.read_private_key(pem.write_private_key(key))
+        with pytest.raises(KeyRejected):
+            pem.read_der_private_key(pem.write_der_private_key(key))
 
 
 def test_exactly_one_signing_request_is_read(authority: FakeAuthority) -> None:
