@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,26 +16,21 @@ from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.http import HealthServer
 from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
-from istio_auth.door import Door, UnixCaller
-from istio_auth.errors import ConfigurationError, IstioAuthError, NotAuthorized
+from istio_auth.door import Door
+from istio_auth.errors import ConfigurationError, IstioAuthError
 from istio_auth.registration import Registration
-from istio_auth.rpc.server import Limits, RpcServer, Service
+from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.system_clock import SystemClock
 from istio_auth.x509_source import X509Context
 from node_agent.admin.server import AdminServer
 from node_agent.admin.status import Status
-from node_agent.attest.process import ProcessAttestor
-from node_agent.attest.socket import SocketAttestor
-from node_agent.attest.systemd import SystemdAttestor
-from node_agent.attest.unix import UnixAttestor
 from node_agent.ca_client import AnyCA
 from node_agent.ca_link import CALink
 from node_agent.cache import WorkloadCache
-from node_agent.config import Config, SocketSettings
+from node_agent.config import Config
 from node_agent.enrolment import Enrolment
-from node_agent.files.writer import FilesWriter
 from node_agent.identity import Identity
 from node_agent.istio_contract import IstioClient
 from node_agent.kept_workloads import Keeping, WorkloadFolder, file_system, is_in_memory
@@ -43,13 +38,10 @@ from node_agent.metrics import Metrics
 from node_agent.node_service import NodeServiceClient
 from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
 from node_agent.renewal import Renewals, first_to_lapse
-from node_agent.sds.service import SecretDiscovery
 from node_agent.state import StateFolder, read_token
-from node_agent.sync import Consumers, Sync
+from node_agent.sync import Sync
 from node_agent.trust import Trust, at_start
-from node_agent.workload_api.health import Health
-from node_agent.workload_api.reflection import reflection
-from node_agent.workload_api.service import WorkloadAPI
+from node_agent.workloads import Workloads
 
 LOOK_AT_FILES = timedelta(seconds=10)
 DRAIN = timedelta(seconds=5)
@@ -113,14 +105,8 @@ class Agent:
         )
         self.cache = WorkloadCache(self.trust.bundles)
         self.cache.register(registered)
-        self._keeping: Keeping | None = None
-        self._restored = False
-        if (folder := folder_to_keep(config)) is None:
-            log.warning("nothing is kept for the next start: the runtime folder is not in memory; set keep_folder")
-        else:
-            kept = WorkloadFolder(folder)
-            self._keeping = Keeping(kept, self.cache, config.trust_domain, from_ca=self._local is None)
-            self._restored = self._keeping.restore(clock.now(), random.random)
+        self._keeping = self._kept(folder_to_keep(config))
+        self._restored = self._keeping is not None and self._keeping.restore(clock.now(), random.random)
         self._anonymous = MemorySource(X509Context((), self.trust.bundles))
         own = MemorySource()
         self._proven, self._unproven = self._link(own), self._link(self._anonymous)
@@ -146,30 +132,30 @@ class Agent:
             metrics=self.metrics,
         )
         self.renewals = Renewals(self.cache, proven, ready=self.identity.lives, clock=clock, metrics=self.metrics)
-        observing = (UnixAttestor(), ProcessAttestor(), SystemdAttestor())
-        attestors = (*observing, SocketAttestor())
-        self.discovery = SecretDiscovery(self.cache, config.trust_domain, attestors=attestors, metrics=self.metrics)
-        self.workload_api = WorkloadAPI(
+        self.workloads = Workloads(
+            config,
             self.cache,
-            attestors=attestors,
-            registrations_missing=self._registrations_missing,
+            clock=clock,
             metrics=self.metrics,
+            registrations_missing=self._registrations_missing,
         )
         self.sync = Sync(
             proven,
             trust=self.trust,
             ready=self.identity.lives,
-            consumers=self._consumers,
+            consumers=self.workloads.consumers,
             registered=None if self._local else self.cache.register,
             metrics=self.metrics,
         )
-        self._observing = observing
-        self.files = tuple(
-            FilesWriter(each, self.cache, clock=clock, metrics=self.metrics, progress=self.sync.report)
-            for each in config.files
-        )
         self._wire()
         self._measure()
+
+    def _kept(self, folder: Path | None) -> Keeping | None:
+        if folder is None:
+            log.warning("nothing is kept for the next start: the runtime folder is not in memory; set keep_folder")
+            return None
+        kept = WorkloadFolder(folder)
+        return Keeping(kept, self.cache, self.config.trust_domain, from_ca=self._local is None)
 
     def _link(self, source: MemorySource) -> CALink:
         return CALink(self.config.ca_address, source, SpiffeID.for_ca(self.config.trust_domain), clock=self.clock)
@@ -185,8 +171,7 @@ class Agent:
         self.identity.subscribe(self._proven.renew)
         self.identity.subscribe(self.renewals.look_again)
         self.identity.subscribe(self.sync.look_again)
-        self.discovery.subscribe(self.sync.report)
-        self.workload_api.subscribe(self.sync.report)
+        self.workloads.subscribe(self.sync.report)
         self.cache.subscribe(self.sync.report)
 
     def _trust_changed(self) -> None:
@@ -211,16 +196,6 @@ class Agent:
         gauge("svids_held", "Of these, how many have a certificate", lambda: len(self.cache.snapshot.held))
         gauge("sync_connected", "Whether the stream with the CA is open", lambda: self.sync.connected)
         gauge("bundle_sequence", "Of the bundle of our own trust domain", lambda: self.trust.own.sequence or 0)
-        gauge("sds_clients", "Open streams of SDS clients", lambda: len(self.discovery.clients()))
-        gauge("sds_clients_waiting", "Of these, how many wait for something", self.discovery.waiting)
-        gauge("workload_api_clients", "Open streams of the Workload API", lambda: len(self.workload_api.streams()))
-        gauge("bundle_consumers", "Clients that want the bundle", lambda: self._consumers().total)
-        gauge("bundle_consumers_current", "Of these, who took the present one", lambda: self._consumers().current)
-
-    def _consumers(self) -> Consumers:
-        written = [each for each in self.files if each.is_current() is not None]
-        behind = [f"files {each.settings.name}" for each in written if not each.is_current()]
-        return self.discovery.consumers() + self.workload_api.consumers() + Consumers.of(len(written), behind)
 
     @asynccontextmanager
     async def serving(self, daemon: Daemon) -> AsyncIterator[None]:
@@ -235,12 +210,10 @@ class Agent:
                 HealthServer(self.config.metrics_listen, daemon.readiness, self.metrics.registry)
             )
             door = await stack.enter_async_context(Door(on_refused=self._refused))
-            server = RpcServer(door, self._services(daemon), limits=LIMITS)
+            server = RpcServer(door, self.workloads.services(lambda: not daemon.readiness.problems()), limits=LIMITS)
             await server.start()
             stack.push_async_callback(server.stop, DRAIN)
-            for each in self.config.sockets:
-                await door.listen_unix(each.path, name=each.name, mode=each.permissions, admit=admission(each))
-                log.info("workloads are served", socket=str(each.path), name=each.name)
+            await self.workloads.listen(door)
             stack.callback(door.stop_listening)
             await stack.enter_async_context(AdminServer(self.config.admin_at, self._status(daemon)))
             daemon.supervise("identity", self.identity.run())
@@ -249,7 +222,7 @@ class Agent:
             daemon.supervise("files", self._follow_files(alarm))
             if self._keeping is not None:
                 daemon.supervise("keeping", self._keeping.run(lambda: self._restored or self.sync.heard))
-            for writer in self.files:
+            for writer in self.workloads.files:
                 daemon.supervise(f"files {writer.settings.name}", writer.run())
             daemon.on_reload("files", self._reload)
             yield
@@ -262,17 +235,9 @@ class Agent:
             cache=self.cache,
             renewals=self.renewals,
             sync=self.sync,
-            discovery=self.discovery,
-            workload_api=self.workload_api,
-            files=self.files,
-            attestors=self._observing,
+            workloads=self.workloads,
             problems=daemon.readiness.problems,
         )
-
-    def _services(self, daemon: Daemon) -> list[Service]:
-        workloads = [self.discovery.service(), self.workload_api.service()]
-        health = Health(workloads, lambda: not daemon.readiness.problems()).service()
-        return [*workloads, health, *reflection([*workloads, health])]
 
     def _registrations_missing(self) -> str | None:
         if self._local is not None or self.sync.heard or self._restored:
@@ -317,17 +282,3 @@ def folder_to_keep(config: Config) -> Path | None:
             "allow_disk_cache"
         )
     return None
-
-
-def admission(settings: SocketSettings) -> Callable[[UnixCaller], None] | None:
-    """Who may connect to a socket at all; None if everybody may."""
-    if not settings.uids:
-        return None
-    welcome = frozenset(settings.uids)
-
-    def admit(caller: UnixCaller) -> None:
-        if caller.uid not in welcome:
-            allowed = ", ".join(map(str, sorted(welcome)))
-            raise NotAuthorized(f"{caller} is refused: this socket is for uid {allowed}")
-
-    return admit

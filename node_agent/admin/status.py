@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,16 +13,14 @@ from istio_auth.door import UnixCaller
 from istio_auth.errors import MissingError
 from istio_auth.registration import Registration, Selector
 from istio_auth.strict_json import JSON
-from node_agent.attest import WorkloadAttestor
 from node_agent.cache import WorkloadCache
 from node_agent.entitlement import Entitlement
 from node_agent.files.writer import FilesWriter
 from node_agent.identity import Identity
 from node_agent.renewal import Renewals, first_to_lapse
-from node_agent.sds.service import SecretDiscovery
 from node_agent.sync import Sync
 from node_agent.trust import Trust
-from node_agent.workload_api.service import WorkloadAPI
+from node_agent.workloads import Workloads
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,6 @@ class Status:
         sync: its stream with the CA.
         discovery: its SDS clients.
         workload_api: its clients of the Workload API.
-        attestors: look at processes; those that a socket is needed for are left out.
         files: the folders that it keeps certificates in.
         problems: what keeps it from its work.
     """
@@ -49,10 +46,7 @@ class Status:
     cache: WorkloadCache
     renewals: Renewals
     sync: Sync
-    discovery: SecretDiscovery
-    workload_api: WorkloadAPI
-    attestors: Iterable[WorkloadAttestor]
-    files: Sequence[FilesWriter]
+    workloads: Workloads
     problems: Callable[[], Mapping[str, str]]
 
     def document(self) -> dict[str, JSON]:
@@ -85,7 +79,7 @@ class Status:
                 for spiffe_id, want in sorted(snapshot.wanted.items())
                 for held in [snapshot.held.get(spiffe_id)]
             ],
-            "files": list(map(_files, self.files)),
+            "files": list(map(_files, self.workloads.files)),
             "clients": [*self._sds(), *self._workload_api()],
         }
 
@@ -96,7 +90,7 @@ class Status:
             MissingError: there is no such process.
         """
         caller = process(pid)
-        selectors = frozenset[Selector]().union(*(attestor.attest(caller) for attestor in self.attestors))
+        selectors = frozenset[Selector]().union(*(attestor.attest(caller) for attestor in self.workloads.observing))
         by_socket = {row: {each for each in row.selectors if each.type == "socket"} for row in self._rows()}
         fitting = [row for row, sockets in by_socket.items() if row.fits(selectors | sockets)]
         near = min(self._rows(), key=lambda row: len(row.missing(selectors | by_socket[row])), default=None)
@@ -124,7 +118,7 @@ class Status:
                 "bundle": client.holding().value,
                 "refused": dict(client.refused),
             }
-            for client in sorted(self.discovery.clients(), key=lambda each: each.caller.pid)
+            for client in sorted(self.workloads.discovery.clients(), key=lambda each: each.caller.pid)
         ]
 
     def _workload_api(self) -> list[JSON]:
@@ -137,7 +131,7 @@ class Status:
                 "bundle": "current" if stream.sent is bundles else "lagging",
                 "refused": {},
             }
-            for stream in sorted(self.workload_api.streams(), key=lambda each: each.caller.pid)
+            for stream in sorted(self.workloads.workload_api.streams(), key=lambda each: each.caller.pid)
         ]
 
 

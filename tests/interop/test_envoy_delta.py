@@ -57,7 +57,7 @@ async def test_an_envoy_is_served_by_the_delta_protocol(agent: RunningAgent) -> 
         await envoy.wait_ready()
         port = (await envoy.ports())["inbound_web"]
         await calls(agent, port)
-        await until(lambda: agent.agent.discovery.consumers().current == 1)
+        await until(lambda: agent.agent.workloads.discovery.consumers().current == 1)
 
         serial = shown(agent)
         (held,) = agent.agent.cache.snapshot.held.values()
@@ -70,7 +70,7 @@ async def test_an_envoy_is_served_by_the_delta_protocol(agent: RunningAgent) -> 
         await calls(agent, port)
         await agent.start()
         await agent.served("/web")
-        await until(lambda: agent.agent.discovery.consumers().current == 1)
+        await until(lambda: agent.agent.workloads.discovery.consumers().current == 1)
         await calls(agent, port)
         assert await refusals(envoy) == 0
 

@@ -67,7 +67,7 @@ async def document(agent: RunningAgent, *words: str) -> dict[str, Any]:
 async def test_status_tells_lives_renewals_and_clients(agent: RunningAgent) -> None:
     async with SDSStream(agent.socket, "default", "ROOTCA", "spiffe://cluster.local/other") as stream:
         await stream.receive()
-        await until(lambda: agent.agent.discovery.consumers().current == 1)
+        await until(lambda: agent.agent.workloads.discovery.consumers().current == 1)
         found = await document(agent, "status")
         text = await said(agent, "status")
     (held,) = agent.agent.cache.snapshot.held.values()
@@ -98,10 +98,10 @@ async def test_status_tells_lives_renewals_and_clients(agent: RunningAgent) -> N
 async def test_status_tells_what_a_client_refused_until_it_takes_something(agent: RunningAgent) -> None:
     async with SDSStream(agent.socket, "default") as stream:
         stream.send(nonce=(await stream.receive()).nonce, refusal="no such key type")
-        await until(lambda: any(client.refused for client in agent.agent.discovery.clients()))
+        await until(lambda: any(client.refused for client in agent.agent.workloads.discovery.clients()))
         assert "no such key type (code" in await said(agent, "status")
         stream.send(nonce=(await fresh(agent, stream)).nonce)
-        await until(lambda: not any(client.refused for client in agent.agent.discovery.clients()))
+        await until(lambda: not any(client.refused for client in agent.agent.workloads.discovery.clients()))
 
 
 async def test_status_tells_what_is_wrong_with_the_ca_and_with_a_workload(agent: RunningAgent) -> None:

@@ -386,7 +386,7 @@ class TestSecretDiscovery:
                 await stream.__aenter__()
             await asyncio.gather(*(stream.receive() for stream in streams))
             assert len({stream.svid().leaf.serial_number for stream in streams}) == 1
-            assert len(joined.agent.discovery.clients()) == 20
+            assert len(joined.agent.workloads.discovery.clients()) == 20
             for stream in streams:
                 await stream.__aexit__(None, None, None)
-            await until(lambda: len(joined.agent.discovery.clients()) == 0)
+            await until(lambda: len(joined.agent.workloads.discovery.clients()) == 0)

@@ -71,14 +71,14 @@ def rows(*names: str, rotation: int = 0) -> dict[str, Registration]:
 
 async def rotate(agent: RunningAgent, number: int, *names: str) -> None:
     """Have other certificates written, and their readers told."""
-    before = [writer.state.svid for writer in agent.agent.files]
+    before = [writer.state.svid for writer in agent.agent.workloads.files]
     agent.server.register(**rows(*names, rotation=number))
-    await until(lambda: all(writer.state.svid not in before for writer in agent.agent.files))
-    await until(lambda: all(writer.state.trouble is None for writer in agent.agent.files))
+    await until(lambda: all(writer.state.svid not in before for writer in agent.agent.workloads.files))
+    await until(lambda: all(writer.state.trouble is None for writer in agent.agent.workloads.files))
 
 
 async def written(agent: RunningAgent) -> None:
-    await until(lambda: all(writer.state.svid is not None for writer in agent.agent.files))
+    await until(lambda: all(writer.state.svid is not None for writer in agent.agent.workloads.files))
 
 
 if postgresql.INSTALLED:
@@ -110,7 +110,9 @@ if postgresql.INSTALLED:
                 stop.set()
                 assert await asking > ROTATIONS, "queries, none of which failed"
                 assert len(serials) > ROTATIONS, "PostgreSQL has seen each certificate of the client"
-                assert database.signal in next(w.state.told for w in agent.agent.files if w.settings is database)
+                assert database.signal in next(
+                    w.state.told for w in agent.agent.workloads.files if w.settings is database
+                )
 
                 stranger = FakeAuthority(now=CLOCK.now())
                 with pytest.raises(psycopg.OperationalError, match="unknown ca"):
@@ -183,7 +185,7 @@ if program() is not None:
 
                 for number in range(1, ROTATIONS + 1):
                     await rotate(agent, number, "web")
-                    (writer,) = agent.agent.files
+                    (writer,) = agent.agent.workloads.files
                     assert writer.state.svid is not None
                     serial = writer.state.svid.leaf.serial_number
                     async with asyncio.timeout(20):

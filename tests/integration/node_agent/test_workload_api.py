@@ -187,10 +187,10 @@ class TestBundles:
     ) -> None:
         call = workload.svids()
         await state(call)
-        await until(lambda: agent.agent.workload_api.consumers().current == 1)
-        assert agent.agent.workload_api.consumers().total == 1
+        await until(lambda: agent.agent.workloads.workload_api.consumers().current == 1)
+        assert agent.agent.workloads.workload_api.consumers().total == 1
         call.cancel()
-        await until(lambda: agent.agent.workload_api.consumers().total == 0)
+        await until(lambda: agent.agent.workloads.workload_api.consumers().total == 0)
 
 
 class TestTheEndpoint:

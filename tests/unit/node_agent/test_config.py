@@ -10,8 +10,8 @@ import pytest
 from istio_auth.daemon.settings import Sources, load
 from istio_auth.door import UnixCaller
 from istio_auth.errors import ConfigurationError, NotAuthorized
-from node_agent.app import admission
 from node_agent.config import PREFIX, Config, SocketSettings
+from node_agent.workloads import admission
 
 FILE = """
 ca_address = "ca.internal:15012"
