@@ -114,7 +114,7 @@ def _pairs(element: str) -> defaultdict[str, list[str]]:
             raise InvalidXFCC(f"the last element of x-forwarded-client-cert is malformed at its character {place + 1}")
         key, quoted, bare = pair[1].lower(), pair[2], pair[3]
         if key in values and key not in _REPEATABLE:
-            raise InvalidXFCC(f"the last element of x-forwarded-client-cert has {key} twice")
+            raise InvalidXFCC(f"the last element of x-forwarded-client-cert has {key[:100]} twice")
         values[key].append(bare if quoted is None else _ESCAPED.sub(r"\1", quoted))
         place = pair.end()
     if not values:

@@ -93,3 +93,13 @@ def test_a_header_in_doubt_is_refused(header: str, reason: str) -> None:
         forwarded_id(header, proxy=PROXY)
     assert caught.value.code is Code.MALFORMED
     assert VICTIM not in caught.value.public
+
+
+@pytest.mark.parametrize("header", ["By={}", "URI={}", "URI=spiffe://cluster.local/{}", "{}=", "{0}=1;{0}=2"])
+def test_a_long_header_makes_no_long_line_in_the_log(header: str) -> None:
+    with pytest.raises(InvalidXFCC) as caught:
+        forwarded_id(header.format("x" * 20_000) + ';x="', proxy=PROXY)
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(InvalidXFCC) as caught:
+        forwarded_id(f"{header.format('x' * 20_000)};URI=x;URI=y", proxy=PROXY)
+    assert len(str(caught.value)) < 1000
