@@ -19,13 +19,8 @@ from istio_auth.errors import NotReady
 
 _PATIENCE = 1.0  # seconds; gRPC ends its threads within milliseconds of its last channel
 _TASKS = Path("/proc/self/task")
-_NAMES = (
-    "event_engine",
-    "grpc_",
-    "lifeguard",
-    "default-execut",
-    "resolver-execu",
-)  # as the kernel tells, 15 characters
+# How gRPC names its threads, as far as the kernel tells: 15 characters.
+_NAMES = ("event_engine", "grpc_", "lifeguard", "default-execut", "resolver-execu")
 
 
 class Forked(NotReady):
@@ -78,7 +73,9 @@ os.register_at_fork(before=_gate.before, after_in_parent=_gate.after_in_parent, 
 
 
 def grpc_at_work() -> bool:
-    """Whether gRPC has threads in this process now."""
+    """Whether gRPC has threads in this process now; where the kernel does not tell, it is taken to have none."""
+    if not _TASKS.is_dir():
+        return False
     for task in _TASKS.iterdir():
         try:
             name = (task / "comm").read_text()
