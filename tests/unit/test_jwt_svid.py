@@ -18,6 +18,7 @@ from istio_auth.jwt_svid import JWTSVID, validate_jwt_svid
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.strict_json import JSON
 from istio_auth.tokens import TokenFault, TokenRefused
+from istio_auth.tokens.locations import DEFAULT_LOCATIONS, find_token
 from tests.fakes.token_issuer import TokenIssuer, base64url
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -248,6 +249,14 @@ class TestOtherClaims:
         assert svid.claims.members["nested"] == {"a": {"b": None}}
         with pytest.raises(TypeError):
             svid.claims.members["sub"] = "x"  # type: ignore[index]  # which is the point
+
+
+def test_jw_13_comes_as_a_bearer_token_over_http_and_grpc_alike() -> None:
+    good = token()
+    for name in ("Authorization", "authorization"):  # the latter is how gRPC writes it
+        found = find_token(DEFAULT_LOCATIONS, [(name, f"Bearer {good}")])
+        assert found is not None
+        assert str(validate(found.token).id) == WEB
 
 
 class TestTheBundle:
