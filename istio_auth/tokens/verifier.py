@@ -132,11 +132,12 @@ class TokenVerifier:
             self._verified_before.pop(name, None)
             return None
         self._check_times(verified.claims, rule)
-        self._verified_before.move_to_end(name)
+        self._remember(name, verified)
         return verified.claims
 
     def _remember(self, name: bytes, verified: _Verified) -> None:
         self._verified_before[name] = verified
+        self._verified_before.move_to_end(name)
         while len(self._verified_before) > self._remembered:
             self._verified_before.popitem(last=False)
 
