@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from istio_auth.tokens.verifier import TokenVerifier as TokenVerifier
     from istio_auth.workload_api import BlockingWorkloadAPIClient as BlockingWorkloadAPIClient
     from istio_auth.workload_api import WorkloadAPIClient as WorkloadAPIClient
+    from istio_auth.workload_api.decode import InvalidResponse as InvalidResponse
+    from istio_auth.workload_api.decode import ValidatedJWTSVID as ValidatedJWTSVID
 
 __all__ = [
     "X509SVID",
@@ -111,6 +113,7 @@ _HOMES_WITH_EXTRAS = {
     "istio_auth.tokens.rules": ("TokenRule",),  # jwt
     "istio_auth.tokens.verifier": ("TokenVerifier",),  # jwt
     "istio_auth.workload_api": ("BlockingWorkloadAPIClient", "WorkloadAPIClient"),  # workload-api
+    "istio_auth.workload_api.decode": ("InvalidResponse", "ValidatedJWTSVID"),  # workload-api
 }
 _HOME_OF = {name: home for home, names in (_HOMES | _HOMES_WITH_EXTRAS).items() for name in names}
 

@@ -1,4 +1,4 @@
-"""The asyncio client of the Workload API. Its twin for threads is `BlockingWorkloadAPIClient`."""
+"""The asyncio client of the Workload API. Its twin for threads, `BlockingWorkloadAPIClient`, survives a fork too."""
 
 from __future__ import annotations
 
