@@ -10,6 +10,7 @@ text.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401  # ssl does so in the first handshake; a fork meanwhile would leave its lock held
 import errno
 import logging
 import socket
@@ -67,7 +68,9 @@ class _Judged:
         """
         if isinstance(self._verdict, VerifiedPeer):
             return self._verdict
-        raise NotAuthenticated(str(self._verdict) if self._verdict else "the TLS handshake is not over")
+        raise NotAuthenticated(
+            str(self._verdict) if self._verdict else "the TLS handshake is not over: end it by do_handshake()"
+        )
 
     def verify_client_post_handshake(self) -> Never:
         """Refused: a second certificate would come after the verdict.

@@ -77,7 +77,6 @@ class Framework(dict[str, object]):
 WRAPPINGS: dict[str, Callable[[JudgedConnection], object]] = {
     "a protocol": lambda tls: SimpleNamespace(transport=Transport(tls)),
     "an aiohttp request": lambda tls: Framework(transport=Transport(tls)),
-    "an answer that aiohttp got": lambda tls: SimpleNamespace(connection=SimpleNamespace(transport=Transport(tls))),
     "a handler of http.server": lambda tls: SimpleNamespace(connection=tls, request=tls),
     "a handler of socketserver": lambda tls: SimpleNamespace(request=tls),
     "a connection of http.client": lambda tls: SimpleNamespace(sock=tls),

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import http.client
 import http.server
+import socket
+import socketserver
 import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -17,7 +19,7 @@ from aiohttp import web
 
 from istio_auth.authorize import any_id, is_id
 from istio_auth.bundle import BundleSet
-from istio_auth.errors import NotAuthorized, VerificationError
+from istio_auth.errors import NotAuthenticated, NotAuthorized, VerificationError
 from istio_auth.peer import PeerRefused
 from istio_auth.pem import write_der
 from istio_auth.sources.memory import MemorySource
@@ -208,7 +210,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        body = str(peer_id(self.connection)).encode()
+        body = str(peer_id(self)).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -258,6 +260,14 @@ class TestTheStandardLibrarysHTTP:
     def test_both_ends_know_each_other(self, ours: MemorySource, theirs: MemorySource) -> None:
         with http_server(server_context(ours, is_id(CLIENT))) as port:
             assert fetch(port, client_context(theirs, is_id(SERVER))) == str(CLIENT)
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", port, context=client_context(theirs, any_id()), timeout=10
+            )
+            with contextlib.closing(connection):
+                with pytest.raises(NotAuthenticated):
+                    peer_id(connection)
+                connection.connect()
+                assert peer_id(connection) == SERVER
 
     def test_strangers_get_no_answer(self, ours: MemorySource, theirs: MemorySource) -> None:
         client = client_context(theirs, is_id(SERVER))
@@ -278,12 +288,55 @@ class TestTheStandardLibrarysHTTP:
             assert fetch(port, client_context(theirs, is_id(SERVER))) == str(CLIENT)
 
 
+class TestSocketserver:
+    """Its handlers call the socket `request`, and those over streams `connection` as well."""
+
+    @pytest.mark.parametrize("kind", [socketserver.BaseRequestHandler, socketserver.StreamRequestHandler])
+    def test_handlers_know_who_calls(
+        self, ours: MemorySource, theirs: MemorySource, kind: type[socketserver.BaseRequestHandler]
+    ) -> None:
+        class Greeter(kind):  # type: ignore[misc, valid-type]  # one test for both kinds
+            def handle(self) -> None:
+                self.request.do_handshake()
+                self.request.sendall(str(peer_id(self)).encode())
+
+        class Server(socketserver.ThreadingTCPServer):
+            def handle_error(self, _request: object, _address: object) -> None:
+                """What is refused raises in the handler's thread."""
+
+        with Server(("127.0.0.1", 0), Greeter) as server:
+            context = server_context(ours, is_id(CLIENT))
+            server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            try:
+                assert greeting(server.server_address, client_context(theirs, is_id(SERVER))) == str(CLIENT)
+                theirs.replace(forged())
+                assert not greeting(server.server_address, client_context(theirs, is_id(SERVER)))
+            finally:
+                server.shutdown()
+                thread.join(10)
+
+
+def greeting(address: tuple[str, int] | object, context: ssl.SSLContext) -> str:
+    """What a server says first; empty if it says nothing."""
+    assert isinstance(address, tuple)
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(address, timeout=10) as plain,
+        context.wrap_socket(plain) as connection,
+    ):
+        return connection.recv(100).decode()
+    return ""
+
+
 class TestAiohttp:
     @asynccontextmanager
     async def serving(self, context: ssl.SSLContext) -> AsyncIterator[str]:
         async def answer(request: web.Request) -> web.Response:
             assert request.transport is not None
-            return web.Response(text=str(peer_id(request.transport)))
+            assert peer_id(request.transport) == peer_id(request)
+            return web.Response(text=str(peer_id(request)))
 
         app = web.Application()
         app.router.add_get("/", answer)
