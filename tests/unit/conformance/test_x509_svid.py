@@ -34,6 +34,15 @@ def accepted(leaf: Leaf | None = None, *, issuer: FakeAuthority = LOCAL) -> None
     assert str(verify_chain(issuer.chain(leaf), BUNDLES, NOW)) == WEB
 
 
+def refused_root(**changes: bool) -> None:
+    """A root of a bundle that lacks what makes a CA vouches for nobody."""
+    wrong, mended = FakeAuthority(now=NOW, **changes), FakeAuthority(now=NOW)  # type: ignore[arg-type]  # by name
+    with pytest.raises(VerificationError) as caught:
+        verify_chain(wrong.chain(), wrong.bundle(), NOW)
+    assert caught.value.fault is Fault.UNTRUSTED
+    verify_chain(mended.chain(), mended.bundle(), NOW)
+
+
 class TestLeaf:
     def test_xl_01_there_is_exactly_one_uri_name(self) -> None:
         refused("no-uri-name", "no-names-at-all", "two-uri-names", "uri-beside-the-spiffe-id", "the-same-uri-twice")
@@ -61,6 +70,8 @@ class TestLeaf:
 
     def test_xl_08_its_key_may_be_for_encipherment_too(self) -> None:
         accepted(LOCAL.leaf(key_encipherment=True))
+        both = x509.KeyUsage(True, False, True, False, True, False, False, False, False)  # agreement, too
+        accepted(LOCAL.leaf(usage_present=False, extra=[(both, True)]))
 
     def test_xl_09_its_key_signs_neither_certificates_nor_crls(self) -> None:
         refused("leaf-signs-certificates", "leaf-signs-crls")
@@ -78,9 +89,12 @@ class TestLeaf:
 class TestSigningCertificate:
     def test_xc_01_it_is_a_ca(self) -> None:
         refused("intermediate-that-is-no-ca")
+        refused_root(ca=False)
 
     def test_xc_02_its_key_may_sign_certificates_and_it_says_so_critically(self) -> None:
         refused("intermediate-without-key-cert-sign", "intermediate-without-key-usage")
+        refused_root(key_cert_sign=False)
+        refused_root(usage_present=False)
 
     def test_xc_03_its_key_may_sign_crls_too(self) -> None:
         usage = LOCAL.certificate.extensions.get_extension_for_class(x509.KeyUsage)
@@ -103,6 +117,12 @@ class TestSigningCertificate:
     def test_xc_12_its_limits_to_names_never_go_unseen(self) -> None:
         # Nothing here can judge limits to URI names, so none of them lets anybody in.
         refused("intermediate-constrained-to-other-names")
+        limits = x509.NameConstraints([x509.DNSName("web.test")], None)
+        between = sound_intermediate(extra=[(limits, True)])
+        accepted(between.leaf(dns_names=["a.web.test"]), issuer=between)
+        with pytest.raises(VerificationError) as caught:
+            verify_chain(between.chain(between.leaf(dns_names=["db.test"])), BUNDLES, NOW)
+        assert caught.value.fault is Fault.UNTRUSTED
 
 
 class TestValidation:
