@@ -16,7 +16,6 @@ import pytest
 
 from istio_auth.authorize import is_id
 from istio_auth.errors import IstioAuthError, MalformedError, NotReady
-from istio_auth.jwks import KeySet
 from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.strict_json import JSON
@@ -341,8 +340,23 @@ async def test_a_key_set_of_a_server_that_speaks_no_tls_is_refused() -> None:
         assert isinstance(error, NotReady)
 
 
-def test_an_empty_key_set_is_one() -> None:
-    assert KeySet.from_json('{"keys": []}').keys == ()
+async def test_a_server_that_takes_the_call_and_says_nothing_is_given_up_by_who_waits() -> None:
+    ended = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1_000):
+            pass
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_server(mute, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        source = RemoteKeys(f"https://localhost:{port}/keys", allow_loopback=True)
+        with fetching(source) as fetcher, pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await fetcher.fetch()
+        async with asyncio.timeout(20):
+            await ended.wait()
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
