@@ -23,7 +23,7 @@ from istio_auth.workload_api import decode, methods
 from istio_auth.workload_api.address import chosen_address, grpc_target
 from istio_auth.workload_api.backoff import Backoff
 from istio_auth.workload_api.decode import InvalidResponse, ValidatedJWTSVID
-from istio_auth.workload_api.methods import METADATA, Subject
+from istio_auth.workload_api.methods import METADATA, Topic
 from istio_auth.x509_source import X509Context
 
 _Response = TypeVar("_Response", bound=Message)
@@ -137,24 +137,22 @@ class BlockingWorkloadAPIClient:
     def _unary(self, path: str, request: Message, response_type: type[_Response]) -> _Response:
         return self._channel.unary(path, request, response_type, timeout=self._timeout, metadata=METADATA)
 
-    def _first(self, subject: Subject[_Response, _Value]) -> _Value:
-        stream = self._stream(subject)
+    def _first(self, topic: Topic[_Response, _Value]) -> _Value:
+        stream = self._stream(topic)
         try:
             for response in stream:
-                return subject.decode(response)
+                return topic.decode(response)
         finally:
             stream.close()
-        raise NotReady(f"{subject.path} ended without an answer")
+        raise NotReady(f"{topic.path} ended without an answer")
 
-    def _watch(
-        self, subject: Subject[_Response, _Value], on_error: Callable[[IstioAuthError], None]
-    ) -> Iterator[_Value]:
+    def _watch(self, topic: Topic[_Response, _Value], on_error: Callable[[IstioAuthError], None]) -> Iterator[_Value]:
         backoff = Backoff(random.random)
         wait = timedelta()
         while not self.closed_within(wait):
             began = time.monotonic()
             try:
-                yield from self._values(subject, on_error)
+                yield from self._values(topic, on_error)
             except Interrupted:
                 wait = timedelta()  # by ourselves; if by a fork, then it is over
             except IstioAuthError as error:
@@ -165,20 +163,18 @@ class BlockingWorkloadAPIClient:
             else:
                 wait = backoff.ended(_since(began))
 
-    def _values(
-        self, subject: Subject[_Response, _Value], on_error: Callable[[IstioAuthError], None]
-    ) -> Iterator[_Value]:
-        for response in self._stream(subject):
+    def _values(self, topic: Topic[_Response, _Value], on_error: Callable[[IstioAuthError], None]) -> Iterator[_Value]:
+        for response in self._stream(topic):
             try:
-                value = subject.decode(response)
+                value = topic.decode(response)
             except InvalidResponse as error:
                 on_error(error)
             else:
                 yield value
 
-    def _stream(self, subject: Subject[_Response, _Value]) -> Generator[_Response]:
+    def _stream(self, topic: Topic[_Response, _Value]) -> Generator[_Response]:
         return self._channel.stream(
-            subject.path, subject.request, subject.response_type, first_within=self._timeout, metadata=METADATA
+            topic.path, topic.request, topic.response_type, first_within=self._timeout, metadata=METADATA
         )
 
 

@@ -25,7 +25,7 @@ from istio_auth.workload_api import decode, methods
 from istio_auth.workload_api.address import chosen_address, grpc_target
 from istio_auth.workload_api.backoff import Backoff
 from istio_auth.workload_api.decode import InvalidResponse, ValidatedJWTSVID
-from istio_auth.workload_api.methods import METADATA, Subject
+from istio_auth.workload_api.methods import METADATA, Topic
 from istio_auth.x509_source import X509Context
 
 _Response = TypeVar("_Response", bound=Message)
@@ -139,21 +139,21 @@ class WorkloadAPIClient:
     async def _unary(self, path: str, request: Message, response_type: type[_Response]) -> _Response:
         return await self._opened().unary(path, request, response_type, timeout=self._timeout, metadata=METADATA)
 
-    async def _first(self, subject: Subject[_Response, _Value]) -> _Value:
-        async with aclosing(self._responses(subject)) as responses:
+    async def _first(self, topic: Topic[_Response, _Value]) -> _Value:
+        async with aclosing(self._responses(topic)) as responses:
             async for response in responses:
-                return subject.decode(response)
-        raise NotReady(f"{subject.path} ended without an answer")
+                return topic.decode(response)
+        raise NotReady(f"{topic.path} ended without an answer")
 
     async def _watch(
-        self, subject: Subject[_Response, _Value], on_error: Callable[[IstioAuthError], None]
+        self, topic: Topic[_Response, _Value], on_error: Callable[[IstioAuthError], None]
     ) -> AsyncGenerator[_Value]:
         backoff = Backoff(random.random)
         wait = timedelta()
         while not await self._closed_within(wait):
             began = time.monotonic()
             try:
-                async with aclosing(self._values(subject, on_error)) as values:
+                async with aclosing(self._values(topic, on_error)) as values:
                     async for value in values:
                         yield value
             except IstioAuthError as error:
@@ -167,26 +167,26 @@ class WorkloadAPIClient:
                 wait = backoff.ended(_since(began))
 
     async def _values(
-        self, subject: Subject[_Response, _Value], on_error: Callable[[IstioAuthError], None]
+        self, topic: Topic[_Response, _Value], on_error: Callable[[IstioAuthError], None]
     ) -> AsyncGenerator[_Value]:
-        async with aclosing(self._responses(subject)) as responses:
+        async with aclosing(self._responses(topic)) as responses:
             async for response in responses:
                 try:
-                    value = subject.decode(response)
+                    value = topic.decode(response)
                 except InvalidResponse as error:
                     on_error(error)
                 else:
                     yield value
 
-    async def _responses(self, subject: Subject[_Response, _Value]) -> AsyncGenerator[_Response]:
-        stream = self._opened().stream(subject.path, _one(subject.request), subject.response_type, metadata=METADATA)
+    async def _responses(self, topic: Topic[_Response, _Value]) -> AsyncGenerator[_Response]:
+        stream = self._opened().stream(topic.path, _one(topic.request), topic.response_type, metadata=METADATA)
         async with aclosing(stream):
             try:
                 async with asyncio.timeout(self._timeout.total_seconds()):
                     first = await anext(stream, None)
             except TimeoutError as error:
                 seconds = self._timeout.total_seconds()
-                raise NotReady(f"{subject.path} was not answered within {seconds:g} seconds") from error
+                raise NotReady(f"{topic.path} was not answered within {seconds:g} seconds") from error
             if first is not None:
                 yield first
                 async for response in stream:

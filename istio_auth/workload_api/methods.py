@@ -28,7 +28,7 @@ VALIDATE_JWT_SVID = "/SpiffeWorkloadAPI/ValidateJWTSVID"
 
 
 @dataclass(frozen=True, slots=True)
-class Subject(Generic[Response, Value]):
+class Topic(Generic[Response, Value]):
     """Something that the Workload API tells at once, and again after each change.
 
     Args:
@@ -44,16 +44,16 @@ class Subject(Generic[Response, Value]):
     decode: Callable[[Response], Value]
 
 
-X509_CONTEXT: Subject[messages.X509SVIDResponse, X509Context] = Subject(
+X509_CONTEXT: Topic[messages.X509SVIDResponse, X509Context] = Topic(
     "/SpiffeWorkloadAPI/FetchX509SVID", messages.X509SVIDRequest(), messages.X509SVIDResponse, decode.x509_context
 )
-X509_BUNDLES: Subject[messages.X509BundlesResponse, BundleSet] = Subject(
+X509_BUNDLES: Topic[messages.X509BundlesResponse, BundleSet] = Topic(
     "/SpiffeWorkloadAPI/FetchX509Bundles",
     messages.X509BundlesRequest(),
     messages.X509BundlesResponse,
     decode.x509_bundles,
 )
-JWT_BUNDLES: Subject[messages.JWTBundlesResponse, JWTBundleSet] = Subject(
+JWT_BUNDLES: Topic[messages.JWTBundlesResponse, JWTBundleSet] = Topic(
     "/SpiffeWorkloadAPI/FetchJWTBundles", messages.JWTBundlesRequest(), messages.JWTBundlesResponse, decode.jwt_bundles
 )
 

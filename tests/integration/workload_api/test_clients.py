@@ -388,6 +388,17 @@ class TestWatching:
         assert "was not answered within 0.3 seconds" in str(watched.errors[0])
 
 
+async def test_a_task_that_is_cancelled_while_it_waits_is_cancelled(api: FakeWorkloadAPI) -> None:
+    async with WorkloadAPIClient(api.address) as client:
+        for waiting in (client.fetch_x509_context(), anext(client.watch_x509_context(print))):
+            task = asyncio.ensure_future(waiting)
+            await until(lambda: api.x509.open == 1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await until(lambda: api.x509.open == 0)
+
+
 async def test_only_the_first_answer_is_waited_for_with_a_clock(api: FakeWorkloadAPI) -> None:
     def patient() -> bool:
         return any(thread.name == "istio-auth patience" for thread in threading.enumerate())
