@@ -211,8 +211,9 @@ class JWTSource:
 
     def _used(self) -> _State:
         if self._forked:
-            self._forked = False
-            if not self._state.closed:
+            with self._changes.alone():
+                first, self._forked = self._forked, False
+            if first and not self._state.closed:
                 self._following.start()
         return self._state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -12,8 +13,8 @@ from datetime import timedelta
 
 import grpc
 
-from istio_auth import NotReady, WorkloadAPISource
-from istio_auth.workload_api import BlockingWorkloadAPIClient
+from istio_auth import JWTSource, NotReady, WorkloadAPISource
+from istio_auth.workload_api import BlockingWorkloadAPIClient, WorkloadAPIClient
 
 PATIENCE = timedelta(seconds=20)
 FORKS = 25
@@ -85,6 +86,26 @@ def foreign() -> None:
         source.wait_until_ready(PATIENCE)
 
 
+def asynchronous() -> None:
+    """Fork in an event loop where gRPC's asyncio interface was used."""
+
+    async def ask() -> str:
+        async with WorkloadAPIClient() as client:
+            return str((await client.fetch_x509_context()).svid.id)
+
+    async def main() -> None:
+        async with WorkloadAPIClient() as client:
+            await client.fetch_x509_context()
+            print(in_child(_in_a_new_loop), flush=True)
+            print((await client.fetch_x509_context()).svid.id, flush=True)
+
+    def _in_a_new_loop() -> str:
+        asyncio.events._set_running_loop(None)  # what a fork copies
+        return asyncio.run(ask())
+
+    asyncio.run(main())
+
+
 def unused() -> None:
     """A child that never uses what it got ends well, and so does one that closes it."""
     source = WorkloadAPISource()
@@ -103,5 +124,27 @@ def unused() -> None:
     print(source.svid().id, flush=True)  # and is not closed: a program may just end
 
 
+def tokens() -> None:
+    """The child has what was fetched before, follows the bundles and fetches by itself, and so does the parent."""
+    with JWTSource() as source:
+        source.wait_until_ready(PATIENCE)
+        before = source.fetch("db")
+
+        def use() -> str:
+            changed = threading.Event()
+            source.subscribe(changed.set)
+            print("waiting", flush=True)
+            assert changed.wait(PATIENCE.total_seconds())
+            (key,) = source.bundle(before.id.trust_domain).keys.keys
+            return f"{key.key_id} {source.fetch('other').audiences[0]}"
+
+        def use_in_child() -> str:
+            assert source.fetch("db") is before
+            return use()
+
+        print(in_child(use_in_child), flush=True)
+        print(use(), flush=True)
+
+
 if __name__ == "__main__":
-    {"follow": follow, "many": many, "foreign": foreign, "unused": unused}[sys.argv[1]]()
+    {"tokens": tokens, "follow": follow, "many": many, "foreign": foreign, "unused": unused}[sys.argv[1]]()

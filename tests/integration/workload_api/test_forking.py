@@ -6,18 +6,23 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 
+from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.rpc.blocking import BlockingChannel
+from istio_auth.strict_json import JSON
 from tests.fakes import workload_api as fake
+from tests.fakes.token_issuer import TokenIssuer
 from tests.fakes.workload_api import FakeWorkloadAPI
 from tests.vectors.x509_svid import LOCAL
 
 BUNDLE = LOCAL.bundle()
+WEB = "spiffe://cluster.local/web"
 
 
 @contextmanager
@@ -43,6 +48,24 @@ def test_the_child_follows_by_itself_and_the_parent_goes_on(api: FakeWorkloadAPI
             assert line() == str(renewed.id)
 
 
+def test_jwt_svids_and_their_bundles_go_on_in_both(api: FakeWorkloadAPI) -> None:
+    issuers = [TokenIssuer(place=place) for place in (0, 1, 2)]
+
+    def svid(request: messages.JWTSVIDRequest, _context: fake.Context) -> messages.JWTSVIDResponse:
+        payload: dict[str, JSON] = {"sub": WEB, "aud": [*request.audience], "exp": int(time.time()) + 600}
+        return messages.JWTSVIDResponse(svids=[messages.JWTSVID(spiffe_id=WEB, svid=issuers[0].sign(payload))])
+
+    api.jwt_svids = svid
+    api.jwt_bundles.say(fake.jwt_bundles({"cluster.local": issuers[0]}))
+    with program(api, "tokens") as line:
+        assert line() == "waiting"
+        api.jwt_bundles.say(fake.jwt_bundles({"cluster.local": issuers[1]}))
+        assert line() == f"{issuers[1].key_id} other"
+        assert line() == "waiting"
+        api.jwt_bundles.say(fake.jwt_bundles({"cluster.local": issuers[2]}))
+        assert line() == f"{issuers[2].key_id} other"
+
+
 def test_a_process_that_forks_many_times_never_hangs_or_crashes(api: FakeWorkloadAPI) -> None:
     with program(api, "many") as line:
         assert line() == f"{{'{LOCAL.svid().id}'}}"
@@ -51,6 +74,12 @@ def test_a_process_that_forks_many_times_never_hangs_or_crashes(api: FakeWorkloa
 def test_a_child_of_a_process_where_others_use_grpc_is_refused_and_told_why(api: FakeWorkloadAPI) -> None:
     with program(api, "foreign") as line:
         assert "was forked while its parent used gRPC" in line()
+
+
+def test_a_child_of_an_event_loop_that_uses_grpc_is_refused_and_its_parent_goes_on(api: FakeWorkloadAPI) -> None:
+    with program(api, "asynchronous") as line:
+        assert "was forked while its parent used gRPC" in line()
+        assert line() == str(LOCAL.svid().id)
 
 
 def test_a_child_that_uses_nothing_or_closes_everything_ends_well(api: FakeWorkloadAPI) -> None:
