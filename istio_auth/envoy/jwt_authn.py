@@ -11,6 +11,7 @@ metadata `payload`, for the filters that come after. Preflights of CORS, which n
 from __future__ import annotations
 
 from istio_auth.bundle import JSON
+from istio_auth.envoy.cookie_remover import token_cookie_remover
 from istio_auth.envoy.extension import extension
 from istio_auth.envoy.key_sets import key_source
 from istio_auth.envoy.token_checks import (
@@ -46,7 +47,13 @@ def token_filters(rules: TokenRules, *, required: bool) -> list[JSON]:
             "bypass_cors_preflight": True,
         },
     )
-    return [*claim_header_remover(rules), one_token_filter(rules), jwt_authn, token_header_filter()]
+    return [
+        *claim_header_remover(rules),
+        one_token_filter(rules),
+        jwt_authn,
+        token_header_filter(),
+        *token_cookie_remover(rules),
+    ]
 
 
 def _provider(rule: JWTRule, rules: TokenRules) -> dict[str, JSON]:

@@ -206,7 +206,7 @@ async def test_only_a_valid_token_fills_the_headers_of_its_claims(mesh: Mesh, ht
 
 
 async def test_the_token_is_taken_out_unless_it_is_to_be_forwarded(mesh: Mesh, http: aiohttp.ClientSession) -> None:
-    places = {"from_headers": (JWTHeader("X-Token", "Token "),), "from_params": ("t",)}
+    places = {"from_headers": (JWTHeader("X-Token", "Token "),), "from_params": ("t",), "from_cookies": ("s", "t.$")}
     for forward in (False, True):
         rule = JWTRule(issuer=A.issuer, jwks=A.jwks(), forward_original_token=forward, **places)  # type: ignore[arg-type]  # its fields, by name
         web, token = await started(mesh, http, rule), A.token(now())
@@ -215,6 +215,15 @@ async def test_the_token_is_taken_out_unless_it_is_to_be_forwarded(mesh: Mesh, h
         assert by_header.headers["authorization"] == "Bearer of the application"  # no place of this rule
         by_param = await web.get(path=f"/a?b=1&t={token}&c=2")
         assert by_param.path == (f"/a?b=1&t={token}&c=2" if forward else "/a?b=1&c=2")
+        for cookies, others in {
+            f"a=1; s={token}; ss=2; b=s=3": "a=1; ss=2; b=s=3",
+            f" t.$={token};a=1 ; ;flag": "a=1; ; flag",
+            f's="{token}"': "",
+        }.items():
+            by_cookie = await web.get((("Cookie", cookies),))
+            assert by_cookie.passed
+            assert by_cookie.headers.get("cookie", "") == (cookies.strip() if forward else others)
+        assert (await web.get((("Cookie", "a=1;b=2"),))).headers["cookie"] == "a=1;b=2"
 
 
 async def test_one_token_in_one_place(mesh: Mesh, http: aiohttp.ClientSession) -> None:

@@ -201,3 +201,10 @@ def test_a_token_is_required_of_http_with_rules_only() -> None:
         replace(guarded(Mode.STRICT), inbound=(replace(INBOUND, protocol=Protocol.HTTP, require_token=True),))
     )
     assert "allow_missing" not in json.dumps(tree)
+
+
+def test_cookies_with_tokens_are_taken_out_unless_some_rule_forwards_them() -> None:
+    own, forwarded = replace(A, from_cookies=("a", "b")), replace(B, from_cookies=("b",), forward_original_token=True)
+    (source,) = found(filters(own, forwarded), "inline_string")
+    assert 'local taken = {["a"] = true}\n' in str(source)
+    assert list(found(filters(forwarded), "inline_string")) == list(found(filters(A), "inline_string")) == []
