@@ -6,7 +6,7 @@ import asyncio
 import importlib.metadata
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,27 +14,25 @@ import structlog
 
 from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
-from istio_auth.daemon.http import HealthServer
 from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
-from istio_auth.door import Door
 from istio_auth.errors import ConfigurationError, IstioAuthError
 from istio_auth.registration import Registration
-from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.system_clock import SystemClock
 from istio_auth.x509_source import X509Context
-from node_agent.admin.server import AdminServer
-from node_agent.admin.status import Status
+from node_agent.admin.status import Status, ca_document, own_document
 from node_agent.ca_client import AnyCA
 from node_agent.ca_link import CALink
 from node_agent.cache import WorkloadCache
 from node_agent.config import Config
 from node_agent.enrolment import Enrolment
+from node_agent.front import front
 from node_agent.identity import Identity
 from node_agent.istio_contract import IstioClient
 from node_agent.kept_workloads import Keeping, WorkloadFolder, file_system, is_in_memory
 from node_agent.metrics import Metrics
+from node_agent.mounted import MountedAgent
 from node_agent.node_service import NodeServiceClient
 from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
 from node_agent.renewal import Renewals, first_to_lapse
@@ -44,23 +42,28 @@ from node_agent.trust import Trust, at_start
 from node_agent.workloads import Workloads
 
 LOOK_AT_FILES = timedelta(seconds=10)
-DRAIN = timedelta(seconds=5)
-# A local connection is cheap to keep. What is looked at when it opens is looked at again after half a day.
-LIMITS = Limits(connection_age=timedelta(hours=12))
 log = structlog.get_logger()
 
 
 async def serve(config: Config, daemon: Daemon) -> None:
     """Run the agent until the daemon is to stop."""
+    await asyncio.to_thread(config.run_folder.mkdir, mode=0o755, parents=True, exist_ok=True)
+    if config.mounted is not None:
+        mounted = await asyncio.to_thread(MountedAgent, config, config.mounted, SystemClock())
+        await _live(mounted.serving(daemon), daemon)
+        return
     state = await asyncio.to_thread(StateFolder, config.state_folder)
     with state.lock:
         await asyncio.to_thread(state.tidy)
-        await asyncio.to_thread(config.run_folder.mkdir, mode=0o755, parents=True, exist_ok=True)
         agent = await asyncio.to_thread(Agent, config, state, SystemClock())
-        async with agent.serving(daemon):
-            spare_the_collector()
-            daemon.ready()
-            await daemon.until_stop()
+        await _live(agent.serving(daemon), daemon)
+
+
+async def _live(serving: AbstractAsyncContextManager[None], daemon: Daemon) -> None:
+    async with serving:
+        spare_the_collector()
+        daemon.ready()
+        await daemon.until_stop()
 
 
 def check(config: Config) -> None:
@@ -69,13 +72,15 @@ def check(config: Config) -> None:
     Raises:
         ConfigurationError: one of them can not be used.
     """
+    for each in config.files:
+        each.group_number()
+    if config.mounted is not None:
+        return
     trust_bundle(config.trust_bundle, config.trust_domain).read()
     if config.registrations is not None:
         local_registrations(config.registrations, config.trust_domain).read()
     read_token(config.join_token_file)
     folder_to_keep(config)
-    for each in config.files:
-        each.group_number()
 
 
 class Agent:
@@ -207,35 +212,31 @@ class Agent:
             stack.push_async_callback(self._unproven.close)
             alarm = await stack.enter_async_context(Alarm())
             await stack.enter_async_context(
-                HealthServer(self.config.metrics_listen, daemon.readiness, self.metrics.registry)
+                front(
+                    self.config,
+                    daemon,
+                    workloads=self.workloads,
+                    status=self._status(daemon),
+                    metrics=self.metrics,
+                )
             )
-            door = await stack.enter_async_context(Door(on_refused=self._refused))
-            server = RpcServer(door, self.workloads.services(lambda: not daemon.readiness.problems()), limits=LIMITS)
-            await server.start()
-            stack.push_async_callback(server.stop, DRAIN)
-            await self.workloads.listen(door)
-            stack.callback(door.stop_listening)
-            await stack.enter_async_context(AdminServer(self.config.admin_at, self._status(daemon)))
             daemon.supervise("identity", self.identity.run())
             daemon.supervise("sync", self.sync.run())
             daemon.supervise("renewals", self.renewals.run())
             daemon.supervise("files", self._follow_files(alarm))
             if self._keeping is not None:
                 daemon.supervise("keeping", self._keeping.run(lambda: self._restored or self.sync.heard))
-            for writer in self.workloads.files:
-                daemon.supervise(f"files {writer.settings.name}", writer.run())
             daemon.on_reload("files", self._reload)
             yield
 
     def _status(self, daemon: Daemon) -> Status:
         return Status(
             clock=self.clock,
-            identity=self.identity,
-            trust=self.trust,
             cache=self.cache,
-            renewals=self.renewals,
-            sync=self.sync,
             workloads=self.workloads,
+            own=lambda: own_document(self.identity),
+            ca=lambda: ca_document(self.sync, self.renewals, self.trust),
+            refusal=self.renewals.refusal,
             problems=daemon.readiness.problems,
         )
 
@@ -243,10 +244,6 @@ class Agent:
         if self._local is not None or self.sync.heard or self._restored:
             return None
         return "the CA sends no registrations: name a file" if self.sync.not_offered else "no registrations yet"
-
-    def _refused(self, listener: str, error: IstioAuthError) -> None:
-        self.metrics.callers_refused.labels(listener).inc()
-        log.warning("a caller was refused at a socket", socket=listener, reason=str(error))
 
     async def _reload(self) -> None:
         self.identity.look_again()

@@ -73,6 +73,9 @@ class Config:
         default_factory=sockets.gethostname
     )
     svid_ttl: Annotated[timedelta | None, Setting("the lifetime to ask for, for our own SVID")] = None
+    mounted: Annotated[
+        Path | None, Setting("a folder with a certificate that somebody else renews: it is served, and no CA is asked")
+    ] = None
     registrations: Annotated[
         Path | None, Setting("a file of workloads, for a CA that sends none: it has Istio's contract only")
     ] = None

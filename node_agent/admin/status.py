@@ -13,10 +13,11 @@ from istio_auth.door import UnixCaller
 from istio_auth.errors import MissingError
 from istio_auth.registration import Registration, Selector
 from istio_auth.strict_json import JSON
-from node_agent.cache import WorkloadCache
+from node_agent.cache import Held, WorkloadCache
 from node_agent.entitlement import Entitlement
 from node_agent.files.writer import FilesWriter
 from node_agent.identity import Identity
+from node_agent.registrations import Want
 from node_agent.renewal import Renewals, first_to_lapse
 from node_agent.sync import Sync
 from node_agent.trust import Trust
@@ -41,43 +42,25 @@ class Status:
     """
 
     clock: Clock
-    identity: Identity
-    trust: Trust
     cache: WorkloadCache
-    renewals: Renewals
-    sync: Sync
     workloads: Workloads
+    own: Callable[[], dict[str, JSON]]
+    ca: Callable[[], dict[str, JSON]]
+    refusal: Callable[[Want], str | None]
     problems: Callable[[], Mapping[str, str]]
 
     def document(self) -> dict[str, JSON]:
         """Everything, as of now."""
         now, snapshot = self.clock.now(), self.cache.snapshot
-        own = self.identity.svid
         return {
             "now": _iso(now),
             "problems": dict(self.problems()),
-            "agent": {
-                "spiffe_id": str(own.id) if own else None,
-                "not_after": _iso(own.not_after) if own else None,
-                "renewal": _iso(self.identity.due),
-                "trouble": self.identity.trouble,
-            },
-            "ca": {
-                "in_sync": self.sync.connected,
-                "trouble": self.sync.trouble or self.renewals.trouble,
-                "bundle_sequence": self.trust.own.sequence,
-                "trust_domains": _words(sorted(bundle.trust_domain.name for bundle in snapshot.bundles)),
-            },
+            "agent": self.own(),
+            "ca": self.ca() | {"trust_domains": _words(sorted(each.trust_domain.name for each in snapshot.bundles))},
             "first_lapse": _iso(first_to_lapse(snapshot)),
             "workloads": [
-                {
-                    "spiffe_id": str(spiffe_id),
-                    "not_after": _iso(held.svid.not_after) if held else None,
-                    "renewal": _iso(held.due) if held else None,
-                    "trouble": self.renewals.refusal(want),
-                }
+                svid_document(snapshot.held.get(spiffe_id), self.refusal(want)) | {"spiffe_id": str(spiffe_id)}
                 for spiffe_id, want in sorted(snapshot.wanted.items())
-                for held in [snapshot.held.get(spiffe_id)]
             ],
             "files": list(map(_files, self.workloads.files)),
             "clients": [*self._sds(), *self._workload_api()],
@@ -133,6 +116,36 @@ class Status:
             }
             for stream in sorted(self.workloads.workload_api.streams(), key=lambda each: each.caller.pid)
         ]
+
+
+def own_document(identity: Identity) -> dict[str, JSON]:
+    """What an agent holds itself."""
+    own = identity.svid
+    return {
+        "spiffe_id": str(own.id) if own else None,
+        "not_after": _iso(own.not_after) if own else None,
+        "renewal": _iso(identity.due),
+        "trouble": identity.trouble,
+    }
+
+
+def ca_document(sync: Sync, renewals: Renewals, trust: Trust) -> dict[str, JSON]:
+    """How an agent stands with its CA."""
+    return {
+        "in_sync": sync.connected,
+        "trouble": sync.trouble or renewals.trouble,
+        "bundle_sequence": trust.own.sequence,
+    }
+
+
+def svid_document(held: Held | None, trouble: str | None) -> dict[str, JSON]:
+    """What is held of an SVID, and what keeps it from being another."""
+    return {
+        "spiffe_id": str(held.svid.id) if held else None,
+        "not_after": _iso(held.svid.not_after) if held else None,
+        "renewal": _iso(held.due) if held else None,
+        "trouble": trouble,
+    }
 
 
 def process(pid: int, proc: Path = Path("/proc")) -> UnixCaller:

@@ -1,0 +1,61 @@
+"""What every agent shows: health and metrics, the sockets of the workloads, and the operator's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+import structlog
+
+from istio_auth.daemon.http import HealthServer
+from istio_auth.daemon.lifecycle import Daemon
+from istio_auth.door import Door
+from istio_auth.errors import IstioAuthError
+from istio_auth.rpc.server import Limits, RpcServer
+from node_agent.admin.server import AdminServer
+from node_agent.admin.status import Status
+from node_agent.config import Config
+from node_agent.metrics import Metrics
+from node_agent.workloads import Workloads
+
+DRAIN = timedelta(seconds=5)
+# A local connection is cheap to keep. What is looked at when it opens is looked at again after half a day.
+LIMITS = Limits(connection_age=timedelta(hours=12))
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def front(
+    config: Config, daemon: Daemon, *, workloads: Workloads, status: Status, metrics: Metrics
+) -> AsyncIterator[None]:
+    """Serve from entering to leaving; leaving ends calls and streams in good order.
+
+    Args:
+        config: where to listen.
+        daemon: whose readiness is shown, and that supervises what runs.
+        workloads: who is served.
+        status: what operators are told.
+        metrics: what is measured.
+
+    Raises:
+        ConfigurationError: it can not listen where it is told to.
+        NotReady: another process listens there.
+    """
+
+    def refused(listener: str, error: IstioAuthError) -> None:
+        metrics.callers_refused.labels(listener).inc()
+        log.warning("a caller was refused at a socket", socket=listener, reason=str(error))
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(HealthServer(config.metrics_listen, daemon.readiness, metrics.registry))
+        door = await stack.enter_async_context(Door(on_refused=refused))
+        server = RpcServer(door, workloads.services(lambda: not daemon.readiness.problems()), limits=LIMITS)
+        await server.start()
+        stack.push_async_callback(server.stop, DRAIN)
+        await workloads.listen(door)
+        stack.callback(door.stop_listening)
+        await stack.enter_async_context(AdminServer(config.admin_at, status))
+        for writer in workloads.files:
+            daemon.supervise(f"files {writer.settings.name}", writer.run())
+        yield

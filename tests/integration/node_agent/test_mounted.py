@@ -1,0 +1,175 @@
+"""An agent that serves a mounted certificate and asks no CA, as the program that runs in a pod beside a sidecar."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from istio_auth import write_svid
+from istio_auth.bundle import BundleSet
+from istio_auth.daemon.lifecycle import Daemon
+from istio_auth.daemon.notify import Notifier
+from istio_auth.host_port import HostPort
+from istio_auth.pem import write_der
+from istio_auth.sources.svid_files import SVIDLayout
+from istio_auth.x509_source import X509Context
+from node_agent.config import Config, SocketSettings
+from node_agent.mounted import MountedAgent
+from tests.fakes.authority import FakeAuthority
+from tests.fakes.clock import FakeClock
+from tests.fakes.sds_client import SDSStream
+from tests.fakes.waiting import until
+from tests.integration.node_agent.test_workload_api import at, names, state
+
+WEB = "/ns/shop/sa/web"
+
+
+class Pod:
+    """A folder that is mounted, and an agent on it."""
+
+    def __init__(self, folder: Path, authority: FakeAuthority, *, layout: SVIDLayout = SVIDLayout.ISTIO) -> None:
+        self.folder, self.authority, self.layout = folder / "certs", authority, layout
+        self.clock = FakeClock(datetime.now(UTC))
+        self.socket = folder / "agent.sock"
+        self.config = Config(
+            mounted=self.folder,
+            run_folder=folder,
+            metrics_listen=HostPort("127.0.0.1", 0),
+            socket=(SocketSettings(self.socket, "main", "0600"),),
+        )
+        self.agent: MountedAgent
+
+    def mount(self, authority: FakeAuthority | None = None, path: str = WEB) -> None:
+        """Put a new certificate and its roots there, as Kubernetes does."""
+        authority = authority or self.authority
+        context = X509Context((authority.svid(path),), BundleSet((authority.bundle(),)))
+        write_svid(self.folder, context, layout=self.layout)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[MountedAgent]:
+        self.agent = MountedAgent(self.config, self.folder, self.clock)
+        self.daemon, serving = Daemon(Notifier({}, 0), lambda: None), asyncio.Event()
+
+        async def main(daemon: Daemon) -> None:
+            async with self.agent.serving(daemon):
+                daemon.ready()
+                serving.set()
+                await daemon.until_stop()
+
+        task = asyncio.create_task(self.daemon.live(main))
+        await serving.wait()
+        try:
+            yield self.agent
+        finally:
+            self.daemon.stop("the test")
+            await task
+
+
+@pytest.fixture
+def pod(tmp_path: Path, authority: FakeAuthority) -> Pod:
+    return Pod(tmp_path, authority)
+
+
+@pytest.mark.parametrize("layout", [SVIDLayout.ISTIO, SVIDLayout.KUBERNETES_TLS])
+async def test_a_sidecar_and_an_application_have_what_is_mounted(
+    tmp_path: Path, authority: FakeAuthority, layout: SVIDLayout
+) -> None:
+    pod = Pod(tmp_path, authority, layout=layout)
+    pod.mount()
+    async with pod.running(), SDSStream(pod.socket, "default", "ROOTCA") as stream, at(pod.socket) as workload:
+        await stream.receive()
+        assert str(stream.svid().id) == f"spiffe://cluster.local{WEB}"
+        assert stream.roots() == authority.bundle().x509_authorities
+        assert names(await state(workload.svids())) == [f"spiffe://cluster.local{WEB}"]
+        assert not pod.daemon.readiness.problems()
+
+
+async def test_both_follow_what_is_mounted_next(pod: Pod) -> None:
+    pod.mount()
+    async with pod.running(), SDSStream(pod.socket, "default", "ROOTCA") as stream, at(pod.socket) as workload:
+        await stream.receive()
+        call = workload.svids()
+        first = await state(call)
+        new = FakeAuthority(now=pod.authority.now)
+        pod.mount(new)
+        while stream.roots() != new.bundle().x509_authorities:
+            await stream.receive()
+        second = await state(call)
+        while second.svids[0].x509_svid == first.svids[0].x509_svid:
+            second = await state(call)
+        assert write_der(stream.svid().leaf) in second.svids[0].x509_svid
+
+
+async def test_what_is_mounted_later_is_served_then(pod: Pod) -> None:
+    async with pod.running(), at(pod.socket) as workload, SDSStream(pod.socket, "default") as stream:
+        assert (await workload.refusal("FetchX509SVID"))[0] == "UNAVAILABLE"
+        assert "mounted" in pod.daemon.readiness.problems()
+        pod.mount()
+        await stream.receive()
+        assert names(await state(workload.svids())) == [f"spiffe://cluster.local{WEB}"]
+        assert not pod.daemon.readiness.problems()
+
+
+async def test_what_has_ended_is_served_no_more_until_another_is_mounted(pod: Pod) -> None:
+    pod.mount()
+    async with pod.running() as agent, at(pod.socket) as workload:
+        call = workload.svids()
+        await state(call)
+        pod.clock.advance(timedelta(hours=3))
+        agent.look()
+        assert not agent.cache.snapshot.held
+        assert "ended" in pod.daemon.readiness.problems()["mounted"]
+        pod.authority = FakeAuthority(now=pod.clock.now())
+        pod.mount()
+        await until(lambda: not agent.trouble)
+        await state(call)
+
+
+async def test_a_certificate_of_another_trust_domain_is_refused_with_the_setting_that_is_meant(
+    pod: Pod, foreign_authority: FakeAuthority
+) -> None:
+    pod.mount(foreign_authority)
+    async with pod.running() as agent:
+        found = foreign_authority.trust_domain
+        assert agent.trouble is not None
+        assert f"set trust_domain to {found}" in agent.trouble
+        assert not agent.cache.snapshot.held
+        pod.mount()
+        await until(lambda: not agent.trouble)
+        assert len(agent.cache.snapshot.held) == 1
+
+
+async def test_the_program_runs_so_and_tells_its_status(pod: Pod, authority: FakeAuthority) -> None:
+    pod.mount()
+    with tempfile.TemporaryDirectory(prefix="pod-") as name:  # pytest's own folders are too long for Unix sockets
+        environment = os.environ | {
+            "ISTIO_AUTH_AGENT__MOUNTED": str(pod.folder),
+            "ISTIO_AUTH_AGENT__RUN_FOLDER": name,
+            "ISTIO_AUTH_AGENT__METRICS_LISTEN": "127.0.0.1:0",
+        }
+        program = await asyncio.create_subprocess_exec(*_command(), env=environment, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            await until((Path(name) / "agent.sock").exists, within=60)
+            async with at(Path(name) / "agent.sock") as workload:
+                assert names(await state(workload.svids())) == [f"spiffe://cluster.local{WEB}"]
+            status = await asyncio.create_subprocess_exec(
+                *_command("status", "--admin-socket", f"{name}/admin.sock"), stdout=asyncio.subprocess.PIPE
+            )
+            out, _ = await status.communicate()
+            assert f"Workload spiffe://cluster.local{WEB}" in out.decode()
+            assert "the certificate is mounted" in out.decode()
+        finally:
+            program.terminate()
+            assert await program.wait() == 0
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-c", "from node_agent.cli import main; main()", *words]
