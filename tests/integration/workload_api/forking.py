@@ -147,4 +147,5 @@ def tokens() -> None:
 
 
 if __name__ == "__main__":
-    {"tokens": tokens, "follow": follow, "many": many, "foreign": foreign, "unused": unused}[sys.argv[1]]()
+    ways = (follow, many, foreign, asynchronous, unused, tokens)
+    {way.__name__: way for way in ways}[sys.argv[1]]()
