@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from istio_auth.door import Portal
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.rpc.answers import channel_options, parsed, strayed
+from istio_auth.rpc.forking import starting
 from istio_auth.rpc.status import error_of
 
 Response = TypeVar("Response", bound=Message)
@@ -103,6 +104,7 @@ class Channel:
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
+            starting()  # for its check alone: this interface does not rest for a fork
             options = channel_options(self._max_response_bytes)
             if self._portal is not None:
                 options += self._portal.channel_options
