@@ -19,6 +19,8 @@ import pytest
 
 from istio_auth import WorkloadAPISource, any_id, client_context, server_context
 from istio_auth.errors import ConfigurationError, MissingError, NotAuthorized, NotReady, VerificationError
+from istio_auth.proto import workload_api_pb2 as messages
+from istio_auth.sources import following
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from tests.fakes import workload_api as fake
@@ -255,8 +257,9 @@ class TestOutages:
             RENEWED.SerializeToString()[:-30],
             b"",
             fake.x509(fake.entry(WEB, BUNDLE, x509_svid_key=fake.entry(DB, BUNDLE).x509_svid_key)).SerializeToString(),
+            messages.X509SVIDResponse(svids=RENEWED.svids, crl=[bytes(5 << 20)]).SerializeToString(),
         ],
-        ids=["garbage", "half", "empty", "wrong key"],
+        ids=["garbage", "half", "empty", "wrong key", "too large"],
     )
     async def test_wa_09_an_answer_that_can_not_be_taken_changes_nothing_and_is_told(
         self, api: FakeWorkloadAPI, source: WorkloadAPISource, answer: bytes
@@ -310,6 +313,45 @@ class TestOutages:
             assert "was not answered within 0.2 seconds" in str(source.status().trouble)
             api.x509.say(GOOD)
             await source.ready(PATIENCE)
+
+
+class TestFaultsOfOurOwn:
+    async def test_what_goes_wrong_in_this_process_does_not_end_the_following(
+        self, api: FakeWorkloadAPI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        take, faults = WorkloadAPISource._take, ["a fault"]
+
+        def faulty(source: WorkloadAPISource, context: X509Context) -> None:
+            if faults:
+                raise RuntimeError(faults.pop())
+            take(source, context)
+
+        monkeypatch.setattr(WorkloadAPISource, "_take", faulty)
+        monkeypatch.setattr(following, "_PAUSE", timedelta(milliseconds=50))
+        api.x509.say(GOOD)
+        async with WorkloadAPISource(api.address) as source:
+            await source.ready(PATIENCE)
+            assert source.svid().id == WEB.id
+        assert "following the Workload API failed" in caplog.text
+
+    async def test_a_subscriber_that_fails_or_closes_the_source_harms_nobody(
+        self, api: FakeWorkloadAPI, source: WorkloadAPISource, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        told = threading.Event()
+
+        def failing() -> None:
+            raise RuntimeError("a subscriber's fault")
+
+        source.subscribe(failing)
+        source.subscribe(told.set)
+        api.x509.say(RENEWED)
+        await until(told.is_set)
+        assert "a subscriber's fault" in caplog.text
+        source.subscribe(source.close)
+        api.x509.say(GOOD)
+        await until(lambda: not our_threads())
+        with pytest.raises(NotReady, match="is closed"):
+            source.svid()
 
 
 class TestEnd:
