@@ -18,6 +18,7 @@ from istio_auth.tokens.fault import TokenFault, TokenRefused
 FrozenJSON: TypeAlias = bool | int | float | str | tuple["FrozenJSON", ...] | Mapping[str, "FrozenJSON"] | None
 
 _DEEPEST = 50  # who reads claims does so by recursion, and Python's own bound may be near
+_NESTED = (dict, list)
 _NOTHING: Mapping[str, FrozenJSON] = MappingProxyType({})
 
 
@@ -72,7 +73,7 @@ def claims_of(payload: Mapping[str, JSON], *, required: Collection[str] = ()) ->
         not_before=instant(payload, "nbf"),
         issued_at=instant(payload, "iat"),
         token_id=_text(payload, "jti"),
-        members=MappingProxyType({name: _frozen(value) for name, value in payload.items()}),
+        members=_frozen_members(payload, 0),
     )
 
 
@@ -111,14 +112,18 @@ def _audiences(value: JSON) -> tuple[str, ...]:
     return audiences
 
 
-def _frozen(value: JSON, *, depth: int = 0) -> FrozenJSON:
-    if not isinstance(value, dict | list):
+def _frozen_members(members: Mapping[str, JSON], depth: int) -> Mapping[str, FrozenJSON]:
+    return MappingProxyType({name: _frozen(value, depth) for name, value in members.items()})
+
+
+def _frozen(value: JSON, depth: int) -> FrozenJSON:
+    if not isinstance(value, _NESTED):
         return value
     if depth > _DEEPEST:
         raise TokenRefused(TokenFault.CLAIM, f"a claim is nested more than {_DEEPEST} times")
-    if isinstance(value, list):
-        return tuple(_frozen(item, depth=depth + 1) for item in value)
-    return MappingProxyType({name: _frozen(member, depth=depth + 1) for name, member in value.items()})
+    if isinstance(value, dict):
+        return _frozen_members(value, depth + 1)
+    return tuple([_frozen(item, depth + 1) for item in value])
 
 
 def _thawed(value: FrozenJSON) -> JSON:

@@ -7,9 +7,11 @@ must be understood, or with a key of the token's own, or directions to one.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 from istio_auth.errors import MalformedError
@@ -19,6 +21,7 @@ from istio_auth.tokens.claims import instant
 from istio_auth.tokens.fault import TokenFault, TokenRefused
 
 MAX_TOKEN = 16 << 10  # characters; those of Kubernetes have one to two thousand
+_USUAL_HEADER = 256  # characters, of those that are kept
 
 _COMPACT = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]*)", re.ASCII)  # an empty signature fails as a signature
 EXTENSIONS = frozenset({"crit", "b64"})  # RFC 7515 4.1.11; RFC 7797 changes what is signed
@@ -28,7 +31,7 @@ OWN_KEYS = frozenset({"jwk", "jku", "x5u", "x5c", "jwks"})  # a token that says 
 class CompactToken(NamedTuple):
     """A token taken apart; nothing of it is proven."""
 
-    header: dict[str, JSON]
+    header: Mapping[str, JSON]
     algorithm: str
     key_id: str | None
     payload: bytes
@@ -61,18 +64,10 @@ def take_apart(token: str) -> CompactToken:
         raise TokenRefused(TokenFault.TOO_LONG, f"{len(token)} characters, at most {MAX_TOKEN} are looked at")
     if not (match := _COMPACT.fullmatch(token)):
         raise TokenRefused(TokenFault.MALFORMED, _no_compact_form(token))
-    header = _document(_octets(match[1]))
-    if EXTENSIONS & header.keys():
-        raise TokenRefused(TokenFault.EXTENSION, "its header asks for extensions, and none are understood here")
-    if own := sorted(OWN_KEYS & header.keys()):
-        raise TokenRefused(TokenFault.HEADER, f"it says itself which key is to be believed ({', '.join(own)})")
-    algorithm, key_id = header.get("alg"), header.get("kid")
-    if not isinstance(algorithm, str) or algorithm not in EVERY_ALGORITHM:
-        raise TokenRefused(TokenFault.ALGORITHM, f"{str(algorithm)[:40]!a} is none that is accepted")
-    if key_id is not None and not isinstance(key_id, str):
-        raise TokenRefused(TokenFault.MALFORMED, "the name of its key is no text")
+    head, payload, signature = match.groups()
+    header = _known_header(head) if len(head) <= _USUAL_HEADER else _header(head)
     signed = token[: match.end(2)].encode()
-    return CompactToken(header, algorithm, key_id, _octets(match[2]), signed, _octets(match[3]))
+    return CompactToken(*header, _octets(payload), signed, _octets(signature))
 
 
 def unproven(token: str) -> Unproven:
@@ -95,6 +90,30 @@ def claimed_end(token: str) -> datetime | None:
         return instant(take_apart(token).document(), "exp")
     except TokenRefused:
         return None
+
+
+class _Header(NamedTuple):
+    members: Mapping[str, JSON]
+    algorithm: str
+    key_id: str | None
+
+
+def _header(segment: str) -> _Header:
+    header = _document(_octets(segment))
+    if EXTENSIONS & header.keys():
+        raise TokenRefused(TokenFault.EXTENSION, "its header asks for extensions, and none are understood here")
+    if own := sorted(OWN_KEYS & header.keys()):
+        raise TokenRefused(TokenFault.HEADER, f"it says itself which key is to be believed ({', '.join(own)})")
+    algorithm, key_id = header.get("alg"), header.get("kid")
+    if not isinstance(algorithm, str) or algorithm not in EVERY_ALGORITHM:
+        raise TokenRefused(TokenFault.ALGORITHM, f"{str(algorithm)[:40]!a} is none that is accepted")
+    if key_id is not None and not isinstance(key_id, str):
+        raise TokenRefused(TokenFault.MALFORMED, "the name of its key is no text")
+    return _Header(MappingProxyType(header), algorithm, key_id)
+
+
+# All tokens that were signed with one key have the same header. What is long, or refused, is not kept.
+_known_header = functools.lru_cache(maxsize=64)(_header)
 
 
 def _no_compact_form(token: str) -> str:
