@@ -144,7 +144,8 @@ def sidecar_config(
     from node_agent.token_policy import cautions, read_token_rules
 
     if file:
-        if any((spiffe_id, agent_socket, inbound, upstream, allow, admin, request_authentication, require_token)):
+        flags = (spiffe_id, agent_socket, inbound, upstream, allow, admin)
+        if any((*flags, request_authentication, require_token, label, jwks_ca)):
             raise ConfigurationError("a sidecar is told by --file or by flags, not by both")
         spec = read_sidecar(file, _tell)
     else:
@@ -154,6 +155,8 @@ def sidecar_config(
             tokens = read_token_rules(
                 request_authentication, own_id, labels=label or (), ca_file=jwks_ca, refresh=refresh, tell=_tell
             )
+        elif label or jwks_ca:
+            raise ConfigurationError("--label and --jwks-ca are for --request-authentication, which is missing")
         allowed, parse = _spiffe_ids(allow or ()), partial(parse_inbound, protocol=protocol, mode=mode)
         spec = SidecarSpec(
             own_id,

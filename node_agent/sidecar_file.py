@@ -119,6 +119,8 @@ class _SidecarFile:
                 refresh=self.jwks_refresh,
                 tell=tell,
             )
+        elif self.labels or self.jwks_ca:
+            raise ConfigurationError("labels and jwks_ca are for request_authentication, which is not set")
         return SidecarSpec(
             id=self.id,
             agent_socket=UnixPath(str(self.agent_socket)),

@@ -136,6 +136,8 @@ require_token = true
         (("--protocol", "tcp", "--request-authentication", "FILE"), "no inbound listener takes any"),
         (("--request-authentication", "/nowhere/tokens.yaml"), "/nowhere/tokens.yaml"),
         (("--request-authentication", "FILE", "--jwks-refresh", "1ms"), "once a second"),
+        (("--label", "app=web"), "which is missing"),
+        (("--jwks-ca", "FILE"), "which is missing"),
     ],
 )
 def test_tokens_where_they_can_not_be_are_refused(arguments: tuple[str, ...], told: str, file: Path) -> None:
@@ -145,8 +147,21 @@ def test_tokens_where_they_can_not_be_are_refused(arguments: tuple[str, ...], to
     assert done.stdout == ""
 
 
+def test_settings_that_would_do_nothing_are_refused(file: Path) -> None:
+    sidecar = file.with_name("sidecar.toml")
+    sidecar.write_text(f'id = "{WEB}"\nagent_socket = "/run/agent.sock"\nlabels = ["app=web"]\n')
+    with pytest.raises(ConfigurationError, match="which is not set"):
+        read_sidecar(sidecar)
+
+
 def test_flags_for_tokens_do_not_go_with_a_file(file: Path) -> None:
-    for flags in (("--require-token",), ("--request-authentication", str(file))):
+    given = (
+        ("--require-token",),
+        ("--request-authentication", str(file)),
+        ("--label", "a=b"),
+        ("--jwks-ca", str(file)),
+    )
+    for flags in given:
         done = run("--file", "/dev/null", *flags)
         assert "not by both" in str(done.exception)
 
