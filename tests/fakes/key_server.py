@@ -170,15 +170,16 @@ def dripping(first: bytes) -> Answer:
     return answer
 
 
-def endless(chunk: bytes) -> Answer:
-    """This over and over, as fast as it is taken."""
+def endless(chunk: bytes, *, most: int = 50_000_000) -> Answer:
+    """This over and over, as fast as it is taken; by far the most of it must not be."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        while True:
+        for _ in range(most // len(chunk)):
             await response.write(chunk)
             await asyncio.sleep(0)  # whoever reads it lives on the same loop
+        raise AssertionError("all of it was taken")
 
     return answer
 
