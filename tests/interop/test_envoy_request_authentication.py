@@ -10,16 +10,18 @@ import itertools
 import json
 import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import aiohttp
+import grpc
 import pytest
 from yarl import URL
 
 from deploy.demo.waiting import holds_within
-from istio_auth.envoy.spec import Mode
+from istio_auth.envoy.endpoint import HostPort
+from istio_auth.envoy.spec import Mode, Protocol
 from istio_auth.envoy.token_rules import TokenRules
 from istio_auth.jwks import KeySet
 from istio_auth.pem import write_certificates
@@ -442,3 +444,28 @@ def ours(token: str, keys: KeySet, at: datetime, *, issuer: str = A.issuer, audi
     except TokenRefused:
         return False
     return True
+
+
+async def test_grpc_hears_that_it_is_not_authenticated(mesh: Mesh) -> None:
+    async def answer(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        found = dict(context.invocation_metadata() or ())
+        return str(found.get("x-user", "nobody")).encode()
+
+    server = grpc.aio.server()
+    handlers = {"Who": grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Users", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    rule = replace(A_RULE, output_claim_to_headers=(ClaimToHeader("x-user", "sub"),))
+    inbound = letting_in(mode=Mode.DISABLE, protocol=Protocol.HTTP2, require_token=True)
+    inbound = replace(inbound, forward=HostPort("127.0.0.1", port))
+    web = await mesh.workload(None, inbound=(inbound,), tokens=TokenRules((rule,)), own_application=False)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{web.ports['inbound_web']}") as channel:
+        call = channel.unary_unary("/test.Users/Who", request_serializer=bytes, response_deserializer=bytes)
+        token = ("authorization", f"Bearer {A.token(now(), sub='alice')}")
+        for metadata in ((), (("authorization", "Bearer abc"),), (token, token)):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(b"", metadata=metadata)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert await call(b"", metadata=(token, ("x-user", "root"))) == b"alice"
+    await server.stop(None)
