@@ -14,12 +14,14 @@ import weakref
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from istio_auth.bundle import BundleSet, TrustBundle
 from istio_auth.clock import Clock
 from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError, NotReady
 from istio_auth.pem import MAX_CERTIFICATES_BYTES, MAX_KEY_BYTES
 from istio_auth.sources.file_contents import BundleFile, Contents, roots_in, svid_in
+from istio_auth.sources.quiet import no_fork
 from istio_auth.sources.source import Source, SourceStatus
 from istio_auth.sources.svid_files import (
     Marks,
@@ -60,7 +62,7 @@ class FileSource(Source):
     """
 
     _thread: threading.Thread | None = None
-    _finalizer: weakref.finalize[[], FileSource] | None = None
+    _finalizer: weakref.finalize[..., FileSource] | None = None
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class FileSource(Source):
         self._seen: Marks = ()  # at the last look
         self._taken: Marks = ()  # at the last look that agreed with the one before it
         self._exposed: set[Path] = set()
-        self._ending = threading.Event()
+        self._ending: SimpleQueue[None] = SimpleQueue()  # a garbage collection may put into it, amid anything
         self.reload()
         self._start(_SETTLE)
 
@@ -109,7 +111,7 @@ class FileSource(Source):
     def close(self) -> None:
         """End the thread, and serve nothing any more."""
         super().close()
-        self._ending.set()
+        self._ending.put(None)
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN)
 
@@ -149,13 +151,14 @@ class FileSource(Source):
 
     def _take(self, files: SVIDFiles, contents: Contents) -> None:
         try:
-            svid = svid_in(files, contents, self._clock.now())
-            own = roots_in(files.roots, contents, self._trust_domain or svid.id.trust_domain)
+            with no_fork():
+                svid = svid_in(files, contents, self._clock.now())
+                own = roots_in(files.roots, contents, self._trust_domain or svid.id.trust_domain)
+                trouble = self._read_foreign(contents)
         except IstioAuthError as error:
             self._trouble(error if any(map(is_there, files.paths)) else self._nothing_there(error))
             return
         self._warn_if_exposed(files.key)
-        trouble = self._read_foreign(contents)
         bundles = [own, *(bundle for file in self._foreign for bundle in self._kept.get(file, ()))]
         first = {bundle.trust_domain: bundle for bundle in reversed(bundles)}
         self._offer(X509Context((svid,), BundleSet(tuple(first.values()))), trouble=trouble)
@@ -183,7 +186,7 @@ class FileSource(Source):
             _LOG.warning("everybody on this machine may read the private key %s: give it mode 0600", key)
 
     def _start(self, first: float) -> None:
-        self._finalizer = weakref.finalize(self, self._ending.set)
+        self._finalizer = weakref.finalize(self, self._ending.put, None)
         self._finalizer.atexit = False
         arguments = (weakref.ref(self), self._ending, first)
         self._thread = threading.Thread(target=_follow, args=arguments, name="istio-auth files", daemon=True)
@@ -197,12 +200,12 @@ class FileSource(Source):
         super()._after_fork()
         if self._finalizer is not None:
             self._finalizer.detach()
-        self._reading, self._ending, self._thread = threading.RLock(), threading.Event(), None
+        self._reading, self._ending, self._thread = threading.RLock(), SimpleQueue(), None
 
 
-def _follow(reference: weakref.ref[FileSource], ending: threading.Event, wait: float) -> None:
+def _follow(reference: weakref.ref[FileSource], ending: SimpleQueue[None], wait: float) -> None:
     """Look at the files until the source is closed, or nobody holds it any more."""
-    while not ending.wait(wait):
+    while not _ended_within(wait, ending):
         source = reference()
         if source is None:
             return
@@ -212,6 +215,14 @@ def _follow(reference: weakref.ref[FileSource], ending: threading.Event, wait: f
             _LOG.exception("looking at the files failed")
             wait = _PAUSE
         del source
+
+
+def _ended_within(seconds: float, ending: SimpleQueue[None]) -> bool:
+    try:
+        ending.get(timeout=seconds)
+    except Empty:
+        return False
+    return True
 
 
 def _in_words(place: str | Path | SVIDFiles) -> str:

@@ -88,7 +88,6 @@ def hold_locks():
         memory._changes._condition,
         source._changes._subscribers._lock,
         memory._changes._subscribers._lock,
-        source._ending._cond,
     ):
         held.set()
         go_on.wait()
@@ -162,17 +161,8 @@ other.close()
 
 _FORGOTTEN = """
 from istio_auth.sources import files
-files._SETTLE = 86400
+files._SETTLE = 86400  # so that the thread waits, and holds nothing
 source = FileSource(folder)
-held, go_on = threading.Event(), threading.Event()
-
-def hold(lock):
-    with lock:
-        held.set()
-        go_on.wait()
-
-threading.Thread(target=hold, args=(source._ending._cond,), daemon=True).start()
-assert held.wait(20)
 
 def child():
     global source
@@ -182,7 +172,39 @@ def child():
     assert gone() is None
 
 ended_well(in_child(child))
-go_on.set()
+assert source.reload().ready
+source.close()
+"""
+
+_READS = """
+from istio_auth.sources import files, quiet
+began, may_end, under_way, read = threading.Event(), threading.Event(), [], files.svid_in
+
+def slow(*arguments):
+    under_way.append("a read")
+    began.set()
+    may_end.wait()
+    try:
+        return read(*arguments)
+    finally:
+        under_way.pop()
+
+source = FileSource(folder, interval=OFTEN)
+files.svid_in = slow
+
+def child():
+    files.svid_in = read
+    assert source.reload().ready
+    assert under_way == ([] if may_end.is_set() else ["a read"])
+
+write_svid(folder, generation(2))
+assert began.wait(20)
+quiet._PATIENCE = 0.01
+ended_well(in_child(child))  # a read that does not end is not waited for
+
+quiet._PATIENCE = 20
+threading.Timer(0.05, may_end.set).start()
+ended_well(in_child(child))
 source.close()
 """
 
@@ -214,6 +236,7 @@ PROGRAMS = {
     "the parent's loop sleeps": _WOKEN,
     "it was closed": _CLOSED,
     "the child does not want it": _FORGOTTEN,
+    "its thread was reading": _READS,
 }
 
 
