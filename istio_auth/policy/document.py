@@ -32,7 +32,7 @@ class Fields:
         if not isinstance(value, dict):
             raise ConfigurationError(f"{path or 'the document'}: expected fields, found {_kind(value)}")
         self.path = path
-        self._rest: dict[object, object] = {name: field for name, field in value.items() if field is not None}
+        self._rest: dict[object, object] = dict(value)
         self._known: list[str] = []
 
     def text(self, name: str) -> str:
@@ -83,12 +83,13 @@ class Fields:
         return tuple(type(self)(one, f"{self.at(name)}[{place}]") for place, one in enumerate(self._list(name)))
 
     def every_text(self) -> Mapping[str, str]:
-        """All fields that were not taken yet, each of which is a text.
+        """All fields that were not taken yet, each of which is a text; here null is none.
 
         Raises:
             ConfigurationError: one is none.
         """
-        return MappingProxyType({str(name): self.text(str(name)) for name in list(self._rest)})
+        rest, self._rest = self._rest, {}
+        return MappingProxyType({str(name): _text(value, self.at(str(name))) for name, value in rest.items()})
 
     def ignore(self, *names: str) -> None:
         """Take fields that say nothing to us."""
@@ -124,7 +125,8 @@ class Fields:
 
     def _take(self, name: str, default: object) -> object:
         self._known.append(name)
-        return self._rest.pop(name, default)
+        value = self._rest.pop(name, None)
+        return default if value is None else value
 
     def _list(self, name: str) -> list[object]:
         value = self._take(name, [])

@@ -64,9 +64,8 @@ class Workload(NamedTuple):
 
 
 def rules_for(workload: Workload, policies: Iterable[RequestAuthentication]) -> tuple[JWTRule, ...]:
-    """The rules of all policies that are for a workload, in the order of their issuers."""
-    rules = [rule for policy in policies if not not_for(workload, policy) for rule in policy.jwt_rules]
-    return tuple(sorted(rules, key=lambda rule: rule.issuer))
+    """The rules of all policies that are for a workload."""
+    return tuple(rule for policy in policies if not not_for(workload, policy) for rule in policy.jwt_rules)
 
 
 def not_for(workload: Workload, policy: RequestAuthentication) -> str:

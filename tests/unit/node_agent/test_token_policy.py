@@ -73,7 +73,7 @@ def test_policies_of_others_are_left_out_aloud(file: Path) -> None:
 
 def test_a_selector_is_never_passed_over(file: Path) -> None:
     file.write_text(policy("a", scope="selector: {matchLabels: {app: web}}"))
-    with pytest.raises(ConfigurationError, match="which this one has, by label"):
+    with pytest.raises(ConfigurationError, match="which labels this one has"):
         read(file)
     assert read(file, "app=web") == (["https://a.test"], [])
 

@@ -207,6 +207,8 @@ def test_a_field_of_the_wrong_kind_is_refused_with_its_path(changes: dict[str, J
         ({"jwtRule": []}, "spec.jwtRule: no such field; did you mean jwtRules?"),
         ({"selector": {"labels": {}}}, "spec.selector.labels: no such field"),
         ({"selector": {"matchLabels": {"app": 1}}}, "app: expected a text"),
+        ({"selector": {"matchLabels": {"app": None}}}, "app: expected a text, found nothing"),
+        ({"selector": {"matchLabels": {1: "web"}, "matchExpressions": []}}, "matchExpressions: no such field"),
         ({"selector": {"matchLabels": {"app": "*"}}}, "without '*'"),
         ({"selector": {"matchLabels": {"": "a"}}}, "without '*'"),
         ({"targetRef": {"kind": "Gateway", "name": "a"}}, "spec.targetRef: kind and group"),
@@ -267,14 +269,14 @@ def test_policies_are_for_a_workload_by_namespace_and_labels(policy: RequestAuth
     assert bool(reason) == bool(not_for(HERE, policy))
 
 
-def test_rules_of_all_policies_are_sorted_by_issuer() -> None:
+def test_the_rules_of_all_policies_for_a_workload_count() -> None:
     first, second, third = (JWTRule(issuer=f"https://{name}.test") for name in "cab")
     policies = (
         RequestAuthentication((first, second)),
         RequestAuthentication((third,)),
         RequestAuthentication((third,), namespace="bank"),
     )
-    assert [rule.issuer for rule in rules_for(HERE, policies)] == ["https://a.test", "https://b.test", "https://c.test"]
+    assert [rule.issuer for rule in rules_for(HERE, policies)] == ["https://c.test", "https://a.test", "https://b.test"]
 
 
 def test_reading_changes_nothing_of_the_document() -> None:
