@@ -52,7 +52,7 @@ def read_token_rules(
     for policy in policies:
         if policy.match_labels and not labels:
             raise ConfigurationError(
-                f"{path}: policy {_named(policy)} is for certain workloads only: say which labels this one has, by label"
+                f"{path}: policy {_named(policy)} is for certain workloads only: say which labels this one has"
             )
         if reason := not_for(here, policy):
             tell(f"policy {_named(policy)} is left out: {reason}")
