@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,12 @@ def test_keys_come_over_https_and_from_a_host(url: str) -> None:
 )
 def test_a_discovery_document_stands_below_its_issuer(issuer: str, url: str) -> None:
     assert discovery_url(issuer) == url
+
+
+def test_the_machines_roots_are_loaded_once_and_ask_for_names_and_certificates() -> None:
+    context = TLSFiles().context()
+    assert context is TLSFiles().context()
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
 
 
 def test_a_key_of_ours_has_a_certificate() -> None:
