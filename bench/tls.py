@@ -106,8 +106,8 @@ def measure_handshakes(mesh: Mesh, way: Blocking | InAsyncio, rounds: int, secon
             with meanwhile():
                 took = way.handshakes(pair, seconds)
             if number:  # the first fills caches
-                each_rate.append(len(took) / seconds)
-                each_times.extend(took)
+                each_rate.append(took.rate)
+                each_times.extend(took.each)
     return Handshakes(
         way.name,
         *(round(statistics.median(each), 1) for each in rates),

@@ -46,6 +46,19 @@ class Pair:
     client: ssl.SSLContext
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Some handshakes: the seconds of each, and of all, which overlap where several are made at once."""
+
+    each: list[float]
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """How many there were a second."""
+        return len(self.each) / self.seconds
+
+
 @dataclass
 class Workload:
     """One end's identities, made beforehand: what a rotation costs must not be what a certificate costs."""
@@ -100,20 +113,20 @@ class Blocking:
 
     name = "blocking"
 
-    def handshakes(self, pair: Pair, seconds: float) -> list[float]:
-        """The seconds that each of as many handshakes took as there is time for."""
+    def handshakes(self, pair: Pair, seconds: float) -> Taken:
+        """As many handshakes as there is time for."""
 
         def greet(connection: ssl.SSLSocket) -> None:
             connection.sendall(b"!")
 
         took: list[float] = []
         with _serving(pair.server, greet) as address:
-            end = time.perf_counter() + seconds
-            while (started := time.perf_counter()) < end:
+            began = time.perf_counter()
+            while (started := time.perf_counter()) < began + seconds:
                 with pair.client.wrap_socket(socket.create_connection(address)) as connection:
                     assert connection.recv(1) == b"!"
                     took.append(time.perf_counter() - started)
-        return took
+            return Taken(took, time.perf_counter() - began)
 
     def stream(self, pair: Pair, size: int) -> float:
         """The seconds that so many bytes took from the client to the server."""
@@ -160,7 +173,7 @@ class InAsyncio:
 
     name = "asyncio"
 
-    def handshakes(self, pair: Pair, seconds: float) -> list[float]:
+    def handshakes(self, pair: Pair, seconds: float) -> Taken:
         """See `Blocking.handshakes`."""
 
         async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,10 +188,11 @@ class InAsyncio:
                     took.append(time.perf_counter() - started)
             return took
 
-        async def run() -> list[float]:
+        async def run() -> Taken:
             async with _async_serving(pair.server, greet) as address:
-                end = time.perf_counter() + seconds
-                return list(itertools.chain(*await asyncio.gather(*(dial(address, end) for _ in range(AT_ONCE)))))
+                began = time.perf_counter()
+                took = await asyncio.gather(*(dial(address, began + seconds) for _ in range(AT_ONCE)))
+                return Taken(list(itertools.chain(*took)), time.perf_counter() - began)
 
         return asyncio.run(run())
 
