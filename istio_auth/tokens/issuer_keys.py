@@ -107,19 +107,21 @@ class IssuerKeys:
     def start(self) -> asyncio.Task[None]:
         """Begin to fetch them, until the task is cancelled."""
         self._fetching, self._trouble = True, "the first fetch has not ended yet"
-        return asyncio.create_task(self._run(), name=f"keys of {self._issuer}")
+        task = asyncio.create_task(self._run(), name=f"keys of {self._issuer}")
+        task.add_done_callback(self._close)  # also if it is cancelled before it has run at all
+        return task
 
     async def _run(self) -> None:
         """Fetch them whenever it is time."""
-        try:
-            while True:
-                wait = await self._attempt()
-                self._wake()
-                await self._pause(wait)
-        finally:
-            self._fetching = False
-            self._keys, self._trouble = None, "the token verifier is closed"
+        while True:
+            wait = await self._attempt()
             self._wake()
+            await self._pause(wait)
+
+    def _close(self, _task: asyncio.Task[None]) -> None:
+        self._fetching = False
+        self._keys, self._trouble = None, "the token verifier is closed"
+        self._wake()
 
     async def keys(self) -> KeySet:
         """The keys that count now; the very first fetch is waited for.

@@ -232,6 +232,17 @@ async def test_who_leaves_takes_nobody_along_and_who_waits_at_the_end_is_told() 
     assert await keys.newer(OLD) is None
 
 
+async def test_who_asks_while_it_ends_before_it_began_is_told() -> None:
+    issuer = Issuer(OLD)
+    keys = IssuerKeys("https://issuer.test", issuer.fetch, clock=FakeClock(), times=LONG)
+    task = keys.start()
+    task.cancel()
+    async with asyncio.timeout(20):
+        with pytest.raises(NotReady, match="closed"):
+            await keys.keys()
+    assert issuer.asked == 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [
