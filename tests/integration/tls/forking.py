@@ -1,5 +1,8 @@
 """A process that forks while its threads rotate an SVID and make connections; each child makes some of its own.
 
+Not in the middle of a handshake of another thread: OpenSSL and cryptography have locks of their own (of random numbers,
+of algorithms, of what they keep), and one that is held at the fork is held in the child for ever.
+
 Prints one word for each child: `welcome` if a peer of the mesh got in there, `refused` if a stranger did not.
 """
 
@@ -31,6 +34,7 @@ class Service:
         self.server = server_context(self.source, any_id())
         self.client = client_context(self.source, any_id())
         self.ended = threading.Event()
+        self.turnstile, self.handshake = threading.Lock(), threading.Lock()
 
     def rotate(self) -> None:
         while not self.ended.is_set():
@@ -39,7 +43,10 @@ class Service:
 
     def connect(self) -> None:
         while not self.ended.is_set():
-            talk(*meet(self.client, self.server))
+            with self.turnstile:
+                pass
+            with self.handshake:
+                talk(*meet(self.client, self.server))
 
     def welcomes(self) -> str:
         """What a peer of the mesh is told, now and after a rotation."""
@@ -56,10 +63,12 @@ class Service:
         return "refused"
 
 
-def in_child(work: Callable[[], str]) -> str:
-    """What a child says that forks off here."""
+def in_child(service: Service, work: Callable[[], str]) -> str:
+    """What a child says that forks off here, between two handshakes."""
     reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
+    with service.turnstile, service.handshake:
+        child = os.fork()
+    if child == 0:
         signal.alarm(SECONDS)  # a lock that nobody is there to release would hold for ever
         try:
             os.write(writing, work().encode())
@@ -82,7 +91,7 @@ def main() -> None:
     try:
         for work in (service.welcomes, service.refuses):
             for _ in range(CHILDREN):
-                print(in_child(work), flush=True)
+                print(in_child(service, work), flush=True)
     finally:
         service.ended.set()
         for thread in threads:
