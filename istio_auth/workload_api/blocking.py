@@ -119,7 +119,7 @@ class BlockingWorkloadAPIClient:
         Args:
             on_error: told of each failure before the next attempt. After `NotAuthorized` nothing that came before may
                 be used any more (WA-14); after anything else it may, and `InvalidResponse` tells of an answer that was
-                passed over.
+                passed over, or of a trust domain that was left out of one.
 
         Raises:
             IstioAuthError: calling again can not help (see `istio_auth.workload_api.backoff`).
@@ -141,7 +141,7 @@ class BlockingWorkloadAPIClient:
         stream = self._stream(topic)
         try:
             for response in stream:
-                return topic.decode(response)
+                return methods.complete(topic.decode(response))
         finally:
             stream.close()
         raise NotReady(f"{topic.path} ended without an answer")
@@ -166,11 +166,13 @@ class BlockingWorkloadAPIClient:
     def _values(self, topic: Topic[_Response, _Value], on_error: Callable[[IstioAuthError], None]) -> Iterator[_Value]:
         for response in self._stream(topic):
             try:
-                value = topic.decode(response)
+                decoded = topic.decode(response)
             except InvalidResponse as error:
                 on_error(error)
             else:
-                yield value
+                yield decoded.value
+                for reason in decoded.left_out:
+                    on_error(reason)  # after the value, which it is about
 
     def _stream(self, topic: Topic[_Response, _Value]) -> Generator[_Response]:
         return self._channel.stream(

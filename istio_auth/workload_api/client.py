@@ -121,7 +121,7 @@ class WorkloadAPIClient:
         Args:
             on_error: told of each failure before the next attempt. After `NotAuthorized` nothing that came before may
                 be used any more (WA-14); after anything else it may, and `InvalidResponse` tells of an answer that was
-                passed over.
+                passed over, or of a trust domain that was left out of one.
 
         Raises:
             IstioAuthError: calling again can not help (see `istio_auth.workload_api.backoff`).
@@ -142,7 +142,7 @@ class WorkloadAPIClient:
     async def _first(self, topic: Topic[_Response, _Value]) -> _Value:
         async with aclosing(self._responses(topic)) as responses:
             async for response in responses:
-                return topic.decode(response)
+                return methods.complete(topic.decode(response))
         raise NotReady(f"{topic.path} ended without an answer")
 
     async def _watch(
@@ -172,11 +172,13 @@ class WorkloadAPIClient:
         async with aclosing(self._responses(topic)) as responses:
             async for response in responses:
                 try:
-                    value = topic.decode(response)
+                    decoded = topic.decode(response)
                 except InvalidResponse as error:
                     on_error(error)
                 else:
-                    yield value
+                    yield decoded.value
+                    for reason in decoded.left_out:
+                        on_error(reason)  # after the value, which it is about
 
     async def _responses(self, topic: Topic[_Response, _Value]) -> AsyncGenerator[_Response]:
         stream = self._opened().stream(topic.path, _one(topic.request), topic.response_type, metadata=METADATA)

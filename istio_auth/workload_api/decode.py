@@ -2,8 +2,9 @@
 
 Each answer is the whole state (WA-04): what is not in it is redacted (WA-05), and there is nothing here that could
 remember it. An answer is taken whole or not at all (WA-09): a field that must be there and is not, an SVID that its
-peers would refuse, a key of another certificate, a bundle under a name that is no trust domain's SPIFFE ID. Of SVIDs
-with the same hint the first counts (WA-10). CRLs are not looked at.
+peers would refuse, a key of another certificate. Only a bundle of another trust domain that can not be read is left out
+alone: else whoever runs that domain could keep our own from being renewed. Of SVIDs with the same hint the first
+counts (WA-10). CRLs are not looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import wraps
 from types import MappingProxyType
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from cryptography import x509
 from google.protobuf import json_format
@@ -34,10 +35,24 @@ MAX_HINT = 1024  # bytes (WA-11)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _Hinted = TypeVar("_Hinted", X509SVID, JWTSVID)
+_Bundle = TypeVar("_Bundle", TrustBundle, JWTBundle)
 
 
 class InvalidResponse(MalformedError):
-    """The Workload API answered something that breaks its standard. Nothing of the answer was taken."""
+    """The Workload API answered something that breaks its standard; nothing was taken of what this speaks of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Generic[_R]):
+    """What an answer says.
+
+    Args:
+        value: that.
+        left_out: why a trust domain of the answer is not in it.
+    """
+
+    value: _R
+    left_out: tuple[InvalidResponse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +84,7 @@ def _whole(decode: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 @_whole
-def x509_context(response: messages.X509SVIDResponse) -> X509Context:
+def x509_context(response: messages.X509SVIDResponse) -> Decoded[X509Context]:
     """The SVIDs and bundles in an answer of FetchX509SVID.
 
     Raises:
@@ -81,14 +96,16 @@ def x509_context(response: messages.X509SVIDResponse) -> X509Context:
         TrustBundle(svid.id.trust_domain, _authorities(entry.bundle))
         for svid, entry in zip(svids, response.svids, strict=True)
     ]
-    return X509Context(_first_of_each_hint(svids), _kept_apart([*own, *_x509_bundles(response.federated_bundles)]))
+    federated, left_out = _each_bundle(response.federated_bundles, _x509_bundle)
+    return Decoded(X509Context(_first_of_each_hint(svids), _kept_apart([*own, *federated])), left_out)
 
 
 @_whole
-def x509_bundles(response: messages.X509BundlesResponse) -> BundleSet:
+def x509_bundles(response: messages.X509BundlesResponse) -> Decoded[BundleSet]:
     """The bundles in an answer of FetchX509Bundles (see `x509_context`)."""
     _mandatory(bundles=response.bundles)
-    return _kept_apart(_x509_bundles(response.bundles))
+    found, left_out = _some_bundle(response.bundles, _x509_bundle)
+    return Decoded(BundleSet(tuple(found)), left_out)
 
 
 @_whole
@@ -116,12 +133,11 @@ def jwt_svids(
 
 
 @_whole
-def jwt_bundles(response: messages.JWTBundlesResponse) -> JWTBundleSet:
+def jwt_bundles(response: messages.JWTBundlesResponse) -> Decoded[JWTBundleSet]:
     """The bundles in an answer of FetchJWTBundles (see `x509_context`)."""
     _mandatory(bundles=response.bundles)
-    return JWTBundleSet(
-        tuple(JWTBundle.from_workload_api(_trust_domain(name), text) for name, text in response.bundles.items())
-    )
+    found, left_out = _some_bundle(response.bundles, JWTBundle.from_workload_api)
+    return Decoded(JWTBundleSet(tuple(found)), left_out)
 
 
 @_whole
@@ -177,9 +193,33 @@ def _first_of_each_hint(svids: Iterable[_Hinted]) -> tuple[_Hinted, ...]:
     return tuple(kept)
 
 
-def _x509_bundles(entries: Mapping[str, bytes]) -> list[TrustBundle]:
+def _each_bundle(
+    entries: Mapping[str, bytes], read: Callable[[TrustDomain, bytes], _Bundle]
+) -> tuple[list[_Bundle], tuple[InvalidResponse, ...]]:
+    """The bundles that can be read, and why others can not."""
+    found: list[_Bundle] = []
+    left_out: list[InvalidResponse] = []
+    for name, content in entries.items():
+        try:
+            found.append(read(_trust_domain(name), content))
+        except IstioAuthError as error:
+            left_out.append(InvalidResponse(f"the bundle that came as {name[:200]!a} is left out: {error}"))
+    return found, tuple(left_out)
+
+
+def _some_bundle(
+    entries: Mapping[str, bytes], read: Callable[[TrustDomain, bytes], _Bundle]
+) -> tuple[list[_Bundle], tuple[InvalidResponse, ...]]:
+    """The same of an answer that says nothing if none of its bundles can be read."""
+    found, left_out = _each_bundle(entries, read)
+    if not found:
+        raise left_out[0]
+    return found, left_out
+
+
+def _x509_bundle(trust_domain: TrustDomain, der: bytes) -> TrustBundle:
     """A trust domain without authorities is one that issues no X509-SVIDs (XB-07), and no fault."""
-    return [TrustBundle(_trust_domain(name), _authorities(der) if der else ()) for name, der in entries.items()]
+    return TrustBundle(trust_domain, _authorities(der) if der else ())
 
 
 def _authorities(der: bytes) -> tuple[x509.Certificate, ...]:

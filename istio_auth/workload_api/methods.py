@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,10 +16,13 @@ from istio_auth.jwt_bundle import JWTBundleSet
 from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.workload_api import decode
+from istio_auth.workload_api.decode import Decoded
 from istio_auth.x509_source import X509Context
 
 Response = TypeVar("Response", bound=Message)
 Value = TypeVar("Value")
+
+_LOG = logging.getLogger(__name__)
 
 METADATA = (("workload.spiffe.io", "true"),)  # on every call (WE-05)
 TIMEOUT = timedelta(seconds=30)
@@ -41,7 +45,7 @@ class Topic(Generic[Response, Value]):
     path: str
     request: Message
     response_type: type[Response]
-    decode: Callable[[Response], Value]
+    decode: Callable[[Response], Decoded[Value]]
 
 
 X509_CONTEXT: Topic[messages.X509SVIDResponse, X509Context] = Topic(
@@ -56,6 +60,13 @@ X509_BUNDLES: Topic[messages.X509BundlesResponse, BundleSet] = Topic(
 JWT_BUNDLES: Topic[messages.JWTBundlesResponse, JWTBundleSet] = Topic(
     "/SpiffeWorkloadAPI/FetchJWTBundles", messages.JWTBundlesRequest(), messages.JWTBundlesResponse, decode.jwt_bundles
 )
+
+
+def complete(decoded: Decoded[Value]) -> Value:
+    """The value, for who asks once; what is not in it is told in the log."""
+    for reason in decoded.left_out:
+        _LOG.warning("%s", reason)
+    return decoded.value
 
 
 def jwt_svid_request(audience: Sequence[str], spiffe_id: SpiffeID | None) -> messages.JWTSVIDRequest:

@@ -55,8 +55,8 @@ def test_any_text_is_an_address_or_is_refused(text: str) -> None:
 @given(st.lists(entries | st.just(ENTRY), max_size=3), bundles)
 def test_any_answer_with_svids_is_taken_or_refused(svids: list[messages.X509SVID], federated: dict[str, bytes]) -> None:
     with suppress(InvalidResponse):
-        context = decode.x509_context(messages.X509SVIDResponse(svids=svids, federated_bundles=federated))
-        assert context.svid.id == decode.x509_context(GOOD).svid.id
+        decoded = decode.x509_context(messages.X509SVIDResponse(svids=svids, federated_bundles=federated))
+        assert decoded.value.svid.id == decode.x509_context(GOOD).value.svid.id
 
 
 @given(bundles)

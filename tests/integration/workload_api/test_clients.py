@@ -286,6 +286,22 @@ async def _rude(listener: socket.socket) -> NoReturn:
         connection.close()
 
 
+async def test_a_trust_domain_that_is_left_out_of_an_answer_is_told(
+    api: FakeWorkloadAPI, client: EitherClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    say_everything(api)
+    bundles = {"spiffe://cluster.local": fake.der(BUNDLE), "spiffe://partner.test": b"junk"}
+    api.x509_bundles.say(messages.X509BundlesResponse(bundles=bundles))
+    found = await client("fetch_x509_bundles")
+    assert isinstance(found, BundleSet)
+    assert [bundle.trust_domain for bundle in found] == [LOCAL.trust_domain]
+    assert "'spiffe://partner.test' is left out" in caplog.text
+    async with client.watching("watch_x509_bundles") as watched:
+        await until(lambda: watched.errors)
+        assert watched.values == [found]
+    assert "'spiffe://partner.test' is left out" in str(watched.errors[0])
+
+
 class TestWatching:
     async def test_wa_06_each_change_is_told(self, api: FakeWorkloadAPI, client: EitherClient) -> None:
         say_everything(api)

@@ -203,6 +203,24 @@ class TestFollowing:
         assert ends[0].tls.getpeercert(binary_form=True) is not None
 
 
+class TestFederation:
+    async def test_a_partners_bundle_that_can_not_be_read_does_not_keep_our_own_svid_from_being_renewed(
+        self, api: FakeWorkloadAPI, source: WorkloadAPISource
+    ) -> None:
+        held = source.x509_context()
+        bad = {str(FEDERATED.trust_domain.id): b"junk"}
+        api.x509.say(messages.X509SVIDResponse(svids=RENEWED.svids, federated_bundles=bad))
+        await until(lambda: source.x509_context() is not held)
+        await until(lambda: source.status().trouble)
+        assert "'spiffe://partner.test' is left out" in str(source.status().trouble)
+        assert source.status().ready
+        with pytest.raises(VerificationError, match="not among the trusted domains"):
+            source.bundle(FEDERATED.trust_domain)
+        api.x509.say(fake.x509(*RENEWED.svids, federated=[FEDERATED.bundle()]))
+        await until(lambda: source.status().trouble is None)
+        assert source.bundle(FEDERATED.trust_domain)
+
+
 class TestRedaction:
     async def test_wa_14_a_refusal_in_mid_stream_takes_everything_away_at_once(
         self, api: FakeWorkloadAPI, source: WorkloadAPISource
