@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
@@ -16,7 +17,7 @@ from istio_auth.tokens.key_sources import KeySource
 
 
 class KeySets:
-    """Keeps the keys of issuers from entering to leaving. Lives on one event loop.
+    """Keeps the keys of issuers from entering to leaving, as often as it is entered. Lives on one event loop meanwhile.
 
     Args:
         sources: where the keys of each issuer come from.
@@ -25,38 +26,47 @@ class KeySets:
     """
 
     def __init__(self, sources: Mapping[str, KeySource], *, clock: Clock, times: KeySetTimes | None = None) -> None:
+        self._sources = dict(sources)
         self._inline = {issuer: source for issuer, source in sources.items() if isinstance(source, KeySet)}
-        self._fetchers = {
-            issuer: KeyFetcher(issuer, source) for issuer, source in sources.items() if not isinstance(source, KeySet)
-        }
-        self._fetched = {
-            issuer: IssuerKeys(issuer, fetcher.fetch, clock=clock, times=times or KeySetTimes())
-            for issuer, fetcher in self._fetchers.items()
-        }
-        self._issuers = tuple(sources)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._entered = False
+        self._clock = clock
+        self._times = times or KeySetTimes()
+        self._leaving: AsyncExitStack | None = None
+        self._fetched: dict[str, IssuerKeys] = {}
+        self._make()
 
     async def __aenter__(self) -> Self:
         """Begin to fetch; nobody is waited for.
 
         Raises:
-            ConfigurationError: it was entered before.
+            ConfigurationError: it is entered already.
         """
-        if self._entered:
-            raise ConfigurationError("a token verifier is entered once: make another one")
-        self._entered = True
-        self._tasks = [keys.start() for keys in self._fetched.values()]
+        if self._leaving is not None:
+            raise ConfigurationError("a token verifier is entered once at a time: it has one event loop")
+        self._leaving = AsyncExitStack()
+        for fetcher in self._make():
+            self._leaving.callback(fetcher.close)
+        self._leaving.push_async_callback(_ended, [keys.start() for keys in self._fetched.values()])
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for fetcher in self._fetchers.values():
-            fetcher.close()
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            await leaving.aclose()
+
+    def _make(self) -> list[KeyFetcher]:
+        """Keepers that have nothing yet; what they fetch with."""
+        fetchers = {
+            issuer: KeyFetcher(issuer, source)
+            for issuer, source in self._sources.items()
+            if not isinstance(source, KeySet)
+        }
+        self._fetched = {
+            issuer: IssuerKeys(issuer, fetcher.fetch, clock=self._clock, times=self._times)
+            for issuer, fetcher in fetchers.items()
+        }
+        return list(fetchers.values())
 
     async def keys(self, issuer: str) -> KeySet:
         """The keys of an issuer that count now.
@@ -72,9 +82,15 @@ class KeySets:
 
     def status(self) -> tuple[IssuerStatus, ...]:
         """How it stands with each issuer."""
-        return tuple(self._status(issuer) for issuer in self._issuers)
+        return tuple(self._status(issuer) for issuer in self._sources)
 
     def _status(self, issuer: str) -> IssuerStatus:
         if (keys := self._inline.get(issuer)) is None:
             return self._fetched[issuer].status()
         return IssuerStatus(issuer, ready=True, keys=len(keys.keys), left_out=keys.left_out)
+
+
+async def _ended(tasks: Collection[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -38,7 +38,7 @@ DEFAULT_REMEMBERED = 1_000
 
 
 class TokenVerifier:
-    """Verifies the tokens of requests. Lives on one event loop, from entering to leaving.
+    """Verifies the tokens of requests. Lives on one event loop, from entering to leaving; may be entered again then.
 
     Without rules whose keys are fetched there is nothing to enter.
 
@@ -70,7 +70,11 @@ class TokenVerifier:
         self._key_sets = KeySets({rule.issuer: rule.keys for rule in rules}, clock=self._clock, times=times)
 
     async def __aenter__(self) -> Self:
-        """Begin to fetch keys; nobody is waited for."""
+        """Begin to fetch keys; nobody is waited for.
+
+        Raises:
+            ConfigurationError: it is entered already.
+        """
         await self._key_sets.__aenter__()
         return self
 

@@ -181,6 +181,29 @@ async def test_nothing_is_left_behind(server: KeyServer) -> None:
     await until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
 
 
+async def test_a_verifier_that_is_entered_again_fetches_again(server: KeyServer) -> None:
+    verifier = TokenVerifier([rule(server)], times=SELDOM)
+    known = headers(server.tokens)
+    for round_ in (1, 2, 3):
+        async with verifier:
+            assert await verifier.verify(known) is not None
+            assert server.asked.count(KEYS) == round_
+        with pytest.raises(NotReady, match="closed"):
+            await verifier.verify(known)
+
+
+def test_a_verifier_may_be_entered_on_another_event_loop() -> None:
+    verifier = TokenVerifier([TokenRule("https://issuer.test", None, keys=RemoteKeys("https://nobody.invalid/keys"))])
+
+    async def once() -> None:
+        async with verifier:
+            with pytest.raises(NotReady, match=r"nobody\.invalid"):
+                await verifier.verify(headers(TokenIssuer(issuer="https://issuer.test")))
+
+    for _ in range(2):
+        asyncio.run(once())
+
+
 async def test_whoever_waits_for_keys_at_the_end_is_told(server: KeyServer) -> None:
     server.misbehave(silent)
     async with TokenVerifier([rule(server)], times=SELDOM) as verifier:

@@ -13,7 +13,7 @@ from istio_auth.tokens import Claims, TokenFault, TokenRefused
 from istio_auth.tokens.compact import CompactToken
 from istio_auth.tokens.issuer_keys import IssuerStatus
 from istio_auth.tokens.key_sources import RemoteKeys
-from istio_auth.tokens.locations import DEFAULT_LOCATIONS, InCookie, InHeader
+from istio_auth.tokens.locations import InCookie, InHeader
 from istio_auth.tokens.rules import TokenRule
 from istio_auth.tokens.verifier import TokenVerifier
 from istio_auth.tokens.verify import check_signature
@@ -223,9 +223,10 @@ def test_an_issuer_has_one_rule() -> None:
     assert TokenVerifier([rule]).status()[0].issuer == ONE.issuer
 
 
-async def test_a_verifier_is_entered_once() -> None:
+async def test_a_verifier_is_entered_once_at_a_time() -> None:
     verifier = two_issuers()
-    async with verifier:
-        with pytest.raises(ConfigurationError):
-            await verifier.__aenter__()
-    assert DEFAULT_LOCATIONS
+    for _ in range(2):
+        async with verifier:
+            with pytest.raises(ConfigurationError):
+                await verifier.__aenter__()
+            assert await bearer(verifier, ONE.token(NOW, colour="blue")) is not None
