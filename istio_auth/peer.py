@@ -154,7 +154,7 @@ def verified_peer(connection: Connection) -> VerifiedPeer:
     Args:
         connection: an SSL socket, an SSL object, an asyncio transport or stream writer over one; or what came in over
             such a connection: an aiohttp request, a handler of `http.server` or `socketserver`, a connection of
-            `http.client`, an ASGI scope or request.
+            `http.client`, the network stream of an httpx response while it is read, an ASGI scope or request.
 
     Raises:
         NotAuthenticated: the connection has no TLS, another's TLS, or its handshake is not over.

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import aiohttp
+import httpx
 import pytest
 from aiohttp import web
 
@@ -365,6 +366,37 @@ class TestAiohttp:
             ours.replace(X509Context((LOCAL.svid("/server"),), BUNDLES))
             async with s.get(url) as response:
                 assert await response.text() == "spiffe://cluster.local/renamed"
+
+
+class TestHttpx:
+    """A response knows the stream that it came over, while it is read."""
+
+    def test_a_response_tells_its_server(self, ours: MemorySource, theirs: MemorySource) -> None:
+        with (
+            http_server(server_context(ours, is_id(CLIENT))) as port,
+            httpx.Client(verify=client_context(theirs, is_id(SERVER))) as client,
+            client.stream("GET", f"https://127.0.0.1:{port}/") as response,
+        ):
+            assert peer_id(response.extensions["network_stream"]) == SERVER
+            assert response.read().decode() == str(CLIENT)
+
+    async def test_a_response_in_asyncio_does_so_too(self, ours: MemorySource, theirs: MemorySource) -> None:
+        with http_server(server_context(ours, is_id(CLIENT))) as port:
+            async with (
+                httpx.AsyncClient(verify=client_context(theirs, is_id(SERVER))) as client,
+                client.stream("GET", f"https://127.0.0.1:{port}/") as response,
+            ):
+                assert peer_id(response.extensions["network_stream"]) == SERVER
+                assert (await response.aread()).decode() == str(CLIENT)
+
+    async def test_a_server_that_is_not_welcome_gets_no_request(self, ours: MemorySource, theirs: MemorySource) -> None:
+        with http_server(server_context(ours, any_id())) as port:
+            url = f"https://127.0.0.1:{port}/"
+            async with httpx.AsyncClient(verify=client_context(theirs, is_id(CLIENT))) as client:
+                with pytest.raises(httpx.ConnectError, match="/server is refused"):
+                    await client.get(url)
+            async with httpx.AsyncClient(verify=client_context(theirs, is_id(SERVER))) as client:
+                assert (await client.get(url)).text == str(CLIENT)
 
 
 class TestStrictPeers:
