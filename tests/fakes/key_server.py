@@ -55,7 +55,7 @@ class KeyServer:
         self.requests: list[Mapping[str, str]] = []
         self.gone = 0
         self.port = 0
-        self._tls = tls or self._context(client_ca)
+        self.tls = tls or self._context(client_ca)
         site = web.Application()
         site.router.add_route("GET", "/{path:.*}", self._serve)
         # Those who are made to wait must not hold up the end.
@@ -77,7 +77,7 @@ class KeyServer:
 
     async def __aenter__(self) -> Self:
         await self._runner.setup()
-        listening = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
+        listening = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self.tls)
         await listening.start()
         self.port = self._runner.addresses[0][1]
         issuer = f"https://localhost:{self.port}"

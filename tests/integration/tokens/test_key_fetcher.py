@@ -340,6 +340,32 @@ async def test_a_key_set_of_a_server_that_speaks_no_tls_is_refused() -> None:
         assert isinstance(error, NotReady)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nfirst\x1b[31m: line\r\n\r\n",
+        b"HTTP/1.1 2\x1b[31m00 OK\r\n\r\n",
+        b"no HTTP at all\r\n\r\nnext line",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n{}",
+        b"",
+    ],
+)
+async def test_a_server_that_speaks_another_language_writes_nothing_into_logs(server: KeyServer, answer: bytes) -> None:
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(answers, "127.0.0.1", 0, ssl=server.tls) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        error = await refusal(RemoteKeys(f"https://localhost:{port}/keys", server.files, allow_loopback=True))
+        assert isinstance(error, NotReady)
+        assert str(error).isprintable()
+
+
 async def test_a_server_that_takes_the_call_and_says_nothing_is_given_up_by_who_waits() -> None:
     ended = asyncio.Event()
 
