@@ -44,7 +44,14 @@ def _documents(path: Path) -> list[object]:
         documents = list(yaml.load_all(text, Loader=_Loader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: no YAML: {error or type(error).__name__}") from error
-    return [document for document in documents if document is not None]
+    return [item for document in documents if document is not None for item in _items(document)]
+
+
+def _items(document: object) -> list[object]:
+    """What is in a list of Kubernetes (`kubectl get -o yaml` writes one); of anything else itself."""
+    if isinstance(document, dict) and document.get("kind") == "List" and isinstance(document.get("items"), list):
+        return list(document["items"])
+    return [document]
 
 
 class _Loader(yaml.SafeLoader):

@@ -36,6 +36,13 @@ def test_a_file_holds_several_documents_some_of_which_are_empty(file: Path) -> N
     assert [one.name for one in read_request_authentications(file)] == ["a", "b"]
 
 
+def test_a_list_as_kubectl_writes_it_is_its_items(file: Path) -> None:
+    indented = ["\n  ".join(policy(name).strip().splitlines()) for name in "ab"]
+    items = "".join(f"- {one}\n" for one in indented)
+    file.write_text(f"apiVersion: v1\nkind: List\nmetadata: {{resourceVersion: ''}}\nitems:\n{items}---\n{policy('c')}")
+    assert [one.name for one in read_request_authentications(file)] == ["a", "b", "c"]
+
+
 def test_a_date_is_a_text(file: Path) -> None:
     file.write_text(policy("2026-01-01", "2026-01-01"))
     (read,) = read_request_authentications(file)
