@@ -68,10 +68,6 @@ class Following(Generic[_Value]):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_JOIN)
 
-    def after_fork(self) -> None:
-        """In a forked child, where the thread is not."""
-        self._thread = None
-
     def _run(self) -> None:
         going_on = True
         while going_on:

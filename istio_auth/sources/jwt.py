@@ -206,7 +206,6 @@ class JWTSource:
         """In a forked child: whoever held our locks, and our thread, are not here. Called by itself."""
         self._changes.after_fork()
         self._cache.after_fork()
-        self._following.after_fork()
         self._forked = True
 
     def _used(self) -> _State:

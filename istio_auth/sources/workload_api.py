@@ -69,10 +69,6 @@ class WorkloadAPISource(Source):
         if not self._state.closed:
             self._following.start()
 
-    def _after_fork(self) -> None:
-        super()._after_fork()
-        self._following.after_fork()
-
     def _take(self, context: X509Context) -> None:
         try:
             default = self._default_of(context.svids)

@@ -22,6 +22,7 @@ from istio_auth.sources.workload_api import WorkloadAPISource
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.strict_json import JSON
 from istio_auth.tokens import TokenFault, TokenRefused
+from tests.fakes.clock import FakeClock
 from tests.fakes.token_issuer import TokenIssuer
 from tests.fakes.waiting import until
 from tests.fakes.workload_api import Context, FakeWorkloadAPI, jwt_bundles
@@ -162,6 +163,18 @@ class TestValidating:
         agent.start()
         wait_for(lambda: source.status().trouble is None)
 
+    def test_looks_at_the_clock(self, agent: Agent, clock: FakeClock) -> None:
+        clock.time = datetime.now(UTC)
+        token = agent.token(["db"])
+        with JWTSource(agent.address, clock=clock) as source:
+            source.wait_until_ready(SOON)
+            source.validate(token, "db")
+            clock.advance(timedelta(hours=1))
+            with pytest.raises(TokenRefused) as caught:
+                source.validate(token, "db")
+            assert caught.value.fault is TokenFault.EXPIRED
+            assert source.status().age == timedelta(hours=1)
+
 
 class TestARedaction:
     def test_of_everything_takes_bundles_and_tokens_away(
@@ -240,6 +253,36 @@ class TestWaiting:
         for use in (source.bundles, lambda: source.fetch("db"), lambda: source.validate("x", "db")):
             with pytest.raises(NotReady, match="closed"):
                 use()
+
+
+def test_a_closed_source_serves_nothing_and_leaves_no_thread(agent: Agent) -> None:
+    before = set(threading.enumerate())
+    with JWTSource(agent.address) as source:
+        source.wait_until_ready(SOON)
+        source.fetch("db")
+        assert "istio-auth Workload API" in {thread.name for thread in set(threading.enumerate()) - before}
+    assert "istio-auth Workload API" not in {thread.name for thread in set(threading.enumerate()) - before}
+    for use in (source.bundles, lambda: source.fetch("db")):
+        with pytest.raises(NotReady, match="closed"):
+            use()
+
+
+def test_a_forked_child_waits_for_no_lock_that_a_thread_of_its_parent_held(source: JWTSource, agent: Agent) -> None:
+    source.fetch("db")
+    answers: list[object] = []
+
+    def use() -> None:
+        source.subscribe(lambda: None)
+        answers.append(source.fetch("db").audiences)
+        source.wait_until_ready(SOON)
+        answers.append(source.status().ready)
+
+    with source._cache._lock, source._changes._condition, source._changes._subscribers._lock:
+        source.after_fork()  # as the child has it
+        using = threading.Thread(target=use, daemon=True)
+        using.start()
+        using.join(10)
+    assert answers == [("db",), True]
 
 
 def test_an_agent_without_jwt_profile_is_told_as_such(tmp_path: Path) -> None:
