@@ -194,7 +194,6 @@ def _good_for(headers: Mapping[str, str]) -> timedelta | None:
 
 
 def _plain(error: Exception) -> str:
-    """What went wrong, in one line, without the inner workings of the HTTP client; a server may have written it."""
+    """What went wrong, without the inner workings of the HTTP client."""
     cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    told = "".join(character if character.isprintable() else " " for character in str(cause)[:300])
-    return told.strip() or type(cause).__name__
+    return str(cause)[:300] or type(cause).__name__
