@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -52,7 +53,11 @@ def follow() -> None:
     """The child follows, and so does the parent."""
     with WorkloadAPISource() as source:
         source.wait_until_ready(PATIENCE)
-        print(in_child(lambda: renewed(source)), flush=True)
+        said = in_child(lambda: renewed(source))
+        over = time.monotonic() + PATIENCE.total_seconds()
+        while str(source.svid().id) != said and time.monotonic() < over:
+            time.sleep(0.005)
+        print(said, flush=True)
         print(renewed(source), flush=True)
 
 

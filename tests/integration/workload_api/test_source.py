@@ -52,7 +52,7 @@ def descriptors() -> int:
 
 
 def our_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("istio-auth")]
+    return [thread.name for thread in threading.enumerate() if thread.name == "istio-auth Workload API"]
 
 
 class TestBeginning:
