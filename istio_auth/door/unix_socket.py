@@ -56,7 +56,8 @@ def close_listener(listener: asyncio.Server) -> None:
     loop = listener.get_loop()
     for listening in listener.sockets:
         loop.remove_reader(listening.fileno())
-        listening.shutdown(socket.SHUT_RDWR)
+        with socket.socket(fileno=os.dup(listening.fileno())) as twin:  # not every loop's own sockets can do this
+            twin.shutdown(socket.SHUT_RDWR)
     loop.call_soon(listener.close)
 
 
