@@ -39,7 +39,10 @@ _EXPLANATION = (
 
 @dataclass(frozen=True)
 class Handshakes:
-    """Of one way to make them: how many a second, times for the slowest of a hundred, shares of plain's rate."""
+    """Of one way to make them: how many a second, ours as shares of plain's, the slowest of a hundred, and CPU time.
+
+    CPU time is that of both ends, and says more than rates where others use the machine too.
+    """
 
     way: str
     plain_per_second: float
@@ -50,6 +53,10 @@ class Handshakes:
     plain_p99_ms: float
     ours_p99_ms: float
     rotating_p99_ms: float
+    plain_cpu_ms: float
+    ours_cpu_ms: float
+    rotating_cpu_ms: float
+    ours_cpu_overhead: float
 
 
 @dataclass(frozen=True)
@@ -101,18 +108,23 @@ def measure_handshakes(mesh: Mesh, way: Blocking | InAsyncio, rounds: int, secon
     )
     rates: list[list[float]] = [[] for _ in contestants]
     times: list[list[float]] = [[] for _ in contestants]
+    costs: list[list[float]] = [[] for _ in contestants]
     for number in range(rounds + 1):
-        for (pair, meanwhile), each_rate, each_times in zip(contestants, rates, times, strict=True):
+        for which, (pair, meanwhile) in enumerate(contestants):
+            began = time.process_time()
             with meanwhile():
                 took = way.handshakes(pair, seconds)
             if number:  # the first fills caches
-                each_rate.append(took.rate)
-                each_times.extend(took.each)
+                costs[which].append((time.process_time() - began) / len(took.each))
+                rates[which].append(took.rate)
+                times[which].extend(took.each)
     return Handshakes(
         way.name,
         *(round(statistics.median(each), 1) for each in rates),
         *(_share(rates[0], each) for each in rates[1:]),
         *(round(_p99(each) * 1e3, 2) for each in times),
+        *(round(statistics.median(each) * 1e3, 3) for each in costs),
+        _share(costs[0], costs[1]),
     )
 
 
@@ -180,11 +192,13 @@ def _p99(times: Sequence[float]) -> float:
 
 
 def _table(figures: Figures) -> str:
-    lines = [f"{'handshakes/s':<14}{'plain':>8}{'ours':>8}{'share':>7}{'rotating':>10}{'share':>7}   p99 in ms of each"]
+    head = f"{'handshakes/s':<14}{'plain':>8}{'ours':>8}{'share':>7}{'rotating':>10}{'share':>7}"
+    lines = [f"{head}  {'p99 in ms of each':<24}CPU in ms of each"]
     lines += [
         f"{one.way:<14}{one.plain_per_second:>8.0f}{one.ours_per_second:>8.0f}{one.ours_share:>7.2f}"
         f"{one.rotating_per_second:>10.0f}{one.rotating_share:>7.2f}"
         f"{one.plain_p99_ms:>8.1f}{one.ours_p99_ms:>8.1f}{one.rotating_p99_ms:>8.1f}"
+        f"{one.plain_cpu_ms:>7.2f}{one.ours_cpu_ms:>7.2f}{one.rotating_cpu_ms:>7.2f} (x{one.ours_cpu_overhead:.2f})"
         for one in figures.handshakes
     ]
     lines += ["", f"{'established':<14}{'plain':>8}{'ours':>8}{'share':>7}"]

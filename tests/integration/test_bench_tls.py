@@ -21,6 +21,7 @@ def test_the_benchmark_of_tls_prints_figures_that_make_sense() -> None:
         assert 0.05 < row["rotating_share"] < 3
         assert row["plain_per_second"] > 0
         assert row["ours_p99_ms"] > 0
+        assert 0.2 < row["ours_cpu_overhead"] < 10
     assert {(row["way"], row["unit"]) for row in figures["streams"]} == {
         (way, unit) for way in ("blocking", "asyncio") for unit in ("MB", "messages")
     }
