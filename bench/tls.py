@@ -118,13 +118,22 @@ def measure_handshakes(mesh: Mesh, way: Blocking | InAsyncio, rounds: int, secon
                 costs[which].append((time.process_time() - began) / len(took.each))
                 rates[which].append(took.rate)
                 times[which].extend(took.each)
+    rate, cpu = [statistics.median(each) for each in rates], [statistics.median(each) * 1e3 for each in costs]
+    slowest = [_p99(each) * 1e3 for each in times]
     return Handshakes(
         way.name,
-        *(round(statistics.median(each), 1) for each in rates),
-        *(_share(rates[0], each) for each in rates[1:]),
-        *(round(_p99(each) * 1e3, 2) for each in times),
-        *(round(statistics.median(each) * 1e3, 3) for each in costs),
-        _share(costs[0], costs[1]),
+        plain_per_second=round(rate[0], 1),
+        ours_per_second=round(rate[1], 1),
+        rotating_per_second=round(rate[2], 1),
+        ours_share=_share(rates[0], rates[1]),
+        rotating_share=_share(rates[0], rates[2]),
+        plain_p99_ms=round(slowest[0], 2),
+        ours_p99_ms=round(slowest[1], 2),
+        rotating_p99_ms=round(slowest[2], 2),
+        plain_cpu_ms=round(cpu[0], 3),
+        ours_cpu_ms=round(cpu[1], 3),
+        rotating_cpu_ms=round(cpu[2], 3),
+        ours_cpu_overhead=_share(costs[0], costs[1]),
     )
 
 
