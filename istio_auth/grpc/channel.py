@@ -21,6 +21,7 @@ from istio_auth.clock import Clock
 from istio_auth.door import Portal
 from istio_auth.errors import IstioAuthError
 from istio_auth.grpc.dialling import Option, channel_options, explained, portal_to
+from istio_auth.grpc.loop_thread import on_own_loop
 from istio_auth.x509_source import X509Source
 
 # As the stubs of grpcio have it: what a method takes and gives is known to generated code alone.
@@ -64,7 +65,7 @@ async def grpc_channel(
         ConfigurationError: the address is none.
     """
     portal = portal_to(address, source, authorize, istio_alpn=istio_alpn, patience=patience, clock=clock)
-    async with portal:
+    async with on_own_loop(portal, "istio-auth-portal"):
         channel = grpc.aio.insecure_channel(
             portal.target,
             options=channel_options(portal, options),

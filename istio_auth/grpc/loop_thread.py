@@ -1,11 +1,15 @@
-"""An event loop in a thread of its own, for what must go on beside code that blocks."""
+"""An event loop of asyncio's own in a thread, for what must go on beside code that blocks, or beside another loop.
+
+Door and portal rely on how asyncio's own loop ends and pauses connections; uvloop loses bytes there. So under such a
+loop they run in a thread as well, and gRPC stays where it is.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Self, TypeVar
 
 Result = TypeVar("Result")
@@ -46,13 +50,45 @@ class LoopThread:
         finally:
             self.run(_leaving(resource))
 
+    @asynccontextmanager
+    async def using_beside(self, resource: AbstractAsyncContextManager[Result]) -> AsyncIterator[Result]:
+        """The same without blocking the loop of the caller."""
+        entered = await there(_entering(resource), self._loop)
+        try:
+            yield entered
+        finally:
+            await there(_leaving(resource), self._loop)
+
     def _run(self) -> None:
-        asyncio.run(self._until_closed())  # which ends what is left over, and the threads that resolve names
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # whatever the policy says
+            runner.run(self._until_closed())  # the runner ends what is left over, and the threads that resolve names
 
     async def _until_closed(self) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
         self._started.set()
         await self._closing.wait()
+
+
+def is_own(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a loop is asyncio's own."""
+    return isinstance(loop, asyncio.SelectorEventLoop)
+
+
+async def there(work: Coroutine[object, object, Result], loop: asyncio.AbstractEventLoop) -> Result:
+    """What comes of this on a loop in another thread."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+
+@asynccontextmanager
+async def on_own_loop(resource: AbstractAsyncContextManager[Result], name: str) -> AsyncIterator[Result]:
+    """Use this on the running loop if that is asyncio's own, else on one in a thread of this name."""
+    if is_own(asyncio.get_running_loop()):
+        async with resource as entered:
+            yield entered
+        return
+    with LoopThread(name) as thread:
+        async with thread.using_beside(resource) as entered:
+            yield entered
 
 
 async def _entering(resource: AbstractAsyncContextManager[Result]) -> Result:

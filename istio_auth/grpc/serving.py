@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
-from typing import overload
+from typing import TypeAlias, overload
 
 import grpc
 
@@ -22,7 +22,7 @@ from istio_auth.authorize import Authorizer
 from istio_auth.clock import Clock
 from istio_auth.door import Door, DoorLimits
 from istio_auth.errors import ConfigurationError, IstioAuthError
-from istio_auth.grpc.loop_thread import LoopThread
+from istio_auth.grpc.loop_thread import LoopThread, is_own, on_own_loop, there
 from istio_auth.grpc.peers import known
 from istio_auth.host_port import HostPort
 from istio_auth.tls import server_context
@@ -135,11 +135,11 @@ def serve_grpc(
     context = server_context(source, authorize, alpn=("h2",), clock=clock)
     where = HostPort.parse(address)
 
-    def behind_door(behind: grpc.aio.Server | _BlockingServer) -> AbstractAsyncContextManager[GrpcDoor]:
+    def behind_door(behind: _Server) -> AbstractAsyncContextManager[GrpcDoor]:
         return _behind_door(behind, lambda: Door(limits=limits, on_refused=on_refused), context, where, grace)
 
     if isinstance(server, grpc.aio.Server):
-        return behind_door(server)
+        return _beside(server, behind_door)
     return _in_thread(behind_door(_BlockingServer(server)))
 
 
@@ -165,6 +165,39 @@ class _BlockingServer:
         await asyncio.to_thread(self._server.stop(grace).wait)
 
 
+class _DistantServer:
+    """A server on the loop of another thread, as one of this loop."""
+
+    def __init__(self, server: grpc.aio.Server, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+
+    def add_insecure_port(self, address: str) -> int:
+        return self._server.add_insecure_port(address)
+
+    async def wait_for_termination(self, timeout: float) -> bool:  # noqa: ASYNC109  # gRPC's signature
+        return await there(self._server.wait_for_termination(timeout), self._loop)
+
+    async def start(self) -> None:
+        await there(self._server.start(), self._loop)
+
+    async def stop(self, grace: float) -> None:
+        await there(self._server.stop(grace), self._loop)
+
+
+_Server: TypeAlias = grpc.aio.Server | _BlockingServer | _DistantServer
+
+
+@asynccontextmanager
+async def _beside(
+    server: grpc.aio.Server, behind_door: Callable[[_Server], AbstractAsyncContextManager[GrpcDoor]]
+) -> AsyncIterator[GrpcDoor]:
+    loop = asyncio.get_running_loop()
+    served = behind_door(server if is_own(loop) else _DistantServer(server, loop))
+    async with on_own_loop(served, "istio-auth-door") as door:
+        yield door
+
+
 @contextmanager
 def _in_thread(served: AbstractAsyncContextManager[GrpcDoor]) -> Iterator[GrpcDoor]:
     with LoopThread("istio-auth-door") as loop, loop.using(served) as door:
@@ -173,7 +206,7 @@ def _in_thread(served: AbstractAsyncContextManager[GrpcDoor]) -> Iterator[GrpcDo
 
 @asynccontextmanager
 async def _behind_door(
-    server: grpc.aio.Server | _BlockingServer,
+    server: _Server,
     make_door: Callable[[], Door],
     context: ssl.SSLContext,
     where: HostPort,

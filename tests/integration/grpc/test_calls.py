@@ -52,7 +52,10 @@ async def test_a_method_of_each_kind_knows_its_caller(channel: GrpcChannel, talk
         for word in (b"a", b"b"):
             yield word
 
-    assert await channel.unary_unary(ECHO)(b"hello") == b"hello"
+    generated = channel.unary_unary(  # as the code of a stub that was generated
+        ECHO, request_serializer=str.encode, response_deserializer=bytes.decode, _registered_method=True
+    )
+    assert await generated("hello") == "hello"
     assert [number async for number in channel.unary_stream(COUNT)(b"3")] == [b"0", b"1", b"2"]
     assert await channel.stream_unary(JOIN)(words()) == b"a,b"
     assert [word async for word in channel.stream_stream(CHAT)(words())] == [b"a", b"b"]

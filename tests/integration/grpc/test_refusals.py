@@ -112,6 +112,24 @@ class TestServers:
             call.cancel()
         await until(lambda: server.finished)
 
+    @pytest.mark.parametrize(("istio_alpn", "selected"), [(True, ["istio-h2"]), (False, [None])])
+    async def test_a_permissive_sidecar_is_offered_istios_names_if_one_asks_for_it(
+        self, theirs: MemorySource, istio_alpn: bool, selected: list[str | None]
+    ) -> None:
+        found: list[str | None] = []
+
+        async def note(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
+            writer.transport.abort()
+
+        context = server_context(holding(SERVER), any_id(), alpn=("istio-h2",))
+        server = await asyncio.start_server(note, "127.0.0.1", 0, ssl=context)
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with grpc_channel(theirs, is_id(SERVER), address, istio_alpn=istio_alpn) as channel:
+            await failing(echo(channel)(b""))
+        server.close()
+        assert found == selected
+
     @pytest.mark.parametrize(
         ("wrong", "fault"),
         [(forged(SERVER), Fault.UNTRUSTED), (STRANGER.svid("/server"), Fault.UNTRUSTED)],

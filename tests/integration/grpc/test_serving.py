@@ -16,7 +16,7 @@ import pytest
 from istio_auth.authorize import is_id
 from istio_auth.door import DoorLimits
 from istio_auth.errors import ConfigurationError, Exhausted, NotReady
-from istio_auth.grpc import blocking_grpc_channel, grpc_channel, serving
+from istio_auth.grpc import blocking_grpc_channel, grpc_channel, peers, serving
 from istio_auth.sources.memory import MemorySource
 from tests.fakes.waiting import until
 from tests.integration.grpc.service import KINDS, SERVER, WAIT, Refusals, Talk, echo, new_server, served
@@ -56,6 +56,8 @@ async def test_a_server_that_was_stopped_before_is_told_apart(kind: str, talk: T
     server = new_server(kind, talk)
     async with served(server):
         pass
+    if not isinstance(server, grpc.aio.Server):
+        assert server.wait_for_termination(0) is False  # it has ended when serve_grpc has
     with pytest.raises(ConfigurationError, match="was stopped before"):
         async with served(server):
             pass
@@ -162,6 +164,7 @@ async def test_two_hundred_connections_leave_no_descriptor_and_no_folder(
         await until(lambda: descriptors() <= before + 2, within=10)
         assert door.accepted == 205
     assert not private_folders(folders)
+    assert not peers._open
 
 
 def listens(port: int) -> bool:
