@@ -56,6 +56,7 @@ def verify_chain(chain: Sequence[x509.Certificate], bundles: BundleSource, now: 
     return spiffe_id
 
 
+@functools.lru_cache(maxsize=128)  # what a certificate claims depends on nothing else, and peers come back
 def check_leaf(leaf: x509.Certificate) -> SpiffeID:
     """The SPIFFE ID that a leaf claims by the rules of X509-SVID 4 for leaves. Proves nothing by itself.
 
