@@ -30,7 +30,7 @@ _REMEDY = "see whether the agent runs, its socket is there for this process, and
 
 
 class WorkloadAPISource(Source):
-    """Follows the Workload API. Opening it asks for nothing yet: wait with `wait_until_ready` or `ready`.
+    """Follows the Workload API. Opening it waits for nothing: see `wait_until_ready` and `ready`.
 
     Args:
         address: where the API listens, as `unix:///run/spiffe/agent.sock`; by default what `SPIFFE_ENDPOINT_SOCKET`
