@@ -1,6 +1,7 @@
 """A requests session over mutual TLS: requests takes no context, but an adapter that has one (2.32.3 and newer)."""
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 
 from istio_auth import FileSource, SpiffeID, X509Source, client_context, is_id
@@ -12,17 +13,20 @@ class SpiffeAdapter(HTTPAdapter):
     """Connects by the rules of one context, which follows its source.
 
     `assert_hostname=False` turns off urllib3's look at the host name: the context has checked the SPIFFE ID, which is
-    more. `verify` and `cert` of requests change nothing.
+    more. `verify` of requests changes nothing, and `cert` is refused.
     """
 
     def __init__(self, source: X509Source, server: SpiffeID) -> None:
-        self._context = client_context(source, is_id(server))
+        self._tls = {"ssl_context": client_context(source, is_id(server)), "assert_hostname": False}
         super().__init__()
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **settings: object) -> None:
         """Give the context to urllib3."""
-        settings |= {"ssl_context": self._context, "assert_hostname": False}
-        super().init_poolmanager(connections, maxsize, block, **settings)
+        super().init_poolmanager(connections, maxsize, block, **settings | self._tls)
+
+    def proxy_manager_for(self, proxy: str, **settings: object) -> urllib3.ProxyManager:
+        """Give it to urllib3 for what goes through a proxy as well, which the environment may name."""
+        return super().proxy_manager_for(proxy, **settings | self._tls)
 
 
 def session(source: X509Source) -> requests.Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -82,6 +83,39 @@ async def by_requests_told_not_to_verify(source: X509Source, port: int) -> Async
 
 
 @asynccontextmanager
+async def by_requests_through_a_proxy(source: X509Source, port: int) -> AsyncIterator[Ask]:
+    async with by_requests_told_not_to_verify(source, port) as ask, connecting_proxy() as proxy:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("https_proxy", f"http://127.0.0.1:{proxy}")
+            environment.setenv("no_proxy", "")
+            yield ask
+
+
+@asynccontextmanager
+async def connecting_proxy() -> AsyncIterator[int]:
+    """An HTTP proxy that connects its clients with whomever they name, at this port."""
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        method, address, _ = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
+        assert method == b"CONNECT"
+        host, port = address.decode().split(":")
+        beyond, onward = await asyncio.open_connection(host, int(port))
+        writer.write(b"HTTP/1.1 200 connected\r\n\r\n")
+        async with asyncio.TaskGroup() as both:
+            both.create_task(pass_on(reader, onward))
+            both.create_task(pass_on(beyond, writer))
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while said := await reader.read(1 << 16):
+                writer.write(said)
+        writer.close()
+
+    async with await asyncio.start_server(connect, "127.0.0.1", 0) as proxy:
+        yield proxy.sockets[0].getsockname()[1]
+
+
+@asynccontextmanager
 async def by_urllib3(source: X509Source, port: int) -> AsyncIterator[Ask]:
     with urllib3_client.pool(source) as http:
 
@@ -100,6 +134,11 @@ CLIENTS = {
     "httpx_async_client": (by_httpx_async, servers.on_http_server, f"{SERVER} answers {CLIENT}\n"),
     "requests_client": (by_requests, servers.on_http_server, f"{CLIENT}\n"),
     "requests_client, verify=False": (by_requests_told_not_to_verify, servers.on_http_server, f"{CLIENT}\n"),
+    "requests_client, verify=False, through a proxy": (
+        by_requests_through_a_proxy,
+        servers.on_http_server,
+        f"{CLIENT}\n",
+    ),
     "urllib3_client": (by_urllib3, servers.on_http_server, f"{CLIENT}\n"),
 }
 
