@@ -26,7 +26,8 @@ class SpiffeAdapter(HTTPAdapter):
 
     def proxy_manager_for(self, proxy: str, **settings: object) -> urllib3.ProxyManager:
         """Give it to urllib3 for what goes through a proxy as well, which the environment may name."""
-        return super().proxy_manager_for(proxy, **settings | self._tls)
+        made: urllib3.ProxyManager = super().proxy_manager_for(proxy, **settings | self._tls)
+        return made
 
 
 def session(source: X509Source) -> requests.Session:
