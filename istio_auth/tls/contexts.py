@@ -21,16 +21,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from istio_auth.authorize import Authorizer, admit
+from istio_auth.authorize import Authorizer
 from istio_auth.clock import Clock
-from istio_auth.errors import ConfigurationError, Fault, InvalidPEM, IstioAuthError, NotReady, VerificationError
-from istio_auth.peer import VerifiedPeer
-from istio_auth.pem import read_der_certificate
+from istio_auth.errors import ConfigurationError, IstioAuthError, NotReady
 from istio_auth.system_clock import SystemClock
 from istio_auth.tls import alpn as mesh_alpn
 from istio_auth.tls.judged import GatedObject, GatedSocket, JudgingContext
 from istio_auth.tls.loading import load_roots, load_svid
-from istio_auth.verify import MAX_CHAIN, verify_chain
+from istio_auth.tls.rules import Rules
 from istio_auth.x509_source import X509Context, X509Source
 
 _LOG = logging.getLogger(__name__)
@@ -63,7 +61,7 @@ def server_context(
         clock: tells when a chain must be valid; the machine's by default.
     """
     demanded = ssl.CERT_REQUIRED if require_client_certificate else ssl.CERT_OPTIONAL
-    rules = _Rules(source, authorize, clock or SystemClock(), demanded)
+    rules = Rules(source, authorize, clock or SystemClock(), demanded)
     return _following(ssl.PROTOCOL_TLS_SERVER, rules, alpn)
 
 
@@ -87,74 +85,21 @@ def client_context(
             takes part in the TLS instead of passing it on. `selected_alpn_protocol()` tells the plain names as ever.
         clock: tells when a chain must be valid; the machine's by default.
     """
-    rules = _Rules(source, authorize, clock or SystemClock(), ssl.CERT_REQUIRED, istio_alpn)
+    rules = Rules(source, authorize, clock or SystemClock(), ssl.CERT_REQUIRED, istio_alpn)
     return _following(ssl.PROTOCOL_TLS_CLIENT, rules, alpn)
 
 
-def _following(protocol: int, rules: _Rules, alpn: Sequence[str]) -> FollowingContext:
+def _following(protocol: int, rules: Rules, alpn: Sequence[str]) -> FollowingContext:
     context = FollowingContext(protocol, rules)
     if alpn or rules.istio_alpn:
         context.set_alpn_protocols(alpn)
     return context
 
 
-# Peers come back, and intermediates are those of many: what was read of a certificate is kept, never what it proved.
-_read_certificate = functools.lru_cache(maxsize=128)(read_der_certificate)
-
-
-@dataclass(frozen=True)
-class _Rules:
-    source: X509Source
-    authorize: Authorizer
-    clock: Clock
-    demanded: ssl.VerifyMode
-    istio_alpn: bool = False
-
-    def __post_init__(self) -> None:
-        if not callable(self.authorize):
-            raise ConfigurationError(
-                f"a TLS context needs an authorizer, such as is_id(...) or any_id(), and not {self.authorize!r}"
-            )
-
-    def snapshot(self) -> X509Context:
-        """What a connection that begins now is made with.
-
-        Raises:
-            NotReady: the source holds nothing, or an SVID that has ended.
-        """
-        held = self.source.x509_context()
-        if held.svids and self.clock.now() > (ended := held.svid.not_after):
-            raise NotReady(
-                f"our own SVID {held.svid.id} ended {ended:%F %T} UTC, and its source has brought no other since;"
-                " look at the status of the source for what keeps it from renewing"
-            )
-        return held
-
-    def judge(self, presented: Sequence[bytes]) -> VerifiedPeer:
-        """The peer that presented this chain.
-
-        Raises:
-            VerificationError: the chain proves nothing.
-            NotAuthorized: it proves a SPIFFE ID that is not welcome.
-            NotReady: the source is closed.
-        """
-        if not presented and self.demanded is ssl.CERT_OPTIONAL:
-            return VerifiedPeer(None, ())
-        if len(presented) > MAX_CHAIN:
-            raise VerificationError(Fault.TOO_LONG, f"{len(presented)} certificates, at most {MAX_CHAIN} are looked at")
-        try:
-            chain = tuple(map(_read_certificate, presented))
-        except InvalidPEM as error:
-            raise VerificationError(Fault.UNPARSABLE, str(error)) from error
-        spiffe_id = verify_chain(chain, self.source.x509_context().bundles, self.clock.now())
-        admit(spiffe_id, self.authorize)
-        return VerifiedPeer(spiffe_id, chain)
-
-
 class FollowingContext(ssl.SSLContext):
     """An `ssl.SSLContext` that makes each connection under its source's present snapshot."""
 
-    def __init__(self, _protocol: int, rules: _Rules) -> None:
+    def __init__(self, _protocol: int, rules: Rules) -> None:
         super().__init__()
         self._rules = rules
         # No locks: a process may fork at any moment. Two threads may make the same inner context twice.
