@@ -177,8 +177,8 @@ class Machine:
         )
         (folder / "agent.toml").write_text(
             f'ca_address = "127.0.0.1:{self.ca_port}"\nmetrics_listen = "127.0.0.1:{self.agent_health}"\n'
-            f'state_folder = "{folder}/agent"\ntrust_bundle = "{folder}/bundle.json"\nname = "node-1"\n'
-            f'join_token_file = "{self.token}"\n[log]\nformat = "json"\n'
+            f'state_folder = "{folder}/agent"\nrun_folder = "{folder}"\ntrust_bundle = "{folder}/bundle.json"\n'
+            f'name = "node-1"\njoin_token_file = "{self.token}"\n[log]\nformat = "json"\n'
             f'[[socket]]\npath = "{self.socket}"\nname = "main"\nmode = "0600"\n'
         )
         self.ca = Program(self.ca_command(*ca_flags), folder / "ca.log")
