@@ -119,7 +119,7 @@ class IdentityMiddleware:
             NotAuthorized: the caller is not welcome, or nobody.
             NotAuthenticated: the token is refused.
         """
-        headers = cast("Headers", scope.get("headers", ()))
+        headers = [header for header in cast("Headers", scope.get("headers", ())) if not _resembles_xfcc(header)]
         extensions = {name: value for name, value in extensions_of(scope).items() if name not in _OURS}
         caller = direct = _direct_peer(scope)
         if direct is not None and direct.spiffe_id in self._trusted_proxies:
@@ -175,5 +175,12 @@ def _forwarded(headers: Headers, proxy: SpiffeID) -> VerifiedPeer | None:
 
 
 def _is_xfcc(header: tuple[bytes, bytes]) -> bool:
-    """Whether an application could take it for the header: gateways to WSGI make no difference between `-` and `_`."""
-    return header[0].lower().replace(b"_", b"-") == _XFCC
+    return header[0].lower() == _XFCC
+
+
+def _resembles_xfcc(header: tuple[bytes, bytes]) -> bool:
+    """Whether an application could take it for the header: gateways to WSGI make no difference between `-` and `_`.
+
+    Proxies do: they pass it on as the client wrote it.
+    """
+    return b"_" in header[0] and header[0].lower().replace(b"_", b"-") == _XFCC
