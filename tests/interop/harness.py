@@ -45,14 +45,6 @@ class Harness:
         self._dialling = client_context(source, any_id())
         self.serving = server_context(source, any_id())
 
-    async def greet(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Tell a peer who it is; only peers that were let in get here."""
-        with suppress(OSError):
-            writer.write(f"{peer_id(writer)}\n".encode())
-            await writer.drain()
-            writer.close()
-            await writer.wait_closed()
-
     def control(self) -> web.Application:
         """What the control port answers."""
         site = web.Application(client_max_size=LARGEST_REQUEST, middlewares=[_in_json])
@@ -96,6 +88,16 @@ class Harness:
         except IstioAuthError as error:
             return _refused(error)
         return web.json_response(_told(svid) | {"token": svid.token})
+
+
+class _Greeting(asyncio.Protocol):
+    """Tells a peer who it is; only peers that were let in get here."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Write and close at once, before a peer that has closed its own direction is heard."""
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(f"{peer_id(transport)}\n".encode())
+        transport.close()
 
 
 def _told(svid: JWTSVID) -> dict[str, JSON]:
@@ -156,7 +158,8 @@ async def run() -> None:
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
     async with WorkloadAPISource() as source, JWTSource() as tokens:
         harness = Harness(source, tokens)
-        server = await asyncio.start_server(harness.greet, LOOPBACK, 0, ssl=harness.serving, backlog=1024)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(_Greeting, LOOPBACK, 0, ssl=harness.serving, backlog=1024)
         runner = web.AppRunner(harness.control(), access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         control = web.TCPSite(runner, LOOPBACK, 0)

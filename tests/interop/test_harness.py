@@ -265,6 +265,23 @@ class TestTheX509Port:
         assert harness.greeting(wrong, key_of(wrong)) == b""
         assert re.fullmatch(rb"spiffe://[a-z./]+\n", harness.greeting(vector.mended))
 
+    def test_tells_a_peer_that_will_say_nothing_itself(self, harness: Harness) -> None:
+        context = stranger(server_side=False, chain=PEER.chain, key=PEER.private_key)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3  # before, both directions end together
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls, closing = context.wrap_bio(incoming, outgoing), False
+        with socket.create_connection(("127.0.0.1", harness.x509_port), timeout=10) as plain:
+            while not closing:
+                try:
+                    tls.do_handshake()
+                    closing = True
+                    tls.unwrap()  # its last word goes with the last of the handshake
+                except ssl.SSLWantReadError:
+                    pass
+                plain.sendall(outgoing.read())
+                incoming.write(plain.recv(1 << 16))
+            assert tls.read() == f"{WEB}\n".encode()
+
     def test_says_nothing_over_old_tls(self, harness: Harness) -> None:
         context = stranger(server_side=False, chain=PEER.chain, key=PEER.private_key)
         with pytest.warns(DeprecationWarning, match="TLSv1"):
