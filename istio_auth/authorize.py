@@ -7,11 +7,11 @@ Every TLS context demands one. An authorizer with nothing in its list refuses ev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from istio_auth.errors import NotAuthorized
+from istio_auth.errors import ConfigurationError, NotAuthorized
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
 
@@ -66,17 +66,31 @@ def is_id(expected: SpiffeID) -> Authorizer:
 
 def one_of(*expected: SpiffeID) -> Authorizer:
     """Exactly these SPIFFE IDs; without any, nobody."""
+    _no_text("SpiffeID.parse", expected)
     welcome = frozenset(expected)
     return _Rule(" or ".join(sorted(map(str, welcome))) or "nobody", welcome.__contains__)
 
 
 def member_of(trust_domain: TrustDomain) -> Authorizer:
     """Every SPIFFE ID of a trust domain."""
+    _no_text("TrustDomain", [trust_domain])
     return _Rule(f"any member of {trust_domain}", lambda peer: peer.trust_domain == trust_domain)
 
 
 def in_namespace(trust_domain: TrustDomain, *namespaces: str) -> Authorizer:
     """Every service account in these namespaces of a trust domain; without any namespace, nobody."""
+    _no_text("TrustDomain", [trust_domain])
     welcome = frozenset(namespaces)
     words = f"any service account of {trust_domain} in {' or '.join(sorted(welcome)) or 'no namespace'}"
     return _Rule(words, lambda peer: peer.trust_domain == trust_domain and peer.namespace in welcome)
+
+
+def _no_text(makes: str, values: Iterable[object]) -> None:
+    """Refuse texts in the place of names: they equal none, so all would be refused, for a reason that looks right.
+
+    Raises:
+        ConfigurationError: one of the values is a text.
+    """
+    for value in values:
+        if isinstance(value, str):
+            raise ConfigurationError(f"an authorizer does not compare with the text {value!r}: give {makes}({value!r})")

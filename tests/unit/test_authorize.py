@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from istio_auth.authorize import Authorizer, admit, any_id, in_namespace, is_id, member_of, one_of
-from istio_auth.errors import Code, NotAuthorized
+from istio_auth.errors import Code, ConfigurationError, NotAuthorized
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
 TD = TrustDomain("cluster.local")
@@ -43,6 +43,15 @@ def test_whatever_answers_instead_of_deciding_admits_nobody(mistaken: Authorizer
 def test_an_authorizer_that_nobody_waits_for_admits_nobody() -> None:
     with pytest.raises(NotAuthorized, match="answered with coroutine"):
         admit(WEB, asked_later)  # type: ignore[arg-type]  # the mistake
+
+
+def test_a_text_in_the_place_of_a_name_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"give SpiffeID.parse\('spiffe://a/b'\)"):
+        is_id("spiffe://a/b")  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(ConfigurationError, match=r"give TrustDomain\('a'\)"):
+        member_of("a")  # type: ignore[arg-type]  # the mistake
+    with pytest.raises(ConfigurationError, match=r"give TrustDomain\('a'\)"):
+        in_namespace("a", "shop")  # type: ignore[arg-type]  # the mistake
 
 
 @pytest.mark.parametrize(
