@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from istio_auth.authorize import Authorizer, any_id, in_namespace, is_id, member_of, one_of
     from istio_auth.bundle import BundleSet, BundleSource, TrustBundle
-    from istio_auth.errors import Code, Fault, IstioAuthError, NotReady, VerificationError
+    from istio_auth.errors import (
+        Code,
+        ConfigurationError,
+        Fault,
+        IstioAuthError,
+        MissingError,
+        NotAuthenticated,
+        NotAuthorized,
+        NotReady,
+        VerificationError,
+    )
     from istio_auth.peer import HandshakeRefused, PeerRefused
     from istio_auth.sources.files import FileSource
     from istio_auth.sources.memory import MemorySource
@@ -58,11 +68,15 @@ __all__ = [
     "BundleSet",
     "BundleSource",
     "Code",
+    "ConfigurationError",
     "Fault",
     "FileSource",
     "HandshakeRefused",
     "IstioAuthError",
     "MemorySource",
+    "MissingError",
+    "NotAuthenticated",
+    "NotAuthorized",
     "NotReady",
     "PeerRefused",
     "SVIDFiles",
@@ -90,7 +104,17 @@ __all__ = [
 _HOMES = {
     "istio_auth.authorize": ("Authorizer", "any_id", "in_namespace", "is_id", "member_of", "one_of"),
     "istio_auth.bundle": ("BundleSet", "BundleSource", "TrustBundle"),
-    "istio_auth.errors": ("Code", "Fault", "IstioAuthError", "NotReady", "VerificationError"),
+    "istio_auth.errors": (
+        "Code",
+        "ConfigurationError",
+        "Fault",
+        "IstioAuthError",
+        "MissingError",
+        "NotAuthenticated",
+        "NotAuthorized",
+        "NotReady",
+        "VerificationError",
+    ),
     "istio_auth.peer": ("HandshakeRefused", "PeerRefused"),
     "istio_auth.sources.files": ("FileSource",),
     "istio_auth.sources.memory": ("MemorySource",),

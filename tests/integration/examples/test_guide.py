@@ -15,6 +15,7 @@ from typing import cast
 
 import pytest
 
+import istio_auth
 from istio_auth.authorize import is_id
 from istio_auth.errors import Fault, NotAuthorized
 from istio_auth.middleware.asgi import Application, Message, Scope
@@ -139,3 +140,10 @@ def test_the_guide_quotes_refusals_as_they_are() -> None:
     assert quoted - {fault.value for fault in Fault} == {"is refused: welcome is ..."}
     with pytest.raises(NotAuthorized, match="is refused: welcome is "):
         is_id(SERVER)(CLIENT)
+
+
+def test_the_errors_that_the_guide_names_are_public() -> None:
+    _, errors = GUIDE.read_text().split("## Errors")
+    quoted = set(re.findall(r"`([A-Z][A-Za-z]+)`", errors.split("\n## ", maxsplit=1)[0]))
+    assert quoted >= {"PeerRefused", "NotAuthorized", "NotAuthenticated", "ConfigurationError"}
+    assert quoted <= {*dir(istio_auth)}
