@@ -26,6 +26,8 @@ from node_agent.ca_client import AnyCA
 from node_agent.ca_link import CALink
 from node_agent.cache import WorkloadCache
 from node_agent.config import Config
+from node_agent.csi.mounts import Mounts
+from node_agent.csi.plugin import Plugin, volumes_folder
 from node_agent.enrolment import Enrolment
 from node_agent.front import front
 from node_agent.identity import Identity
@@ -37,7 +39,7 @@ from node_agent.node_service import NodeServiceClient
 from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
 from node_agent.renewal import Renewals, first_to_lapse
 from node_agent.state import StateFolder, read_token
-from node_agent.sync import Sync
+from node_agent.sync import Consumers, Sync
 from node_agent.trust import Trust, at_start
 from node_agent.workloads import Workloads
 
@@ -81,6 +83,8 @@ def check(config: Config) -> None:
         local_registrations(config.registrations, config.trust_domain).read()
     read_token(config.join_token_file)
     folder_to_keep(config)
+    if config.csi.endpoint is not None:
+        volumes_folder(config)
 
 
 class Agent:
@@ -90,12 +94,13 @@ class Agent:
         config: the settings.
         state: what is kept, locked.
         clock: tells the time.
+        mounts: shows volumes to pods; bind mounts by default.
 
     Raises:
         ConfigurationError: a file can not be used.
     """
 
-    def __init__(self, config: Config, state: StateFolder, clock: Clock) -> None:
+    def __init__(self, config: Config, state: StateFolder, clock: Clock, *, mounts: Mounts | None = None) -> None:
         self.config, self.clock, self.metrics = config, clock, Metrics()
         self._pinned = trust_bundle(config.trust_bundle, config.trust_domain)
         self._local: OperatorFile[tuple[Registration, ...]] | None = None
@@ -144,11 +149,12 @@ class Agent:
             metrics=self.metrics,
             registrations_missing=self._registrations_missing,
         )
+        self.csi = self._plugin(mounts)
         self.sync = Sync(
             proven,
             trust=self.trust,
             ready=self.identity.lives,
-            consumers=self.workloads.consumers,
+            consumers=self._consumers,
             registered=None if self._local else self.cache.register,
             metrics=self.metrics,
         )
@@ -161,6 +167,13 @@ class Agent:
             return None
         kept = WorkloadFolder(folder)
         return Keeping(kept, self.cache, self.config.trust_domain, from_ca=self._local is None)
+
+    def _plugin(self, mounts: Mounts | None) -> Plugin | None:
+        if self.config.csi.endpoint is None:
+            return None
+        return Plugin(
+            self.config, self._unproven, trust=self.trust, clock=self.clock, metrics=self.metrics, mounts=mounts
+        )
 
     def _link(self, source: MemorySource) -> CALink:
         return CALink(self.config.ca_address, source, SpiffeID.for_ca(self.config.trust_domain), clock=self.clock)
@@ -178,6 +191,9 @@ class Agent:
         self.identity.subscribe(self.sync.look_again)
         self.workloads.subscribe(self.sync.report)
         self.cache.subscribe(self.sync.report)
+
+    def _consumers(self) -> Consumers:
+        return self.workloads.consumers() + (self.csi.consumers() if self.csi else Consumers())
 
     def _trust_changed(self) -> None:
         self._anonymous.replace(X509Context((), self.trust.bundles))
@@ -220,6 +236,8 @@ class Agent:
                     metrics=self.metrics,
                 )
             )
+            if self.csi is not None:
+                await stack.enter_async_context(self.csi.serving())
             daemon.supervise("identity", self.identity.run())
             daemon.supervise("sync", self.sync.run())
             daemon.supervise("renewals", self.renewals.run())
@@ -238,6 +256,7 @@ class Agent:
             ca=lambda: ca_document(self.sync, self.renewals, self.trust),
             refusal=self.renewals.refusal,
             problems=daemon.readiness.problems,
+            csi=lambda: self.csi.document() if self.csi else None,
         )
 
     def _registrations_missing(self) -> str | None:

@@ -105,6 +105,18 @@ class Calls(Protocol):
         ...
 
 
+class Signer(Protocol):
+    """Asks a CA for certificates; by what it proves itself is its own matter."""
+
+    async def sign(self, requests: Sequence[SigningRequest]) -> list[Outcome]:
+        """The certificates, each answered for itself, in the order of the requests.
+
+        Raises:
+            IstioAuthError: nothing could be asked.
+        """
+        ...
+
+
 class CertificateClient(Protocol):
     """Asks a CA for certificates and for news."""
 

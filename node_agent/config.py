@@ -15,6 +15,7 @@ from istio_auth.daemon.settings import Setting
 from istio_auth.errors import ConfigurationError, InvalidSpiffeID
 from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
+from node_agent.csi.settings import CSISettings
 from node_agent.files.settings import FilesSettings
 
 PREFIX = "ISTIO_AUTH_AGENT__"
@@ -96,6 +97,7 @@ class Config:
     ] = False
     metrics_listen: Annotated[HostPort, Setting("where health and metrics are served")] = METRICS_LISTEN
     log: LogSettings = field(default_factory=LogSettings)
+    csi: CSISettings = field(default_factory=CSISettings)
     socket: tuple[SocketSettings, ...] = ()
     files: tuple[FilesSettings, ...] = ()
 
@@ -106,6 +108,10 @@ class Config:
             raise ConfigurationError(f"{self.name[:100]!r} can not be our name: {error}; set another") from error
         if not self.ca_address.host or not self.ca_address.port:
             raise ConfigurationError(f"ca_address {str(self.ca_address)!r} can not be dialled: give host and port")
+        if self.mounted is not None and self.csi.endpoint is not None:
+            raise ConfigurationError(
+                "mounted and csi.endpoint exclude each other: an agent that asks no CA has no volumes"
+            )
         for table, rows, what in (
             ("sockets", self.socket, "path"),
             ("sockets", self.socket, "name"),

@@ -84,7 +84,7 @@ class WorkloadFolder:
         found = []
         for path in sorted(self.path.glob(_SVIDS)):
             try:
-                svid = _read(path, bundles, now)
+                svid = read_kept(path, bundles, now)
             except IstioAuthError as error:
                 log.warning("a kept SVID is not used", path=str(path), reason=str(error))
                 path.unlink(missing_ok=True)
@@ -214,7 +214,13 @@ def is_in_memory(path: Path) -> bool:
     return file_system(path) in _MEMORY
 
 
-def _read(path: Path, bundles: BundleSource, now: datetime) -> X509SVID:
+def read_kept(path: Path, bundles: BundleSource, now: datetime) -> X509SVID:
+    """An SVID in one file, key and chain, that is still good.
+
+    Raises:
+        MissingError: there is no such file.
+        IstioAuthError: it can not be read, its chain is not trusted, or it has ended.
+    """
     key, mark, chain = read_secret(path, _MAX_SVID).partition(_CERTIFICATE)
     found = X509SVID.parse(mark + chain, key)
     verify_chain(found.chain, bundles, now)

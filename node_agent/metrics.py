@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _PREFIX = "istio_auth_agent"
 
@@ -32,6 +32,13 @@ class Metrics:
         self.files_written = self._counter("files_written", "Times that certificates were written to files", "files")
         self.files_failed = self._counter(
             "files_failed", "Attempts to write files or tell their reader that failed", "files"
+        )
+
+        self.csi_publishes = self._counter(
+            "csi_publishes", "Calls that publish volumes, by what came of them", "outcome"
+        )
+        self.csi_publish_seconds = Histogram(
+            f"{_PREFIX}_csi_publish_seconds", "How long they took", ["outcome"], registry=self.registry
         )
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:

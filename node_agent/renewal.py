@@ -27,7 +27,7 @@ from istio_auth.rotation import renewal_due
 from istio_auth.spiffe_id import SpiffeID
 from node_agent.answer import BadAnswer, accepted
 from node_agent.backoff import Backoff
-from node_agent.ca_client import CertificateClient, Outcome, SigningRequest
+from node_agent.ca_client import Outcome, Signer, SigningRequest
 from node_agent.cache import Held, Snapshot, WorkloadCache
 from node_agent.csr import request_for
 from node_agent.metrics import Metrics
@@ -101,7 +101,7 @@ class Renewals:
     def __init__(
         self,
         cache: WorkloadCache,
-        client: CertificateClient,
+        client: Signer,
         *,
         ready: Callable[[], bool],
         clock: Clock,

@@ -141,9 +141,9 @@ class Trust:
         """Our own trust domain's."""
         return self.bundles.bundle(self.trust_domain)
 
-    def subscribe(self, changed: Callable[[], None]) -> None:
-        """Call `changed` after each change, for as long as we run."""
-        self._subscribers.add(changed)
+    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` after each change, until the returned function is called."""
+        return self._subscribers.add(changed)
 
     async def take(self, offer: Sequence[TrustBundle]) -> bool:
         """Take what the CA sent over a connection on which it proved its identity.

@@ -141,10 +141,15 @@ class Door:
     def stop_listening(self) -> None:
         """Take no new callers; those that are here stay."""
         for listener, path in self._listeners:
-            if path is not None:  # while it is live, nobody has put another in its place
-                path.unlink(missing_ok=True)
-            close_listener(listener)
+            _end(listener, path)
         self._listeners.clear()
+
+    def stop_listening_at(self, path: Path) -> None:
+        """Take no new callers at this socket; those that are here stay. One where nobody listens does no harm."""
+        here = [each for each in self._listeners if each[1] == path]
+        self._listeners = [each for each in self._listeners if each[1] != path]
+        for listener, _ in here:
+            _end(listener, path)
 
     async def close(self, grace: timedelta) -> None:
         """Stop listening, give those that are here so long to leave, then end their connections."""
@@ -158,3 +163,9 @@ class Door:
             self._register.send_away()
         await self._register.empty.wait()
         self._private.remove()
+
+
+def _end(listener: asyncio.Server, path: Path | None) -> None:
+    if path is not None:  # while it is live, nobody has put another in its place
+        path.unlink(missing_ok=True)
+    close_listener(listener)

@@ -20,6 +20,7 @@ from typing import ClassVar, Self, TypeAlias
 
 from istio_auth.errors import ConfigurationError, IstioAuthError, NotReady
 from istio_auth.files import atomic_write, file_error, read_bounded, sync_folder
+from istio_auth.pem import write_traditional_private_key
 from istio_auth.x509_source import X509Context
 
 _DATA = "..data"
@@ -142,6 +143,8 @@ def write_svid(
     layout: SVIDLayout = SVIDLayout.ISTIO,
     key_mode: int = 0o600,
     group: int | None = None,
+    traditional_key: bool = False,
+    combined: str = "",
 ) -> SVIDFiles:
     """Write the default SVID and the roots of its trust domain for programs that read files, all at once.
 
@@ -154,6 +157,8 @@ def write_svid(
         layout: the names of the files.
         key_mode: the mode of the key's file; 0640 lets a group read it.
         group: the group that the files belong to, by number; our own if it is not said.
+        traditional_key: write the key as PKCS#1 (RSA) or SEC 1 (EC) and not as PKCS#8, for who reads nothing newer.
+        combined: the name of one more file that holds the key and then the chain, with the key's mode; none if empty.
 
     Returns:
         where they are.
@@ -164,11 +169,14 @@ def write_svid(
         ConfigurationError: the folder can not be made or may not be written to.
     """
     folder, svid = Path(folder), context.svid
+    key = write_traditional_private_key(svid.private_key) if traditional_key else svid.key_pem()
     contents = {
-        layout.key: (svid.key_pem(), key_mode),
+        layout.key: (key, key_mode),
         layout.chain: (svid.chain_pem(), 0o644),
         layout.roots: (context.bundle(svid.id.trust_domain).to_pem(), 0o644),
     }
+    if combined:
+        contents[combined] = (key + svid.chain_pem(), key_mode)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):

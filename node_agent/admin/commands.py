@@ -93,6 +93,8 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
     sections += [Section(f"Workload {row['spiffe_id']}", [_held(row, now), *_trouble(row)]) for row in workloads]
     files = cast("list[dict[str, JSON]]", found["files"])
     sections += [Section(f"Files {row['name']}", _files(row)) for row in files]
+    if found["csi"] is not None:
+        sections += csi_sections(cast("dict[str, JSON]", found["csi"]), now)
     return [*sections, *(Section(f"Client {row['name']}", _client(row)) for row in clients)]
 
 
@@ -112,6 +114,26 @@ def explanation(found: Mapping[str, JSON]) -> Section:
             facts.append(Fact.of("nearest", str(near["spiffe_id"])))
             facts.append(Fact("lacks", _texts(near["missing"]), Tone.BAD))
     return Section(str(found["caller"]), facts)
+
+
+def csi_sections(found: Mapping[str, JSON], now: datetime) -> list[Section]:
+    """The CSI driver and its volumes, for people."""
+    registered = {True: "by the kubelet", False: "no", None: "not yet"}[cast("bool | None", found["registered"])]
+    tone = Tone.GOOD if found["registered"] else Tone.BAD
+    driver = Section(f"CSI driver {found['driver']}", [Fact.of("registered", registered, tone=tone), *_trouble(found)])
+    volumes = [
+        Section(
+            f"Volume of {row['pod']}",
+            [
+                Fact.of("identity", str(row["spiffe_id"]), str(row["form"])),
+                _held(row, now),
+                Fact.of("token", f"until {row['token_ends']}" if row["token_ends"] else "none yet"),
+                *_trouble(row),
+            ],
+        )
+        for row in cast("list[dict[str, JSON]]", found["volumes"])
+    ]
+    return [driver, *volumes]
 
 
 def _life(row: Mapping[str, JSON], now: datetime) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Status:
         workload_api: its clients of the Workload API.
         files: the folders that it keeps certificates in.
         problems: what keeps it from its work.
+        csi: its volumes, if it is a CSI node plugin.
     """
 
     clock: Clock
@@ -48,6 +49,7 @@ class Status:
     ca: Callable[[], dict[str, JSON]]
     refusal: Callable[[Want], str | None]
     problems: Callable[[], Mapping[str, str]]
+    csi: Callable[[], dict[str, JSON] | None] = field(default=lambda: None)
 
     def document(self) -> dict[str, JSON]:
         """Everything, as of now."""
@@ -63,6 +65,7 @@ class Status:
                 for spiffe_id, want in sorted(snapshot.wanted.items())
             ],
             "files": list(map(_files, self.workloads.files)),
+            "csi": self.csi(),
             "clients": [*self._sds(), *self._workload_api()],
         }
 

@@ -62,6 +62,7 @@ class FakeCA:
         self.failure: IstioAuthError | None = None  # raised by every call
         self.refusals: dict[SpiffeID, IstioAuthError] = {}
         self.tokens: set[str] = set()
+        self.pod_tokens: dict[str, SpiffeID] = {}  # of whom each is, as a review finds; they can be used again
         self.node_keys: dict[SpiffeID, bytes] = {}
         self.offers_node_service = True
         self.batches: list[list[SpiffeID]] = []
@@ -128,6 +129,8 @@ class FakeClient:
         ca.batches.append([request.spiffe_id for request in requests])
         if ca.failure:
             raise ca.failure
+        if token in ca.pod_tokens:
+            return [self._outcome(replace(request, spiffe_id=ca.pod_tokens[token])) for request in requests]
         if token is None and not self._is_proven:
             raise NotAuthenticated("nothing was presented")
         if token is not None:

@@ -18,6 +18,7 @@ from istio_auth.registration import Registration, Selector
 from istio_auth.spiffe_id import SpiffeID
 from node_agent.app import Agent
 from node_agent.config import Config, SocketSettings
+from node_agent.csi.mounts import Mounts
 from node_agent.state import StateFolder
 from tests.fakes.ca import CAServer
 from tests.fakes.clock import FakeClock
@@ -40,11 +41,14 @@ class RunningAgent:
         server: its CA.
         folder: where everything is; an agent that finds the same folder is the same agent.
         clock: its clock; the CA has the same.
+        mounts: shows volumes to pods, if it is a CSI node plugin.
         settings: other settings than the usual ones.
     """
 
-    def __init__(self, server: CAServer, folder: Path, clock: FakeClock, **settings: object) -> None:
-        self.server, self.folder, self.clock = server, folder, clock
+    def __init__(
+        self, server: CAServer, folder: Path, clock: FakeClock, *, mounts: Mounts | None = None, **settings: object
+    ) -> None:
+        self.server, self.folder, self.clock, self.mounts = server, folder, clock, mounts
         self.pin(server.ca.root.bundle())
         self.socket = folder / "agent.sock"
         self.config = replace(
@@ -93,7 +97,7 @@ class RunningAgent:
         """Start, and wait until its sockets are there."""
         serving = asyncio.Event()
         state = StateFolder(self.config.state_folder)
-        self.agent = Agent(self.config, state, self.clock)
+        self.agent = Agent(self.config, state, self.clock, mounts=self.mounts)
         self.daemon = Daemon(Notifier({}, 0), lambda: None)
 
         async def main(daemon: Daemon) -> None:

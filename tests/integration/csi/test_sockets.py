@@ -1,0 +1,165 @@
+"""Volumes with sockets: each pod has SDS and the Workload API by itself, and nobody else's identity."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+from istio_auth.pem import read_der_certificates
+from istio_auth.proto import workload_api_pb2 as messages
+from istio_auth.rpc.channel import Channel
+from istio_auth.spiffe_id import SpiffeID
+from tests.fakes.ca import CAServer
+from tests.fakes.clock import FakeClock
+from tests.fakes.kubelet import Kubelet, Pod
+from tests.fakes.running_agent import RunningAgent
+from tests.fakes.sds_client import SDSStream
+from tests.fakes.waiting import until
+from tests.integration.csi.conftest import TOKEN, WEB
+from tests.integration.csi.test_files import kept, nothing_is_left, pass_time
+
+POD = Pod()
+API = SpiffeID.parse("spiffe://cluster.local/ns/shop/sa/api")
+METHOD = "/SpiffeWorkloadAPI/FetchX509SVID"
+HEADER = (("workload.spiffe.io", "true"),)
+
+
+def socket_of(kubelet: Kubelet, pod: Pod = POD) -> Path:
+    """The socket, where the pod sees it."""
+    return kubelet.target(pod) / pod.attributes.get("socket", "agent.sock")
+
+
+async def first(path: Path) -> messages.X509SVIDResponse:
+    """What the Workload API says first."""
+    async with grpc.aio.insecure_channel(f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        call = channel.unary_stream(METHOD, None, messages.X509SVIDResponse.FromString)(b"", metadata=HEADER)
+        async with asyncio.timeout(20):
+            found = await call.read()
+        assert isinstance(found, messages.X509SVIDResponse)
+        return found
+
+
+async def test_a_pod_is_served_its_identity_by_both_apis_as_soon_as_it_is_published(
+    agent: RunningAgent, kubelet: Kubelet, server: CAServer
+) -> None:
+    await kubelet.publish(POD, TOKEN)
+    async with SDSStream(socket_of(kubelet), "default", "ROOTCA") as stream:
+        await stream.receive()
+        assert stream.svid().id == WEB
+        assert stream.roots() == (server.ca.root.certificate,)
+    (svid,) = (await first(socket_of(kubelet))).svids
+    assert svid.spiffe_id == str(WEB)
+    assert read_der_certificates(svid.x509_svid) == stream.svid().chain
+    await kubelet.unpublish(POD)
+    assert nothing_is_left(agent, kubelet, POD)
+
+
+async def test_the_socket_has_the_name_that_the_pod_asks_for_and_health_is_answered_there(
+    agent: RunningAgent, kubelet: Kubelet
+) -> None:
+    pod = Pod(attributes={"socket": "socket"})
+    await kubelet.publish(pod, TOKEN)
+    async with Channel(f"unix:{kubelet.target(pod) / 'socket'}") as channel:
+        answer = await channel.unary(
+            "/grpc.health.v1.Health/Check", HealthCheckRequest(), HealthCheckResponse, timeout=timedelta(seconds=20)
+        )
+    assert answer.status == HealthCheckResponse.SERVING
+
+
+async def test_each_pod_has_its_own_identity_and_its_own_key(
+    agent: RunningAgent, kubelet: Kubelet, server: CAServer
+) -> None:
+    server.ca.pod_tokens["token-of-api"] = API
+    twin, other = Pod("web-1"), Pod("api-0", service_account="api")
+    await asyncio.gather(
+        kubelet.publish(POD, TOKEN), kubelet.publish(twin, TOKEN), kubelet.publish(other, "token-of-api")
+    )
+    (mine,), (twins,), (others,) = [(await first(socket_of(kubelet, pod))).svids for pod in (POD, twin, other)]
+    assert (mine.spiffe_id, twins.spiffe_id, others.spiffe_id) == (str(WEB), str(WEB), str(API))
+    assert mine.x509_svid_key != twins.x509_svid_key
+    async with SDSStream(socket_of(kubelet), "default", str(API)) as stream:
+        await stream.receive()
+        assert stream.secrets.keys() == {"default"}
+
+
+async def test_what_opens_the_sockets_of_pods_opens_no_driver(agent: RunningAgent, kubelet: Kubelet) -> None:
+    await kubelet.publish(POD, TOKEN)
+    channel = grpc.aio.insecure_channel(f"unix:{socket_of(kubelet)}", options=[("grpc.use_local_subchannel_pool", 1)])
+    async with channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await channel.unary_unary("/csi.v1.Node/NodeGetInfo", None, None)(b"")
+    assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_renewed_certificate_is_pushed_to_the_pod(
+    agent: RunningAgent, kubelet: Kubelet, clock: FakeClock
+) -> None:
+    kubelet.ends = clock.now() + timedelta(hours=2)
+    await kubelet.publish(POD, TOKEN)
+    async with SDSStream(socket_of(kubelet), "default") as stream:
+        await stream.receive()
+        before = stream.svid()
+        pass_time(agent, timedelta(minutes=40))
+        await stream.receive()
+        assert stream.svid().leaf != before.leaf
+        assert stream.svid().id == WEB
+
+
+async def test_the_bundle_that_pods_hold_is_counted_and_reported(agent: RunningAgent, kubelet: Kubelet) -> None:
+    await kubelet.publish(POD, TOKEN)
+    assert agent.agent.csi is not None
+    csi = agent.agent.csi
+    async with SDSStream(socket_of(kubelet), "default", "ROOTCA") as stream:
+        await stream.receive()
+        await until(lambda: csi.consumers().current == 1)
+    files = Pod("files-0", attributes={"form": "files"})
+    await kubelet.publish(files, TOKEN)
+    await until(lambda: (csi.consumers().total, csi.consumers().current) == (1, 1))
+
+
+async def test_a_pod_that_is_unpublished_has_no_identity_any_more(agent: RunningAgent, kubelet: Kubelet) -> None:
+    await kubelet.publish(POD, TOKEN)
+    channel = grpc.aio.insecure_channel(f"unix:{socket_of(kubelet)}", options=[("grpc.use_local_subchannel_pool", 1)])
+    async with channel:
+        call = channel.unary_stream(METHOD, None, None)(b"", metadata=HEADER)
+        await call.read()
+        await kubelet.unpublish(POD)
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await call.read()
+        assert refusal.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        with pytest.raises(grpc.aio.AioRpcError) as again:
+            await channel.unary_stream(METHOD, None, None)(b"", metadata=HEADER).read()
+        assert again.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_after_a_restart_the_same_socket_serves_the_same_certificate_without_the_ca(
+    agent: RunningAgent, kubelet: Kubelet, server: CAServer
+) -> None:
+    await kubelet.publish(POD, TOKEN)
+    before = (await first(socket_of(kubelet))).svids[0].x509_svid
+    folder = socket_of(kubelet).resolve().parent.stat()
+    await agent.stop()
+    await server.away()
+    await agent.start()
+    assert (await first(socket_of(kubelet))).svids[0].x509_svid == before
+    assert socket_of(kubelet).resolve().parent.stat().st_ino == folder.st_ino  # what running containers see
+    await kubelet.unpublish(POD)
+    assert not kept(agent)
+
+
+async def test_a_certificate_that_ended_while_no_token_came_is_served_no_more_and_the_next_republish_mends_it(
+    agent: RunningAgent, kubelet: Kubelet, clock: FakeClock
+) -> None:
+    await kubelet.publish(POD, TOKEN)
+    assert agent.agent.csi is not None
+    (volume,) = agent.agent.csi.volumes.all()
+    pass_time(agent, timedelta(hours=2))
+    await until(lambda: volume.held is None)
+    kubelet.ends = clock.now() + timedelta(hours=1)
+    await kubelet.publish(POD, TOKEN)
+    assert (await first(socket_of(kubelet))).svids[0].spiffe_id == str(WEB)
