@@ -35,6 +35,11 @@ class Party:
         self._process = process
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def cpu_seconds(self) -> float:
         """The processor time it has taken so far, in all its threads."""
         return cpu_seconds(self._process.pid)
