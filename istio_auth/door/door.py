@@ -108,6 +108,7 @@ class Door:
         name: str,
         mode: int = 0o600,
         admit: Callable[[UnixCaller], None] | None = None,
+        as_one: bool = False,
     ) -> None:
         """Listen for processes of this machine.
 
@@ -116,6 +117,7 @@ class Door:
             name: what callers through it are known to have come through.
             mode: the permissions of the socket's file.
             admit: raises `NotAuthorized` for callers that are not welcome.
+            as_one: count all callers through this socket as one (`DoorLimits.per_caller`), and not by their users.
 
         Raises:
             ConfigurationError: the path can not be a socket's.
@@ -123,7 +125,7 @@ class Door:
         """
         listening = listening_socket(path, mode)
         listener = await asyncio.get_running_loop().create_unix_server(
-            lambda: UnixVisit(self._register, name, admit).end, sock=listening, backlog=BACKLOG
+            lambda: UnixVisit(self._register, name, admit, as_one=as_one).end, sock=listening, backlog=BACKLOG
         )
         self._listeners.append((listener, path))
 

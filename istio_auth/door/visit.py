@@ -142,10 +142,14 @@ class UnixVisit(_Visit):
         register: the door's book.
         name: the listener's name.
         admit: raises `NotAuthorized` for callers that are not welcome.
+        as_one: whether all callers through the listener are counted as one, and not by their users.
     """
 
-    def __init__(self, register: Register, name: str, admit: Callable[[UnixCaller], None] | None) -> None:
+    def __init__(
+        self, register: Register, name: str, admit: Callable[[UnixCaller], None] | None, *, as_one: bool = False
+    ) -> None:
         super().__init__(register)
+        self._as_one = as_one
         self.listener = name
         self.end = PlainEnd(register.buffer, self)
         self._admit = admit
@@ -159,7 +163,7 @@ class UnixVisit(_Visit):
         try:
             self._caller = caller = UnixCaller.of(connection, name=self.listener)
             self._address = f"pid {caller.pid} uid {caller.uid}"
-            self._register.enter(self, f"uid {caller.uid}")
+            self._register.enter(self, f"socket {self.listener}" if self._as_one else f"uid {caller.uid}")
             if self._admit is not None:
                 self._admit(caller)
         except IstioAuthError as error:

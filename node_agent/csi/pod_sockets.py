@@ -2,13 +2,14 @@
 
 Whoever reaches a socket has the identity of its pod, for nobody else can reach it: it is in a private folder, and the
 pod sees it through its mount. So callers are known by the socket alone, and not by their processes, which may live
-where we can not see them. SDS, the Workload API, health and reflection are served, as on the agent's own sockets.
+where we can not see them; and what a pod opens is bounded for that pod, whatever users it runs as. SDS, the Workload
+API, health and reflection are served, as on the agent's own sockets.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -16,8 +17,8 @@ from typing import Self
 from google.protobuf.message import Message
 
 from istio_auth.bundle import BundleSet
-from istio_auth.door import Door, UnixCaller
-from istio_auth.errors import IstioAuthError, NotAuthenticated
+from istio_auth.door import Door, DoorLimits, UnixCaller
+from istio_auth.errors import Exhausted, IstioAuthError, NotAuthenticated
 from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.spiffe_id import TrustDomain
@@ -33,11 +34,13 @@ from node_agent.workload_api.service import WorkloadAPI
 
 _LISTENER = "volumes"
 _DRAIN = timedelta(seconds=2)
-_LIMITS = Limits(connection_age=timedelta(hours=12))
+_CONNECTIONS = DoorLimits(connections=50_000, per_caller=100)
+_STREAMS = 400  # of one pod
+_LIMITS = Limits(connection_age=timedelta(hours=12), streams=100_000)
 
 
 class Served:
-    """What one pod is served.
+    """What one pod is served, and how much of it at once.
 
     Args:
         cache: what it holds.
@@ -52,7 +55,28 @@ class Served:
             cache, attestors=attestors, registrations_missing=lambda: None, metrics=metrics
         )
         self.services = (self._discovery.service(), self._workload_api.service())
-        self.methods = {(each.name, name): method for each in self.services for name, method in each.methods.items()}
+        self._streams = 0
+        self._methods = {(each.name, name): method for each in self.services for name, method in each.methods.items()}
+
+    async def stream(
+        self, method: tuple[str, str], requests: AsyncIterator[Message], call: Call
+    ) -> AsyncGenerator[Message]:
+        """Answer a call.
+
+        Raises:
+            Exhausted: the pod has too many already.
+        """
+        if self._streams >= _STREAMS:
+            message = f"{self._streams} streams of this pod are open"
+            raise Exhausted(message, public=message, retry_after=timedelta(seconds=1))
+        answer = self._methods[method].stream_function
+        assert answer is not None
+        self._streams += 1
+        try:
+            async for response in answer(requests, call):
+                yield response
+        finally:
+            self._streams -= 1
 
     def consumers(self) -> Consumers:
         """Who in the pod is served bundles."""
@@ -75,7 +99,7 @@ class PodSockets:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self._door = await stack.enter_async_context(Door(on_refused=self._refused))
+            self._door = await stack.enter_async_context(Door(limits=_CONNECTIONS, on_refused=self._refused))
             server = RpcServer(self._door, self._services(), limits=_LIMITS)
             await server.start()
             stack.push_async_callback(server.stop, _DRAIN)
@@ -99,7 +123,8 @@ class PodSockets:
             return
         self._served[folder.key] = Served(volume.cache, self._trust_domain, self._metrics)
         try:
-            await self._door.listen_unix(folder.content / volume.publication.socket, name=folder.key, mode=0o666)
+            path = folder.content / volume.publication.socket
+            await self._door.listen_unix(path, name=folder.key, mode=0o666, as_one=True)
         except IstioAuthError:
             del self._served[folder.key]
             raise
@@ -124,13 +149,13 @@ class PodSockets:
         return [*own, health, *reflection([*own, health])]
 
     def _routed(self, service: str, name: str, method: Method) -> Method:
-        def stream(requests: AsyncIterator[Message], call: Call) -> AsyncIterator[Message]:
+        async def stream(requests: AsyncIterator[Message], call: Call) -> AsyncIterator[Message]:
             served = self._served.get(call.caller.socket) if isinstance(call.caller, UnixCaller) else None
             if served is None:
                 raise NotAuthenticated(f"{call.caller}: this volume is not published any more")
-            found = served.methods[service, name].stream_function
-            assert found is not None
-            return found(requests, call)
+            async with aclosing(served.stream((service, name), requests, call)) as responses:
+                async for response in responses:
+                    yield response
 
         return Method(method.request, None, stream, method.max_request_bytes)
 

@@ -15,6 +15,7 @@ from istio_auth.errors import ConflictError, IstioAuthError, MalformedError, Not
 from istio_auth.keys import same_key
 from istio_auth.pem import read_certificates
 from istio_auth.proto import csi_pb2 as csi
+from istio_auth.sources.svid_files import read_together
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import X509SVID
 from tests.fakes.ca import CAServer
@@ -31,7 +32,11 @@ POD = Pod(attributes=FILES)
 
 
 def svid_at(target: Path) -> X509SVID:
-    return X509SVID.parse((target / "cert-chain.pem").read_bytes(), (target / "key.pem").read_bytes())
+    """What a careful reader finds there, who sees no half of a change."""
+    chain, key = read_together({target / "cert-chain.pem": 1 << 20, target / "key.pem": 1 << 20}).values()
+    assert isinstance(chain, bytes)
+    assert isinstance(key, bytes)
+    return X509SVID.parse(chain, key)
 
 
 def kept(agent: RunningAgent) -> list[Path]:

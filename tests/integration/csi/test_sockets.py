@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from istio_auth.pem import read_der_certificates
 from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.rpc.channel import Channel
 from istio_auth.spiffe_id import SpiffeID
+from node_agent.csi import pod_sockets
 from tests.fakes.ca import CAServer
 from tests.fakes.clock import FakeClock
 from tests.fakes.kubelet import Kubelet, Pod
@@ -120,6 +122,25 @@ async def test_the_bundle_that_pods_hold_is_counted_and_reported(agent: RunningA
     files = Pod("files-0", attributes={"form": "files"})
     await kubelet.publish(files, TOKEN)
     await until(lambda: (csi.consumers().total, csi.consumers().current) == (1, 1))
+
+
+async def test_a_pod_that_opens_too_much_is_refused_and_no_other_pod_notices(
+    agent: RunningAgent, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_sockets, "_STREAMS", 3)
+    twin = Pod("web-1")
+    await asyncio.gather(kubelet.publish(POD, TOKEN), kubelet.publish(twin, TOKEN))
+    async with AsyncExitStack() as stack:
+        for _ in range(3):
+            await (await stack.enter_async_context(SDSStream(socket_of(kubelet), "default"))).receive()
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await first(socket_of(kubelet))
+        assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await first(socket_of(kubelet, twin))).svids[0].spiffe_id == str(WEB)
+    assert agent.agent.csi is not None
+    csi = agent.agent.csi
+    await until(lambda: not csi.consumers().total)
+    assert (await first(socket_of(kubelet))).svids[0].spiffe_id == str(WEB)
 
 
 async def test_a_pod_that_is_unpublished_has_no_identity_any_more(agent: RunningAgent, kubelet: Kubelet) -> None:

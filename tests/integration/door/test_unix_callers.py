@@ -211,6 +211,37 @@ async def test_one_user_has_a_limit(tmp_path: Path, refusals: Refusals) -> None:
         assert await greeting(tmp_path / "two")
 
 
+async def test_a_socket_can_have_a_limit_of_its_own_whoever_comes_through_it(
+    tmp_path: Path, refusals: Refusals
+) -> None:
+    limits = DoorLimits(per_caller=1)
+    async with (
+        Door(limits=limits, on_refused=lambda *refusal: refusals.append(refusal)) as door,
+        PrivateServer(door),
+    ):
+        for name in ("one", "two"):
+            await door.listen_unix(tmp_path / name, name=name, as_one=True)
+        async with child(tmp_path / "one"):
+            assert not await greeting(tmp_path / "one")
+            assert "1 connections of socket one are open" in str(refusals[0][1])
+            assert await greeting(tmp_path / "two")
+
+
+async def test_one_socket_can_be_closed_and_the_others_and_those_who_are_in_stay(
+    door: Door, server: PrivateServer, tmp_path: Path
+) -> None:
+    for name in ("one", "two"):
+        await door.listen_unix(tmp_path / name, name=name)
+    async with child(tmp_path / "one"):
+        door.stop_listening_at(tmp_path / "one")
+        door.stop_listening_at(tmp_path / "one")
+        assert not (tmp_path / "one").exists()
+        assert door.connections == 1
+        assert await greeting(tmp_path / "two")
+    await door.listen_unix(tmp_path / "one", name="one")
+    assert await greeting(tmp_path / "one")
+
+
 async def test_each_listener_names_its_callers(door: Door, server: PrivateServer, tmp_path: Path) -> None:
     for name in ("one", "two"):
         await door.listen_unix(tmp_path / name, name=name)
