@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
     # isort: split
     # Names that need an extra are not in __all__, so that `from istio_auth import *` works without.
+    from istio_auth.grpc import blocking_grpc_channel as blocking_grpc_channel
+    from istio_auth.grpc import grpc_channel as grpc_channel
+    from istio_auth.grpc import serve_grpc as serve_grpc
     from istio_auth.jwks import KeySet as KeySet
     from istio_auth.jwt_bundle import JWTBundle as JWTBundle
     from istio_auth.jwt_bundle import JWTBundleSet as JWTBundleSet
@@ -126,27 +129,42 @@ _HOMES = {
     "istio_auth.verify": ("verify_chain",),
     "istio_auth.x509_source": ("X509Context", "X509Source"),
 }
-_HOMES_WITH_EXTRAS = {
-    "istio_auth.jwt_bundle": ("JWTBundle", "JWTBundleSet", "JWTBundleSource"),  # jwt
-    "istio_auth.jwt_svid": ("JWTSVID", "validate_jwt_svid"),  # jwt
-    "istio_auth.jwks": ("KeySet",),  # jwt
-    "istio_auth.sources.jwt": ("JWTSource", "JWTSourceStatus"),  # workload-api
-    "istio_auth.sources.workload_api": ("WorkloadAPISource",),  # workload-api
-    "istio_auth.tokens": ("Claims", "TokenFault", "TokenRefused", "verify_token"),  # jwt
-    "istio_auth.tokens.key_sources": ("DiscoveredKeys", "RemoteKeys"),  # jwt
-    "istio_auth.tokens.rules": ("TokenRule",),  # jwt
-    "istio_auth.tokens.verifier": ("TokenVerifier",),  # jwt
-    "istio_auth.workload_api": ("BlockingWorkloadAPIClient", "WorkloadAPIClient"),  # workload-api
-    "istio_auth.workload_api.decode": ("InvalidResponse", "ValidatedJWTSVID"),  # workload-api
+_HOMES_WITH_EXTRA: dict[str, dict[str, tuple[str, ...]]] = {
+    "grpc": {"istio_auth.grpc": ("blocking_grpc_channel", "grpc_channel", "serve_grpc")},
+    "jwt": {
+        "istio_auth.jwt_bundle": ("JWTBundle", "JWTBundleSet", "JWTBundleSource"),
+        "istio_auth.jwt_svid": ("JWTSVID", "validate_jwt_svid"),
+        "istio_auth.jwks": ("KeySet",),
+        "istio_auth.tokens": ("Claims", "TokenFault", "TokenRefused", "verify_token"),
+        "istio_auth.tokens.key_sources": ("DiscoveredKeys", "RemoteKeys"),
+        "istio_auth.tokens.rules": ("TokenRule",),
+        "istio_auth.tokens.verifier": ("TokenVerifier",),
+    },
+    "workload-api": {
+        "istio_auth.sources.jwt": ("JWTSource", "JWTSourceStatus"),
+        "istio_auth.sources.workload_api": ("WorkloadAPISource",),
+        "istio_auth.workload_api": ("BlockingWorkloadAPIClient", "WorkloadAPIClient"),
+        "istio_auth.workload_api.decode": ("InvalidResponse", "ValidatedJWTSVID"),
+    },
 }
-_HOME_OF = {name: home for home, names in (_HOMES | _HOMES_WITH_EXTRAS).items() for name in names}
+_HOME_OF = {name: (home, "") for home, names in _HOMES.items() for name in names} | {
+    name: (home, extra) for extra, homes in _HOMES_WITH_EXTRA.items() for home, names in homes.items() for name in names
+}
 
 
 def __getattr__(name: str) -> object:
     """Load a public name from its home module when it is first asked for (PEP 562)."""
     if name not in _HOME_OF:
         raise AttributeError(f"module 'istio_auth' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(_HOME_OF[name]), name)
+    home, extra = _HOME_OF[name]
+    try:
+        value: object = getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if not extra:
+            raise
+        raise ModuleNotFoundError(
+            f"istio_auth.{name} needs {error.name}: install 'istio-auth[{extra}]'", name=error.name
+        ) from error
     globals()[name] = value
     return value
 

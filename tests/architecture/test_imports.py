@@ -55,9 +55,24 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_public_names_stand_in_one_list() -> None:
     assert sorted(istio_auth.__all__) == sorted(name for names in istio_auth._HOMES.values() for name in names)
     assert len(set(istio_auth.__all__)) == len(istio_auth.__all__)
-    with_extras = [name for names in istio_auth._HOMES_WITH_EXTRAS.values() for name in names]
-    assert not set(with_extras) & set(istio_auth.__all__)
-    assert sorted(istio_auth._HOME_OF) == sorted([*istio_auth.__all__, *with_extras])
+    with_extra = [name for homes in istio_auth._HOMES_WITH_EXTRA.values() for names in homes.values() for name in names]
+    assert not set(with_extra) & set(istio_auth.__all__)
+    assert sorted(istio_auth._HOME_OF) == sorted([*istio_auth.__all__, *with_extra])
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "extra"),
+    [("serve_grpc", "grpc", "grpc"), ("TokenVerifier", "jwt", "jwt"), ("WorkloadAPISource", "grpc", "workload-api")],
+)
+def test_a_name_whose_extra_is_not_installed_says_which_that_is(name: str, missing: str, extra: str) -> None:
+    # To the import system, None in the place of a module says that there is none.
+    code = f"import sys; sys.modules[{missing!r}] = None; import istio_auth; istio_auth.{name}"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(istio_auth.__file__).parent.parent
+    )
+    assert done.returncode
+    assert f"istio_auth.{name} needs {missing}: install 'istio-auth[{extra}]'" in done.stderr
 
 
 def test_a_name_that_is_not_public_is_told_as_such() -> None:
