@@ -28,6 +28,7 @@ from node_agent.ca_client import Outcome, SigningRequest
 from node_agent.cache import Held, WorkloadCache
 from node_agent.csi.folder import VolumeFolder
 from node_agent.csi.publication import Form, Publication, Token
+from node_agent.csi.threads import done_in_a_thread
 from node_agent.istio_contract import IstioClient
 from node_agent.metrics import Metrics
 from node_agent.renewal import Renewals
@@ -90,6 +91,7 @@ class Volume:
             draw=means.draw,
         )
         self._written: X509Context | None = None
+        self._writing = asyncio.Lock()  # an older state must not come after a newer one
         self._running: asyncio.Task[None] | None = None
         self._end_of_trust = means.trust.subscribe(lambda: self.cache.trust(means.trust.bundles))
 
@@ -155,17 +157,12 @@ class Volume:
         Raises:
             IstioAuthError: it can not be written; what was there stays.
         """
-        context, form = self.context, self.publication.form
-        if not context.svids or self._is_written(context):
-            return
-
-        def write() -> None:
-            self.folder.keep(context.svid)
-            if form is Form.FILES:
-                self.folder.write_files(context, self.publication.files)
-
-        await asyncio.to_thread(write)
-        self._written = context
+        async with self._writing:
+            context = self.context
+            if not context.svids or self._is_written(context):
+                return
+            await done_in_a_thread(lambda: self._write(context))
+            self._written = context
 
     def start(self) -> None:
         """Renew and write from now on, until `end`."""
@@ -227,6 +224,11 @@ class Volume:
             return False
         domain = self._means.trust_domain
         return written.svid is context.svid and written.bundle(domain) is context.bundle(domain)
+
+    def _write(self, context: X509Context) -> None:
+        self.folder.keep(context.svid)
+        if self.publication.form is Form.FILES:
+            self.folder.write_files(context, self.publication.files)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -21,6 +21,7 @@ from node_agent.csi.folder import VolumeFolder, folders_in, key_of
 from node_agent.csi.mounts import Mounts
 from node_agent.csi.pod_sockets import PodSockets
 from node_agent.csi.publication import Form, Place, Publication, Token
+from node_agent.csi.threads import done_in_a_thread
 from node_agent.csi.volume import Means, Volume
 
 log = structlog.get_logger()
@@ -111,7 +112,7 @@ class Volumes:
         volume = Volume(publication, folder, self._means)
         try:
             volume.take(token)
-            await asyncio.to_thread(folder.begin, publication)
+            await done_in_a_thread(lambda: folder.begin(publication))
             await volume.issued(within)
             await self._show(volume)
         except BaseException:
@@ -140,13 +141,13 @@ class Volumes:
         await volume.write()
         if volume.publication.form is Form.SOCKETS:
             await self._sockets.open(volume)
-        await asyncio.to_thread(self._mounts.mount, volume.folder.content, volume.publication.target)
+        await done_in_a_thread(lambda: self._mounts.mount(volume.folder.content, volume.publication.target))
 
     async def _undo(self, volume: Volume) -> None:
         self._sockets.close(volume)
         await volume.end()
         try:
-            await asyncio.to_thread(self._remove, volume.folder, volume.publication.target)
+            await done_in_a_thread(lambda: self._remove(volume.folder, volume.publication.target))
         except IstioAuthError as error:
             log.warning("something is left of a volume", pod=volume.publication.pod, reason=str(error))
 
@@ -156,7 +157,7 @@ class Volumes:
             targets.add(volume.publication.target)
             self._sockets.close(volume)
             await volume.end()
-        await asyncio.to_thread(self._remove, VolumeFolder(self._parent, key_of(volume_id)), *targets)
+        await done_in_a_thread(lambda: self._remove(VolumeFolder(self._parent, key_of(volume_id)), *targets))
         if volume is not None:
             log.info("a volume is unpublished", pod=volume.publication.pod, volume=volume_id)
         return volume is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from istio_auth.proto import csi_pb2 as csi
 from istio_auth.sources.svid_files import read_together
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import X509SVID
+from istio_auth.x509_source import X509Context
+from node_agent.csi.folder import VolumeFolder
+from node_agent.csi.publication import FilesForm
 from tests.fakes.ca import CAServer
 from tests.fakes.certificate_client import Fault
 from tests.fakes.clock import FakeClock
@@ -135,6 +139,52 @@ async def test_without_a_live_token_renewal_waits_for_the_next_republish(
     kubelet.ends = clock.now() + timedelta(minutes=10)
     await kubelet.publish(POD, TOKEN)
     await until(lambda: svid_at(kubelet.target(POD)).leaf != before.leaf)
+
+
+async def test_an_unpublish_waits_for_a_write_that_has_begun_and_leaves_nothing(
+    agent: RunningAgent, kubelet: Kubelet, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubelet.ends = clock.now() + timedelta(hours=2)
+    await kubelet.publish(POD, TOKEN)
+    writing, go_on, write = threading.Event(), threading.Event(), VolumeFolder.write_files
+
+    def slow(folder: VolumeFolder, context: X509Context, form: FilesForm) -> None:
+        writing.set()
+        go_on.wait(20)
+        write(folder, context, form)
+
+    monkeypatch.setattr(VolumeFolder, "write_files", slow)
+    pass_time(agent, timedelta(minutes=40))
+    await until(writing.is_set)
+    unpublishing = asyncio.create_task(kubelet.unpublish(POD))
+    assert agent.agent.csi is not None
+    csi = agent.agent.csi
+    await until(lambda: not list(csi.volumes.all()))
+    assert kept(agent)
+    go_on.set()
+    await unpublishing
+    assert nothing_is_left(agent, kubelet)
+
+
+async def test_a_disk_that_is_full_at_a_renewal_is_told_and_tried_again(
+    agent: RunningAgent, kubelet: Kubelet, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubelet.ends = clock.now() + timedelta(hours=2)
+    await kubelet.publish(POD, TOKEN)
+    before, failures, write = svid_at(kubelet.target(POD)), [NotReady("the disk is full")], VolumeFolder.write_files
+
+    def failing(folder: VolumeFolder, context: X509Context, form: FilesForm) -> None:
+        if failures:
+            raise failures.pop()
+        write(folder, context, form)
+
+    monkeypatch.setattr(VolumeFolder, "write_files", failing)
+    assert agent.agent.csi is not None
+    (volume,) = agent.agent.csi.volumes.all()
+    pass_time(agent, timedelta(minutes=40))
+    await until(lambda: volume.trouble == "the disk is full")
+    await until(lambda: svid_at(kubelet.target(POD)).leaf != before.leaf)
+    await until(lambda: volume.what_is_wrong() is None)
 
 
 async def test_a_token_that_the_ca_refuses_gives_nothing_and_leaves_nothing(
