@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from istio_auth.errors import IstioAuthError
+from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.rpc.forking import Forked, starting
 from istio_auth.workload_api.blocking import BlockingWorkloadAPIClient
 
@@ -77,8 +77,11 @@ class Following(Generic[_Value]):
                         take(value)
                     del take, value
                 going_on = False
-            except IstioAuthError as error:
+            except Forked as error:
                 self._tell(error)
+                going_on = False
+            except IstioAuthError as error:
+                self._tell(NotReady(f"{error}; it is not asked again: see who serves there, then open another source"))
                 going_on = False
             except Exception as error:  # noqa: BLE001  # whatever it is, following goes on
                 _LOG.exception("following the Workload API failed")

@@ -106,7 +106,7 @@ class TestBeginning:
         async with WorkloadAPISource(api.address) as source:
             await until(lambda: not our_threads())
             assert api.x509.calls == 1
-            assert "security header missing" in str(source.status().trouble)
+            assert "security header missing; it is not asked again: " in str(source.status().trouble)
 
 
 class TestPicking:
