@@ -6,6 +6,7 @@ thing (no memfd, no /proc) it goes through a file of mode 0600, encrypted with a
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import ssl
@@ -19,18 +20,23 @@ from istio_auth.bundle import TrustBundle
 from istio_auth.pem import write_der
 from istio_auth.svid import X509SVID
 
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}  # a file would need one as well
+
 
 def load_svid(context: ssl.SSLContext, svid: X509SVID) -> None:
     """Let the context present this SVID.
 
     Raises:
         ssl.SSLError: OpenSSL does not take the chain or the key.
+        OSError: there is no descriptor left, or no place for a file.
     """
     try:
         _load_through_memory(context, svid)
     except ssl.SSLError:
         raise
-    except (AttributeError, OSError):  # no memfd, or /proc is not there or closed to us
+    except (AttributeError, OSError) as error:  # no memfd, or /proc is not there or closed to us
+        if isinstance(error, OSError) and error.errno in _NO_DESCRIPTORS:
+            raise
         _load_through_encrypted_file(context, svid)
 
 

@@ -34,7 +34,7 @@ class Rules:
         istio_alpn: whether protocols are offered by Istio's names as well.
 
     Raises:
-        ConfigurationError: what should decide on peers can not be asked.
+        ConfigurationError: what should hold our SVID, or decide on peers, can not be asked.
     """
 
     source: X509Source
@@ -44,6 +44,10 @@ class Rules:
     istio_alpn: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.source, type) or not callable(getattr(self.source, "x509_context", None)):
+            raise ConfigurationError(
+                f"a TLS context needs a source, such as FileSource(...) or WorkloadAPISource(), and not {self.source!r}"
+            )
         if not callable(self.authorize):
             raise ConfigurationError(
                 f"a TLS context needs an authorizer, such as is_id(...) or any_id(), and not {self.authorize!r}"

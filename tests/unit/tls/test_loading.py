@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 import stat
@@ -133,6 +134,20 @@ def test_what_openssl_refuses_in_memory_is_not_tried_on_disk(
     with pytest.raises(ssl.SSLError):
         load_svid(context, svid)
     assert context.real == "/memfd:svid (deleted)"
+    assert tmp_path.stat().st_mtime_ns == before
+
+
+def test_without_a_descriptor_left_that_is_said_and_no_file_tried(
+    svid: X509SVID, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_args: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "memfd_create", none_left)
+    before = tmp_path.stat().st_mtime_ns
+    with pytest.raises(OSError, match="Too many open files"):
+        load_svid(watched(), svid)
     assert tmp_path.stat().st_mtime_ns == before
 
 

@@ -223,6 +223,13 @@ def test_a_context_without_an_authorizer_is_not_made(make: Callable[..., ssl.SSL
         make(OURS, None)
 
 
+@pytest.mark.parametrize("make", [client_context, server_context])
+@pytest.mark.parametrize("mistaken", [None, "/etc/certs", MemorySource])
+def test_a_context_without_a_source_is_not_made(make: Callable[..., ssl.SSLContext], mistaken: object) -> None:
+    with pytest.raises(ConfigurationError, match="needs a source"):
+        make(mistaken, any_id())
+
+
 def test_a_verdict_that_was_interrupted_is_a_refusal() -> None:
     asked: list[SpiffeID] = []
 
