@@ -52,6 +52,8 @@ class TokenRule:
     def __post_init__(self) -> None:
         if not self.issuer:
             raise ConfigurationError("a rule for tokens names their issuer")
+        _check_no_text("a KeySet, RemoteKeys or DiscoveredKeys", keys=self.keys)
+        _check_no_text("a collection", audiences=self.audiences, algorithms=self.algorithms, required=self.required)
         self._check_audiences()
         if others := sorted(set(self.algorithms) - EVERY_ALGORITHM):
             raise ConfigurationError(
@@ -63,8 +65,6 @@ class TokenRule:
             raise ConfigurationError(f"clocks may differ by nothing up to {_MAX_LEEWAY}, not by {self.leeway}")
         if not timedelta() < self.longest_life <= _MAX_LIFE:
             raise ConfigurationError(f"the longest life of a token is at most {_MAX_LIFE.days} days")
-        if isinstance(self.required, str):
-            raise ConfigurationError("the required claims are a collection of names, not one text")
         if isinstance(self.keys, DiscoveredKeys):
             discovery_url(self.issuer)
         for name in ("algorithms", "locations", "required"):
@@ -73,10 +73,14 @@ class TokenRule:
     def _check_audiences(self) -> None:
         if self.audiences is None:
             return
-        if isinstance(self.audiences, str):
-            raise ConfigurationError("the audiences are a collection of names, not one text")
         if not self.audiences or not all(self.audiences):
             raise ConfigurationError(
                 f"the rule for {self.issuer} has no audience, or an empty one: None is for anybody"
             )
         object.__setattr__(self, "audiences", frozenset(self.audiences))
+
+
+def _check_no_text(wanted: str, **settings: object) -> None:
+    for name, value in settings.items():
+        if isinstance(value, str):
+            raise ConfigurationError(f"{name} of a rule for tokens takes {wanted}, and not one text: {value[:100]!a}")

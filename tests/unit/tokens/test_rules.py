@@ -40,6 +40,12 @@ def test_a_rule_is_the_same_whatever_is_done_to_what_it_was_made_of() -> None:
     assert made == rule(audiences={"web"}, locations=(InHeader("X-Token"),))
 
 
+@pytest.mark.parametrize("name", ["audiences", "algorithms", "required", "keys"])
+def test_one_text_is_told_as_such(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} of a rule for tokens takes .*, and not one text: 'RS256'"):
+        rule(**{name: "RS256"})
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -51,6 +57,7 @@ def test_a_rule_is_the_same_whatever_is_done_to_what_it_was_made_of() -> None:
         {"algorithms": {"none"}},
         {"algorithms": {"RS256", "HS256"}},
         {"algorithms": "RS256"},
+        {"keys": "https://issuer.test/keys"},
         {"locations": ()},
         {"leeway": timedelta(seconds=-1)},
         {"leeway": timedelta(minutes=6)},
