@@ -14,7 +14,7 @@ from cryptography import x509
 from istio_auth.authorize import any_id
 from istio_auth.bundle import BundleSet
 from istio_auth.door import Door, TLSCaller
-from istio_auth.errors import IstioAuthError, NotAuthenticated
+from istio_auth.errors import IstioAuthError, NotAuthenticated, NotAuthorized
 from istio_auth.host_port import HostPort
 from istio_auth.pem import read_csr, write_certificates, write_der
 from istio_auth.proto import istio_ca_pb2, node_pb2
@@ -122,6 +122,8 @@ class CAServer:
     ) -> istio_ca_pb2.IstioCertificateResponse:
         who = await self._caller(call)
         wanted = request.metadata.fields["ImpersonatedIdentity"].string_value
+        if wanted and who.bearer in self.ca.pod_tokens:
+            raise NotAuthorized("a pod asks for another's identity", public="impersonation is not allowed")
         csr = read_csr(request.csr.encode())
         spiffe_id = SpiffeID.parse(wanted) if wanted else who.spiffe_id or spiffe_id_in(csr)
         ttl = timedelta(seconds=request.validity_duration) if request.validity_duration > 0 else None

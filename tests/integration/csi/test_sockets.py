@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from istio_auth.door import DoorLimits
 from istio_auth.pem import read_der_certificates
 from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.rpc.channel import Channel
@@ -141,6 +142,24 @@ async def test_a_pod_that_opens_too_much_is_refused_and_no_other_pod_notices(
     csi = agent.agent.csi
     await until(lambda: not csi.consumers().total)
     assert (await first(socket_of(kubelet))).svids[0].spiffe_id == str(WEB)
+
+
+async def test_connections_are_counted_by_pod_and_not_by_user(
+    agent: RunningAgent, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agent.stop()
+    monkeypatch.setattr(pod_sockets, "_CONNECTIONS", DoorLimits(per_caller=2))
+    await agent.start()
+    twin = Pod("web-1")
+    await asyncio.gather(kubelet.publish(POD, TOKEN), kubelet.publish(twin, TOKEN))
+    open_ones = [await asyncio.open_unix_connection(socket_of(kubelet)) for _ in range(2)]
+    for reader, _ in open_ones:
+        assert await reader.read(1)  # the server speaks first
+    reader, writer = await asyncio.open_unix_connection(socket_of(kubelet))
+    assert not await reader.read(1)
+    assert (await first(socket_of(kubelet, twin))).svids[0].spiffe_id == str(WEB)
+    for each in (writer, *(one for _, one in open_ones)):
+        each.close()
 
 
 async def test_a_pod_that_is_unpublished_has_no_identity_any_more(agent: RunningAgent, kubelet: Kubelet) -> None:
