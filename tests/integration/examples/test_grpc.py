@@ -101,7 +101,8 @@ async def test_the_programs_meet_and_follow_their_files_to_a_new_root(server: st
 async def test_a_server_ends_when_it_is_interrupted(server: str, tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, setup.copy(server, setup.server)),
+        # Whoever is started in the background of a shell ignores the signal, and so would what it starts.
+        *("env", "--default-signal=INT", sys.executable, setup.copy(server, setup.server)),
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(EXAMPLES.parents[1])},
     )

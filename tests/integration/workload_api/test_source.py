@@ -307,7 +307,7 @@ class TestOutages:
         self, api: FakeWorkloadAPI, caplog: pytest.LogCaptureFixture
     ) -> None:
         clock = FakeClock(datetime.now(UTC))
-        short = LOCAL.svid(not_after=LOCAL.now + timedelta(minutes=50))
+        short = LOCAL.svid(not_after=clock.now() + timedelta(minutes=50))
         api.x509.say(fake.x509(fake.entry(short, BUNDLE)))
         async with WorkloadAPISource(api.address, clock=clock) as source:
             await source.ready(PATIENCE)
