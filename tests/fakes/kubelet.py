@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -71,6 +71,10 @@ class Kubelet:
     def target(self, pod: Pod) -> Path:
         """Where the pod's volume is mounted."""
         return self.folder / "pods" / f"{pod.namespace}-{pod.name}"
+
+    def pods(self) -> Iterator[Path]:
+        """What is there of volumes."""
+        return (self.folder / "pods").iterdir()
 
     def request(self, pod: Pod, token: str | None, *, in_secrets: bool = True) -> csi.NodePublishVolumeRequest:
         """What publishes a pod's volume."""
