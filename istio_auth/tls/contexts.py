@@ -160,6 +160,10 @@ class FollowingContext(ssl.SSLContext):
         names = list(alpn_protocols)
         self.record("set_alpn_protocols", mesh_alpn.offered(names) if self._rules.istio_alpn else names)
 
+    def set_ciphers(self, ciphers: str, /) -> None:
+        """Take these for TLS 1.2, but none without encryption, and none without a certificate."""
+        self.record("set_ciphers", f"{ciphers}:!eNULL:!aNULL")
+
     def record(self, name: str, *arguments: object) -> None:
         """Call a setting of the base, here and on each inner context to come."""
         kept = tuple(entry if isinstance(entry, str) else list(cast("Iterable[str]", entry)) for entry in arguments)
@@ -178,6 +182,8 @@ class FollowingContext(ssl.SSLContext):
             return self._refusing(error)
         except (OSError, ValueError) as error:  # ssl's errors are among them
             return self._refusing(NotReady(f"OpenSSL can not use the source's SVID or roots: {error}"))
+        except Exception as error:  # noqa: BLE001  # somebody else's source: asyncio would drop it without a word
+            return self._refusing(IstioAuthError(f"asking the source failed: {error!r}"))
 
     def _made_for(self, snapshot: X509Context, settings: tuple[object, ...]) -> JudgingContext:
         made = self._made
@@ -250,7 +256,6 @@ def _recording(name: str) -> Callable[..., None]:
 
 # Python 3.15 has the later ones.
 for _name in (
-    "set_ciphers",
     "set_ecdh_curve",
     "set_ciphersuites",
     "set_groups",

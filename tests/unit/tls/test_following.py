@@ -187,6 +187,18 @@ class TestNotReady:
             server.wrap_socket(accepted, server_side=True)
         assert isinstance(caught.value.reason_error, NotReady)
 
+    def test_what_a_source_of_somebody_else_raises_is_a_refusal_that_says_so(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Broken(MemorySource):
+            def x509_context(self) -> X509Context:
+                raise KeyError("svid")
+
+        client, server = meet(Mesh().client, server_context(Broken(), any_id()))
+        assert server.refusal.code is Code.INTERNAL
+        assert "asking the source failed: KeyError('svid')" in caplog.text
+        assert not client.done
+
     def test_an_svid_that_openssl_does_not_take_is_no_end(self) -> None:
         """A key that is not the leaf's, as a broken source would have it: the next snapshot mends it."""
         mesh = Mesh()
@@ -265,6 +277,17 @@ class TestSettings:
         _, server = meet(weak, Mesh().server)
         assert server.error is not None
         assert server.error.reason == "NO_SHARED_CIPHER"
+
+    def test_no_setting_takes_the_encryption_away(self) -> None:
+        mesh = Mesh(TLS_1_2)
+        without = "ECDHE-ECDSA-NULL-SHA"
+        for context in (mesh.server, mesh.client):
+            context.set_ciphers(f"{without}:AES128-SHA:ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0")
+        client, server = meet(mesh.client, mesh.server)
+        talk(client, server)
+        assert (server.tls.cipher() or ("",))[0] == "ECDHE-ECDSA-AES128-SHA"
+        with pytest.raises(ssl.SSLError, match="No cipher can be selected"):
+            mesh.server.set_ciphers(f"{without}:@SECLEVEL=0")
 
     @pytest.mark.filterwarnings("ignore:ssl.OP_NO:DeprecationWarning")
     def test_options_are_added(self) -> None:
