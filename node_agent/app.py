@@ -27,7 +27,7 @@ from node_agent.ca_link import CALink
 from node_agent.cache import WorkloadCache
 from node_agent.config import Config
 from node_agent.csi.mounts import Mounts
-from node_agent.csi.plugin import Plugin, volumes_folder
+from node_agent.csi.plugin import Plugin, measure, volumes_folder
 from node_agent.enrolment import Enrolment
 from node_agent.front import front
 from node_agent.identity import Identity
@@ -200,6 +200,7 @@ class Agent:
         self.cache.trust(self.trust.bundles)
 
     def _measure(self) -> None:
+        measure(self.metrics, self.csi)
         gauge, until, now = self.metrics.gauge, self.metrics.seconds_until, self.clock.now
         until(
             "seconds_until_first_lapse",

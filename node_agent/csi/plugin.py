@@ -79,13 +79,6 @@ class Plugin:
             NodeService(config.csi, config.name, place, volumes=self.volumes, metrics=metrics).service(),
             self._registration.service(),
         ]
-        metrics.gauge("csi_volumes", "Volumes that pods of this node see", lambda: len(list(self.volumes.all())))
-        metrics.gauge(
-            "csi_volumes_without_svid",
-            "Of these, how many have no live certificate",
-            lambda: sum(each.held is None for each in self.volumes.all()),
-        )
-        metrics.gauge("csi_registered", "Whether the kubelet has registered us", lambda: self.is_registered is True)
 
     @property
     def is_registered(self) -> bool | None:
@@ -134,6 +127,22 @@ class Plugin:
 
     def _refused(self, listener: str, _error: IstioAuthError) -> None:
         self._metrics.callers_refused.labels(listener).inc()
+
+
+def measure(metrics: Metrics, plugin: Plugin | None) -> None:
+    """Show what can be measured of the plugin; without one, that there is nothing."""
+
+    def volumes() -> list[Volume]:
+        return list(plugin.volumes.all()) if plugin else []
+
+    gauge = metrics.gauge
+    gauge("csi_volumes", "Volumes that pods of this node see", lambda: len(volumes()))
+    gauge(
+        "csi_volumes_without_svid",
+        "Of these, how many have no live certificate",
+        lambda: sum(each.held is None for each in volumes()),
+    )
+    gauge("csi_registered", "Whether the kubelet has registered us", lambda: bool(plugin and plugin.is_registered))
 
 
 def volumes_folder(config: Config) -> Path:
