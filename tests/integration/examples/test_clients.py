@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import socketserver
+import threading
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -84,35 +87,39 @@ async def by_requests_told_not_to_verify(source: X509Source, port: int) -> Async
 
 @asynccontextmanager
 async def by_requests_through_a_proxy(source: X509Source, port: int) -> AsyncIterator[Ask]:
-    async with by_requests_told_not_to_verify(source, port) as ask, connecting_proxy() as proxy:
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("https_proxy", f"http://127.0.0.1:{proxy}")
-            environment.setenv("no_proxy", "")
+    with (
+        socketserver.ThreadingTCPServer(("127.0.0.1", 0), Connecting) as connecting,
+        servers.served(connecting) as proxy,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        environment.setenv("https_proxy", f"http://127.0.0.1:{proxy}")
+        environment.setenv("no_proxy", "")
+        async with by_requests_told_not_to_verify(source, port) as ask:
             yield ask
 
 
-@asynccontextmanager
-async def connecting_proxy() -> AsyncIterator[int]:
-    """An HTTP proxy that connects its clients with whomever they name, at this port."""
+class Connecting(socketserver.StreamRequestHandler):
+    """An HTTP proxy, which connects its clients with whomever they name."""
 
-    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        method, address, _ = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
+    def handle(self) -> None:
+        method, address, _ = self.rfile.readline().split(b" ")
         assert method == b"CONNECT"
+        while self.rfile.readline().strip():
+            pass
         host, port = address.decode().split(":")
-        beyond, onward = await asyncio.open_connection(host, int(port))
-        writer.write(b"HTTP/1.1 200 connected\r\n\r\n")
-        async with asyncio.TaskGroup() as both:
-            both.create_task(pass_on(reader, onward))
-            both.create_task(pass_on(beyond, writer))
+        with socket.create_connection((host, int(port))) as beyond:
+            self.wfile.write(b"HTTP/1.1 200 connected\r\n\r\n")
+            onward = threading.Thread(target=pass_on, args=(self.connection, beyond))
+            onward.start()
+            pass_on(beyond, self.connection)
+            onward.join()
 
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while said := await reader.read(1 << 16):
-                writer.write(said)
-        writer.close()
 
-    async with await asyncio.start_server(connect, "127.0.0.1", 0) as proxy:
-        yield proxy.sockets[0].getsockname()[1]
+def pass_on(one: socket.socket, other: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while said := one.recv(1 << 16):
+            other.sendall(said)
+        other.shutdown(socket.SHUT_WR)
 
 
 @asynccontextmanager
