@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.build import BuildFailed, built
+from tests.fakes import nginx, postgresql
 
 _BIN = Path(sys.executable).parent
 _LEFT_OUT = {
@@ -60,6 +61,9 @@ def main() -> int:
         for group, words in _LEFT_OUT.items():
             if group not in groups:
                 print(f"left out: {words}: make test-{group}")
+        for name in _missing_servers():
+            print(f"left out: tests with a real {name}, which is not on this machine")
+            failed += bool(os.environ.get("CI"))
     print(f"\n{passed} passed, {broken + failed} failed, {skipped} skipped")
     return 1 if broken + failed or not passed else 0
 
@@ -72,6 +76,11 @@ def _cluster_belongs_here() -> bool:
         return built() is not None
     except BuildFailed:
         return True  # what is wrong, the tests will say
+
+
+def _missing_servers() -> list[str]:
+    there = {"PostgreSQL": postgresql.INSTALLED, "nginx": nginx.program() is not None}
+    return [name for name, is_there in there.items() if not is_there]
 
 
 def _tests(group: str | None) -> tuple[int, int, int]:
