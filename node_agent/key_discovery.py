@@ -47,5 +47,6 @@ async def _with_uri(rule: JWTRule, source: DiscoveredKeys, tell: Callable[[str],
         tell(f"no token of {rule.issuer} is taken, for it did not tell where its keys are: {reason}; or set jwksUri")
         return rule
     finally:
+        await fetcher.settle()
         fetcher.close()
     return replace(rule, jwks_uri=uri)

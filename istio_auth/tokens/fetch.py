@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from istio_auth.tokens.key_sources import DiscoveredKeys, RemoteKeys, check_url,
 
 MAX_BYTES = 1 << 20
 _CHUNK = 64 << 10
+_GOODBYE = 1.0  # seconds
 _CALLERS = aiohttp.ClientTimeout(total=None)  # whoever calls bounds the time
 _HEADERS = {"Accept": "application/json, application/jwk-set+json", "Accept-Encoding": "identity"}
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
@@ -59,6 +61,7 @@ class KeyFetcher:
         self._issuer = issuer
         self._source = source
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="token-keys")
+        self._sockets: list[socket.socket] = []
 
     async def fetch(self) -> FetchedKeys:
         """Fetch them now. Whoever calls bounds the time.
@@ -81,6 +84,13 @@ class KeyFetcher:
             NotReady, MalformedError: as in `fetch`.
         """
         return self._source.url if isinstance(self._source, RemoteKeys) else await self._discovered()
+
+    async def settle(self) -> None:
+        """Wait a moment until its connections are gone, which say goodbye in their own time: before a loop ends."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE):
+                while any(each.fileno() >= 0 for each in self._sockets):  # noqa: ASYNC110  # no event tells of it
+                    await asyncio.sleep(0.002)
 
     def close(self) -> None:
         """Let go of the thread; a look-up that hangs is not waited for."""
@@ -130,7 +140,9 @@ class KeyFetcher:
         family, kind, protocol, _, address = info
         if reason := why_not_dialled(str(address[0]), allow_loopback=self._source.allow_loopback):
             raise OSError(reason)
-        return socket.socket(family, kind, protocol)
+        made = socket.socket(family, kind, protocol)
+        self._sockets = [made, *(each for each in self._sockets if each.fileno() >= 0)]
+        return made
 
 
 class _Resolver(AbstractResolver):
