@@ -105,8 +105,9 @@ def _tests(group: str | None) -> tuple[int, int, int]:
             "--color=no",
         )
     )
+    last = result.output.strip().rpartition("\n")[2]  # what failed may speak of numbers too
     counts = {
-        word: int(match[1]) if (match := re.search(rf"(\d+) {word}", result.output.rpartition("\n=")[2])) else 0
+        word: int(match[1]) if (match := re.search(rf"(\d+) {word}", last)) else 0
         for word in ("passed", "failed", "errors?", "skipped")
     }
     _report(f"tests ({group})" if group else "tests", result, f"{counts['passed']} passed")
