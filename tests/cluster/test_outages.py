@@ -15,7 +15,7 @@ from tests.cluster.client import Client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.running_ca import NOT_PROVEN, Caller, RunningCA, account_id
 from tests.cluster.sound import root_of, until_sound, versions
-from tests.cluster.waiting import eventually
+from tests.cluster.waiting import appears, eventually
 from tests.fakes.api_server_proxy import APIServerProxy
 from tests.fakes.waiting import until
 
@@ -71,6 +71,8 @@ async def test_the_work_goes_on_where_it_stopped(
 ) -> None:
     ca = RunningCA(site.plane.kubeconfig, site.folder / "ca", site.namespace, managed=[site.namespace], settings=LEASE)
     async with ca:
+        if site.plane.has_controllers:
+            await appears(site.admin, f"/api/v1/namespaces/{site.namespace}/serviceaccounts/default")  # and no later
         before = versions(await until_sound(site.admin, site.namespace, site.namespace))
         root = await root_of(site.admin, site.namespace)
         already = ca.mark()
