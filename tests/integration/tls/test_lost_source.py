@@ -74,7 +74,8 @@ async def test_the_last_good_svid_serves_to_its_end_and_then_both_sides_of_ours_
             for said in (str(OURS), "has ended at", "was not renewed", str(api.path)):
                 assert said in str(caught.value)
             _, server = meet(client_context(peer, any_id(), clock=clock), server_context(source, any_id(), clock=clock))
-            assert str(server.refusal) == str(caught.value.reason_error)
+            words = str(caught.value.reason_error).partition("was not renewed")[0]  # the latest trouble may be another
+            assert str(server.refusal).startswith(words)
             api.x509.say(fake.x509(fake.entry(LOCAL.svid("/ours", not_after=NOW + 3 * HOUR), LOCAL.bundle())))
             api.start()
             await source.ready(timedelta(seconds=60))
