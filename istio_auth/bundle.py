@@ -1,8 +1,8 @@
 """Who may vouch for a trust domain: `TrustBundle`, `BundleSet` and the SPIFFE bundle format both ways.
 
-Bundles are looked up by the *peer's* trust domain and never pooled: a root of one domain can not vouch for a name of
-another (Federation 7.3). The JSON rules are those of SPIFFE Trust Domain and Bundle 4 and X509-SVID 6: entries of
-unknown kind or use are ignored one by one, an entry without `x5c` too, and of several `x5c` values the first counts.
+Sets of them are looked up by trust domain (see `bundle_document`). The JSON rules are those of SPIFFE Trust Domain and
+Bundle 4 and X509-SVID 6: entries of unknown kind or use are ignored one by one, an entry without `x5c` too, and of
+several `x5c` values the first counts.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from istio_auth import strict_json
-from istio_auth.errors import Fault, InvalidBundle, InvalidPEM, MalformedError, VerificationError
+from istio_auth.bundle_document import check_distinct, find, load, members
+from istio_auth.errors import Fault, InvalidBundle, InvalidPEM, VerificationError
 from istio_auth.pem import read_certificates, read_der_certificate, write_certificates, write_der
 from istio_auth.spiffe_id import TrustDomain
 
 JSON: TypeAlias = strict_json.JSON
 
 DEFAULT_REFRESH_HINT = timedelta(minutes=5)
-_MAX_JSON_BYTES = 4 << 20
 _X509_USE = "x509-svid"
 _KNOWN_KEY_TYPES = ("EC", "RSA")
 
@@ -62,7 +62,7 @@ class TrustBundle:
         Raises:
             InvalidBundle: it is no such document, or an X.509 entry in it is damaged.
         """
-        return cls.from_document(trust_domain, _load(text))
+        return cls.from_document(trust_domain, load(text))
 
     @classmethod
     def from_document(cls, trust_domain: TrustDomain, document: JSON) -> Self:
@@ -124,9 +124,7 @@ class BundleSet:
     bundles: tuple[TrustBundle, ...] = ()
 
     def __post_init__(self) -> None:
-        names = [bundle.trust_domain for bundle in self.bundles]
-        if len(set(names)) != len(names):
-            raise InvalidBundle("a bundle set holds each trust domain once")
+        check_distinct(self.bundles)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:
@@ -135,10 +133,7 @@ class BundleSet:
         Raises:
             InvalidBundle, InvalidSpiffeID: it is no such map, or a member is damaged: nothing is taken then (BM-06).
         """
-        document = _load(text)
-        if not isinstance(document, dict) or not isinstance(domains := document.get("trust_domains"), dict):
-            raise InvalidBundle("a SPIFFE bundle map is a JSON object with an object 'trust_domains'")
-        return cls(tuple(TrustBundle.from_document(TrustDomain(name), member) for name, member in domains.items()))
+        return cls(tuple(TrustBundle.from_document(name, member) for name, member in members(text)))
 
     def to_json(self) -> bytes:
         """The SPIFFE bundle map, without refresh hints (BM-04)."""
@@ -153,10 +148,9 @@ class BundleSet:
         Raises:
             VerificationError: there is none.
         """
-        for bundle in self.bundles:
-            if bundle.trust_domain == trust_domain:
-                return bundle
-        raise _no_bundle(trust_domain)
+        if (bundle := find(self.bundles, trust_domain)) is None:
+            raise _no_bundle(trust_domain)
+        return bundle
 
     def having(self, bundle: TrustBundle) -> Self:
         """The same set with this bundle in the place of its trust domain's old one."""
@@ -173,13 +167,6 @@ def _no_bundle(trust_domain: TrustDomain) -> VerificationError:
 
 def _distinct(certificates: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
     return tuple(dict.fromkeys(certificates))
-
-
-def _load(text: bytes | str) -> JSON:
-    try:
-        return strict_json.parse_json(text, limit=_MAX_JSON_BYTES)
-    except MalformedError as error:
-        raise InvalidBundle(f"a SPIFFE bundle can not be read: {error}") from error
 
 
 def _integer(document: dict[str, JSON], name: str) -> int | None:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+from istio_auth.bundle_document import check_distinct, find, load, members
 from istio_auth.errors import InvalidBundle, MalformedError
 from istio_auth.jwks import KeySet, Uses
 from istio_auth.spiffe_id import TrustDomain
-from istio_auth.strict_json import JSON, parse_json
+from istio_auth.strict_json import JSON
 from istio_auth.tokens import TokenFault, TokenRefused
 
-_MAX_BYTES = 4 << 20
 _SPIFFE_BUNDLE: Uses = ("jwt-svid",)  # JW-15
 _WORKLOAD_API: Uses = ("jwt-svid", None)  # SPIRE leaves it out there
 
@@ -42,7 +42,7 @@ class JWTBundle:
         Raises:
             InvalidBundle: it is no such document, or shows a private key.
         """
-        return cls.from_document(trust_domain, _load(text))
+        return cls.from_document(trust_domain, load(text))
 
     @classmethod
     def from_document(cls, trust_domain: TrustDomain, document: JSON) -> Self:
@@ -52,7 +52,7 @@ class JWTBundle:
     @classmethod
     def from_workload_api(cls, trust_domain: TrustDomain, text: bytes | str) -> Self:
         """The keys in a key set as a Workload API serves it, where their use may be unsaid (see `from_json`)."""
-        return cls._of(trust_domain, _load(text), _WORKLOAD_API)
+        return cls._of(trust_domain, load(text), _WORKLOAD_API)
 
     @classmethod
     def _of(cls, trust_domain: TrustDomain, document: JSON, uses: Uses) -> Self:
@@ -94,9 +94,7 @@ class JWTBundleSet:
     bundles: tuple[JWTBundle, ...] = ()
 
     def __post_init__(self) -> None:
-        names = [bundle.trust_domain for bundle in self.bundles]
-        if len(set(names)) != len(names):
-            raise InvalidBundle("a set of JWT bundles holds each trust domain once")
+        check_distinct(self.bundles)
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:
@@ -105,10 +103,7 @@ class JWTBundleSet:
         Raises:
             InvalidBundle, InvalidSpiffeID: it is no such map, or a member is damaged: nothing is taken then (BM-06).
         """
-        document = _load(text)
-        if not isinstance(document, dict) or not isinstance(domains := document.get("trust_domains"), dict):
-            raise InvalidBundle("a SPIFFE bundle map is a JSON object with an object 'trust_domains'")
-        return cls(tuple(JWTBundle.from_document(TrustDomain(name), member) for name, member in domains.items()))
+        return cls(tuple(JWTBundle.from_document(name, member) for name, member in members(text)))
 
     def bundle(self, trust_domain: TrustDomain) -> JWTBundle:
         """The JWT bundle of one trust domain.
@@ -116,10 +111,9 @@ class JWTBundleSet:
         Raises:
             TokenRefused: there is none.
         """
-        for bundle in self.bundles:
-            if bundle.trust_domain == trust_domain:
-                return bundle
-        raise _no_bundle(trust_domain)
+        if (bundle := find(self.bundles, trust_domain)) is None:
+            raise _no_bundle(trust_domain)
+        return bundle
 
     def __iter__(self) -> Iterator[JWTBundle]:
         return iter(self.bundles)
@@ -127,10 +121,3 @@ class JWTBundleSet:
 
 def _no_bundle(trust_domain: TrustDomain) -> TokenRefused:
     return TokenRefused(TokenFault.FOREIGN_TRUST_DOMAIN, f"{trust_domain} is not among the trusted domains")
-
-
-def _load(text: bytes | str) -> JSON:
-    try:
-        return parse_json(text, limit=_MAX_BYTES)
-    except MalformedError as error:
-        raise InvalidBundle(f"a JWT bundle can not be read: {error}") from error

@@ -9,24 +9,17 @@ source starts anew at its first use there.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import functools
-import logging
-import os
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Self
 
-from istio_auth.clock import Clock, in_words
+from istio_auth.clock import Clock
 from istio_auth.errors import IstioAuthError, MissingError, NotAuthorized, NotReady
 from istio_auth.jwt_bundle import JWTBundle, JWTBundleSet
 from istio_auth.jwt_svid import JWTSVID, validate_jwt_svid
 from istio_auth.rpc.forking import Forked
-from istio_auth.sources.changes import Changes
+from istio_auth.sources.followed import Followed
 from istio_auth.sources.following import Following
 from istio_auth.sources.jwt_cache import JWTSVIDCache, Wanted
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
@@ -34,7 +27,6 @@ from istio_auth.system_clock import SystemClock
 from istio_auth.workload_api.blocking import BlockingWorkloadAPIClient
 from istio_auth.workload_api.methods import TIMEOUT
 
-_LOG = logging.getLogger(__name__)
 _REMEDY = "see whether the agent runs, its socket is there for this process, and this workload is registered"
 
 
@@ -64,8 +56,13 @@ class _State:
     updates: int = 0
     closed: bool = False
 
+    @property
+    def held(self) -> JWTBundleSet | None:
+        """The bundles, as every source calls what it holds."""
+        return self.bundles
 
-class JWTSource:
+
+class JWTSource(Followed[_State]):
     """Fetches JWT-SVIDs and validates those of others. A `JWTBundleSource`; from any thread and any event loop.
 
     Opening it waits for nothing: see `wait_until_ready` and `ready`, which wait for the bundles.
@@ -82,16 +79,12 @@ class JWTSource:
 
     def __init__(self, address: str | None = None, *, timeout: timedelta = TIMEOUT, clock: Clock | None = None) -> None:
         self._client = BlockingWorkloadAPIClient(address, timeout=timeout)
-        self._origin = f"the Workload API at {self._client.address}"
+        super().__init__(f"the Workload API at {self._client.address}", _State())
         self._clock = clock or SystemClock()
-        self._state = _State()
-        self._changes = Changes(self._origin)
         self._cache = JWTSVIDCache(functools.partial(_ask, self._client), self._clock)
-        self._forked = False
         watch = self._client.watch_jwt_bundles
         self._following = Following(self, self._client, watch, take=self._take, failed=self._failed)
         self._following.start()
-        _SOURCES.add(self)
 
     def fetch(self, *audiences: str, spiffe_id: SpiffeID | None = None, hint: str = "") -> JWTSVID:
         """A JWT-SVID of this workload, blocking while it is fetched. Not for an event loop: see `fetch_async`.
@@ -108,12 +101,12 @@ class JWTSource:
             NotReady: there is none on hand that is valid, and there was no answer.
             IstioAuthError: anything else.
         """
-        self._used()
+        self._use()
         return self._cache.get(Wanted(tuple(sorted(set(audiences))), spiffe_id, hint))
 
     async def fetch_async(self, *audiences: str, spiffe_id: SpiffeID | None = None, hint: str = "") -> JWTSVID:
         """A JWT-SVID of this workload, without blocking the event loop (see `fetch`)."""
-        self._used()
+        self._use()
         return await self._cache.get_async(Wanted(tuple(sorted(set(audiences))), spiffe_id, hint))
 
     def validate(self, token: str, audience: str) -> JWTSVID:
@@ -136,7 +129,7 @@ class JWTSource:
             NotReady: none have arrived yet, or the source is closed.
             NotAuthorized: the Workload API says that this workload has no identity.
         """
-        state = self._used()
+        state = self._use()
         if state.bundles is None:
             raise self._refusal(state)
         return state.bundles
@@ -149,34 +142,9 @@ class JWTSource:
         """
         return self.bundles().bundle(trust_domain)
 
-    def subscribe(self, changed: Callable[[], object]) -> Callable[[], None]:
-        """Call `changed`, on whichever thread makes the change, after each change; what it raises is logged.
-
-        Returns:
-            a function that ends the subscription.
-        """
-        self._used()
-        return self._changes.subscribe(changed)
-
-    def wait_until_ready(self, timeout: timedelta) -> None:
-        """Block until there are bundles. Not for an event loop: see `ready`.
-
-        Raises:
-            NotReady: there are none after this time, or the source is closed; says why, and what to do.
-        """
-        self._used()
-        self._changes.wait(self._decided, timeout)
-        self._refuse_unready(timeout)
-
-    async def ready(self, timeout: timedelta) -> None:  # noqa: ASYNC109  # the same signature as wait_until_ready
-        """Wait until there are bundles (see `wait_until_ready`)."""
-        self._used()
-        await self._changes.wait_async(self._decided, timeout)
-        self._refuse_unready(timeout)
-
     def status(self) -> JWTSourceStatus:
         """How the source is now; cheap, callable from any thread."""
-        state = self._used()
+        state = self._use()
         age = None if state.since is None else max(self._clock.now() - state.since, timedelta())
         return JWTSourceStatus(state.bundles is not None, age, state.trouble, state.updates)
 
@@ -186,35 +154,13 @@ class JWTSource:
         self._cache.forget()
         self._following.stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)  # which waits for its thread
-
-    def after_fork(self) -> None:
-        """In a forked child: whoever held our locks, and our thread, are not here. Called by itself."""
-        self._changes.after_fork()
+    def _after_fork(self) -> None:
+        super()._after_fork()
         self._cache.after_fork()
-        self._forked = True
 
-    def _used(self) -> _State:
-        if self._forked:
-            with self._changes.alone():
-                first, self._forked = self._forked, False
-            if first and not self._state.closed:
-                self._following.start()
-        return self._state
+    def _resume(self) -> None:
+        if not self._state.closed:
+            self._following.start()
 
     def _take(self, bundles: JWTBundleSet) -> None:
         before, now = self._state.bundles, self._clock.now()
@@ -237,28 +183,11 @@ class JWTSource:
             told = str(error) or type(error).__name__
             self._replace(lambda state: replace(state, trouble=told))
 
-    def _replace(self, change: Callable[[_State], _State]) -> None:
-        with self._changes.alone():
-            old = self._state
-            if old.closed:
-                return
-            self._state = new = change(old)
-        if new.trouble is not None and new.trouble != old.trouble:
-            held = "the bundles that are held stay in use" if new.bundles else "no bundles are held"
-            _LOG.warning("%s: %s (%s)", self._origin, new.trouble, held)
-        elif old.trouble is not None and new.trouble is None and not new.closed:
-            _LOG.info("%s: all is well again", self._origin)
-        if new.bundles is not old.bundles or new.closed:
-            self._changes.tell()
+    def _serves(self) -> bool:
+        return self._state.bundles is not None
 
-    def _decided(self) -> bool:
-        return self._state.closed or self._state.bundles is not None
-
-    def _refuse_unready(self, patience: timedelta) -> None:
-        state = self._state
-        if state.bundles is None:
-            waited = "" if state.closed else f"not ready after {in_words(patience)}: "
-            raise NotReady(waited + str(self._refusal(state)))
+    def _why_not(self, state: _State) -> str:
+        return str(self._refusal(state))
 
     def _refusal(self, state: _State) -> IstioAuthError:
         if state.closed:
@@ -286,14 +215,3 @@ def changed_between(before: JWTBundleSet, after: JWTBundleSet) -> frozenset[Trus
 
 def _by_trust_domain(bundles: JWTBundleSet) -> dict[TrustDomain, JWTBundle]:
     return {bundle.trust_domain: bundle for bundle in bundles}
-
-
-_SOURCES: weakref.WeakSet[JWTSource] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for source in _SOURCES:
-        source.after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)

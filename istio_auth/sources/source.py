@@ -1,28 +1,23 @@
-"""Source: what every kind of source does alike, as one snapshot that is replaced whole.
+"""Source: what every source of X509-SVIDs does alike, as one snapshot that is replaced whole.
 
 Whoever fills it says `_offer` or `_hold` (a new snapshot), `_trouble` (the last good one stays) or `_lose` (nothing is
-served any more), from any thread; everybody else reads one reference. An SVID that nobody renews is spoken of in the
-log before it ends, and is not served after that. No thread and no timer is needed for it: each use looks at the clock.
+served any more), from any thread. An SVID that nobody renews is spoken of in the log before it ends, and is not served
+after that. No thread and no timer is needed for it: each use looks at the clock.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import logging
-import os
-import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Self
 
 from istio_auth.bundle import TrustBundle
 from istio_auth.clock import Clock, in_words
 from istio_auth.errors import IstioAuthError, MissingError, NotReady
-from istio_auth.sources.changes import Changes
 from istio_auth.sources.expiry import Notice
+from istio_auth.sources.followed import Followed
 from istio_auth.sources.state import State
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.svid import X509SVID
@@ -53,8 +48,8 @@ class SourceStatus:
     updates: int
 
 
-class Source:
-    """The base of all sources: an `X509Source` that one can wait for, follow and ask how it is.
+class Source(Followed[State]):
+    """The base of all sources of X509-SVIDs: an `X509Source` that one can wait for, follow and ask how it is.
 
     Args:
         origin: where its content comes from, as messages say it: `the files in /etc/certs`.
@@ -64,14 +59,10 @@ class Source:
     """
 
     def __init__(self, origin: str, remedy: str, *, clock: Clock | None = None, serve_ended: bool = False) -> None:
-        self._origin = origin
+        super().__init__(origin, State())
         self._remedy = remedy
         self._clock = clock or SystemClock()
         self._serve_ended = serve_ended
-        self._state = State()
-        self._changes = Changes(origin)
-        self._forked = False
-        _SOURCES.add(self)
 
     def x509_context(self) -> X509Context:
         """The present snapshot; cheap, callable from any thread.
@@ -110,31 +101,6 @@ class Source:
         """
         return self.x509_context().bundle(trust_domain)
 
-    def subscribe(self, changed: Callable[[], object]) -> Callable[[], None]:
-        """Call `changed`, on whichever thread makes the change, after each change; what it raises is logged.
-
-        Returns:
-            a function that ends the subscription.
-        """
-        self._used()
-        return self._changes.subscribe(changed)
-
-    def wait_until_ready(self, timeout: timedelta) -> None:
-        """Block until there is a snapshot to serve. Not for an event loop: see `ready`.
-
-        Raises:
-            NotReady: there is none after this time, or the source is closed; says why, and what to do.
-        """
-        self._used()
-        self._changes.wait(self._decided, timeout)
-        self._refuse_unready(timeout)
-
-    async def ready(self, timeout: timedelta) -> None:  # noqa: ASYNC109  # the same signature as wait_until_ready
-        """Wait until there is a snapshot to serve (see `wait_until_ready`)."""
-        self._used()
-        await self._changes.wait_async(self._decided, timeout)
-        self._refuse_unready(timeout)
-
     async def updates(self) -> AsyncGenerator[X509Context]:
         """The present snapshot, then each that takes its place, until the source is closed.
 
@@ -168,22 +134,6 @@ class Source:
         """Serve nothing any more, and end who waits. For good; more than once does nothing."""
         self._replace(State.closing)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await asyncio.to_thread(self.close)  # a subclass may wait for its thread
-
     # For subclasses ------------------------------------------------------------------------------------------------
 
     def _hold(self, context: X509Context, *, trouble: Exception | None = None) -> None:
@@ -210,49 +160,20 @@ class Source:
         """Say in the log what must be said of SVIDs that end. For a source's own thread, now and then."""
         self._say_what_is_due(self._clock.now())
 
-    def _resume(self) -> None:
-        """Called in a forked child at the first use there: start again what a thread did. Does nothing by default."""
-
-    def _after_fork(self) -> None:
-        """Called in a forked child, whose only thread is the one that forked: whoever held our locks is not here."""
-        self._changes.after_fork()
-        self._forked = True
-
     # ---------------------------------------------------------------------------------------------------------------
 
     def _used(self) -> tuple[State, datetime]:
-        if self._forked:
-            with self._changes.alone():
-                first, self._forked = self._forked, False
-            if first:
-                self._resume()
+        self._use()
         now = self._clock.now()
         self._say_what_is_due(now)
         return self._state, now
 
-    def _decided(self) -> bool:
-        state = self._state
-        return state.closed or state.serves(self._clock.now())
-
-    def _replace(self, change: Callable[[State], State]) -> None:
-        with self._changes.alone():
-            old = self._state
-            if old.closed:
-                return
-            self._state = new = change(old)
-        self._say_trouble(old, new)
-        if new.context is not old.context or new.closed:
-            self._changes.tell()
+    def _serves(self) -> bool:
+        return self._state.serves(self._clock.now())
 
     def _refusal(self, state: State) -> IstioAuthError:
         # One error raised by several threads would gather all their tracebacks.
         return NotReady(self._why_not(state)) if state.lost is None else copy.copy(state.lost)
-
-    def _refuse_unready(self, patience: timedelta) -> None:
-        state = self._state
-        if not state.serves(self._clock.now()):
-            waited = "" if state.closed else f"not ready after {in_words(patience)}: "
-            raise NotReady(waited + self._why_not(state))
 
     def _why_not(self, state: State) -> str:
         if state.closed:
@@ -265,13 +186,6 @@ class Source:
     def _ended(self, svid: X509SVID, state: State) -> str:
         ended = f"the SVID {svid.id} from {self._origin} has ended at {svid.not_after.isoformat()}"
         return f"{ended} and was not renewed{_because(state)}; {self._remedy}"
-
-    def _say_trouble(self, old: State, new: State) -> None:
-        if new.trouble is not None and new.trouble != old.trouble:
-            held = "what is held stays in use" if new.context else "nothing is held"
-            _LOG.warning("%s: %s (%s)", self._origin, new.trouble, held)
-        elif old.trouble is not None and new.trouble is None and not new.closed:
-            _LOG.info("%s: all is well again", self._origin)
 
     def _say_what_is_due(self, now: datetime) -> None:
         pending = self._state.pending
@@ -290,17 +204,6 @@ class Source:
             left, end = in_words(svid.not_after - now), svid.not_after.isoformat()
             text = "the SVID %s from %s ends at %s, in %s, and no renewal has come%s; %s"
             _LOG.warning(text, svid.id, self._origin, end, left, _because(state), self._remedy)
-
-
-_SOURCES: weakref.WeakSet[Source] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for source in _SOURCES:
-        source._after_fork()  # noqa: SLF001  # of this module
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def _because(state: State) -> str:

@@ -38,6 +38,11 @@ class State:
     closed: bool = False
 
     @property
+    def held(self) -> X509Context | None:
+        """The snapshot, as every source calls what it holds."""
+        return self.context
+
+    @property
     def default(self) -> X509SVID | None:
         """The default SVID, if one is held."""
         return self.context.svids[0] if self.context is not None and self.context.svids else None

@@ -63,7 +63,7 @@ class Records(logging.Handler):
 def log() -> Iterator[list[logging.LogRecord]]:
     """What the sources log meanwhile."""
     handler = Records()
-    logger = logging.getLogger("istio_auth.sources.source")
+    logger = logging.getLogger("istio_auth.sources")
     logger.addHandler(handler)
     try:
         yield handler.records

@@ -190,7 +190,7 @@ class TestARedaction:
         agent.before = unavailable
         with pytest.raises(NotReady):  # the one that was on hand is not served
             source.fetch("db")
-        assert "no bundles are held" in caplog.text
+        assert "nothing is held" in caplog.text
         agent.jwt_bundles.say(jwt_bundles({"cluster.local": ISSUER}))
         source.wait_until_ready(SOON)
         source.validate(token, "db")
@@ -278,7 +278,7 @@ def test_a_forked_child_waits_for_no_lock_that_a_thread_of_its_parent_held(sourc
         answers.append(source.status().ready)
 
     with source._cache._lock, source._changes._condition, source._changes._subscribers._lock:
-        source.after_fork()  # as the child has it
+        source._after_fork()  # as the child has it
         using = threading.Thread(target=use, daemon=True)
         using.start()
         using.join(10)
