@@ -17,16 +17,25 @@ from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import SpiffeID
 
 _SELECTOR = re.compile(r"([a-z][a-z0-9-]*):([\x21-\x7e]{1,500})")
+_DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_SUBDOMAIN = rf"(?=[^/=]{{1,253}}(?:[/=]|\Z)){_DNS_LABEL}(?:\.{_DNS_LABEL})*"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 # As the attestors write them: what is spelled otherwise would fit nobody.
 _VALUES = {
     "unix": re.compile(r"(?:uid|gid|supplementary_gid):(?:0|[1-9][0-9]*)|path:/.*|sha256:[0-9a-f]{64}"),
     "systemd": re.compile(r"unit:[^/]+\.[a-z]+"),
     "cgroup": re.compile(r"path:/.+"),
+    "k8s": re.compile(
+        rf"(?:ns|container):{_DNS_LABEL}|(?:sa|node|pod):{_SUBDOMAIN}|pod-uid:[0-9A-Za-z-]{{1,128}}"
+        rf"|label:(?:{_SUBDOMAIN}/)?{_LABEL}=(?:{_LABEL})?"
+    ),
 }
 _SPELLINGS = {
     "unix": "unix:uid:NUMBER, unix:gid:NUMBER, unix:supplementary_gid:NUMBER, unix:path:/PATH or unix:sha256:HEX",
     "systemd": "systemd:unit:NAME.service",
     "cgroup": "cgroup:path:/PATH",
+    "k8s": "k8s:ns:NAMESPACE, k8s:sa:SERVICE-ACCOUNT, k8s:node:NODE, k8s:pod:NAME, k8s:pod-uid:UID, "
+    "k8s:container:NAME or k8s:label:KEY=VALUE",
 }
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -36,7 +45,7 @@ class Selector:
     """One observed property of a workload.
 
     Args:
-        type: who observes it, for instance `unix` or `socket`.
+        type: who observes it, for instance `unix`, `socket` or `k8s`.
         value: what was observed, for instance `uid:1000`.
     """
 

@@ -38,6 +38,50 @@ def test_a_unix_selector_that_nobody_can_have_is_refused(text: str) -> None:
     assert str(Selector.parse("unix:uid:0")) == "unix:uid:0"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "k8s:ns:shop",
+        "k8s:sa:web",
+        "k8s:sa:web.v2",
+        "k8s:node:node-1.example",
+        "k8s:pod:web-0",
+        "k8s:pod-uid:0c3ff9ee-8a7c-4a3b-8d5b-6f1f2f3a4b5c",
+        "k8s:pod-uid:5d4e2a6f1c9b8a7f6e5d4c3b2a190807",
+        "k8s:container:app",
+        "k8s:label:app=web",
+        "k8s:label:app.kubernetes.io/name=web_1.2-x",
+        "k8s:label:app=",
+    ],
+)
+def test_a_registration_can_ask_for_what_is_known_of_a_pod(text: str) -> None:
+    assert str(Selector.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "k8s:namespace:shop",
+        "k8s:ns:Shop",
+        "k8s:ns:shop.web",
+        "k8s:ns:" + "a" * 64,
+        "k8s:sa:shop/web",
+        "k8s:sa:" + ".".join(["abc"] * 64),
+        "k8s:pod-uid:a_b",
+        "k8s:label:app",
+        "k8s:label:=web",
+        "k8s:label:/app=web",
+        "k8s:label:a/b/c=web",
+        "k8s:label:app=a=b",
+        "k8s:label:app=" + "a" * 64,
+        "k8s:container:",
+    ],
+)
+def test_a_kubernetes_selector_that_no_pod_can_have_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="fits nobody: write k8s:ns:NAMESPACE"):
+        Selector.parse(text)
+
+
 def test_all_selectors_must_be_observed() -> None:
     registration = Registration(WEB, selectors("unix:uid:1", "socket:web"))
     assert registration.fits(selectors("unix:uid:1", "socket:web", "unix:gid:1"))
