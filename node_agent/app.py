@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import random
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -17,25 +16,17 @@ from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
 from istio_auth.errors import ConfigurationError, IstioAuthError
 from istio_auth.registration import Registration
-from istio_auth.sources.memory import MemorySource
-from istio_auth.spiffe_id import SpiffeID
 from istio_auth.system_clock import SystemClock
-from istio_auth.x509_source import X509Context
+from node_agent.access import access
 from node_agent.admin.status import Status, ca_document, own_document
-from node_agent.ca_client import AnyCA
-from node_agent.ca_link import CALink
 from node_agent.cache import WorkloadCache
 from node_agent.config import Config
 from node_agent.csi.mounts import Mounts
 from node_agent.csi.plugin import Plugin, measure, volumes_folder
-from node_agent.enrolment import Enrolment
 from node_agent.front import front
-from node_agent.identity import Identity
-from node_agent.istio_contract import IstioClient
 from node_agent.kept_workloads import Keeping, WorkloadFolder, file_system, is_in_memory
 from node_agent.metrics import Metrics
 from node_agent.mounted import MountedAgent
-from node_agent.node_service import NodeServiceClient
 from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
 from node_agent.renewal import Renewals, first_to_lapse
 from node_agent.state import StateFolder, read_token
@@ -117,31 +108,9 @@ class Agent:
         self.cache.register(registered)
         self._keeping = self._kept(folder_to_keep(config))
         self._restored = self._keeping is not None and self._keeping.restore(clock.now(), random.random)
-        self._anonymous = MemorySource(X509Context((), self.trust.bundles))
-        own = MemorySource()
-        self._proven, self._unproven = self._link(own), self._link(self._anonymous)
-        proven = self._client(self._proven)
-        enrolment = Enrolment(
-            config.spiffe_id,
-            state.node_key(),
-            state=state,
-            trust=self.trust,
-            proven=proven,
-            unproven=self._client(self._unproven),
-            read_token=lambda: read_token(config.join_token_file),
-            ttl=config.svid_ttl,
-            clock=clock,
-        )
-        self.identity = Identity(
-            enrolment,
-            state=state,
-            source=own,
-            trust=self.trust,
-            svid=state.svid(config.spiffe_id),
-            clock=clock,
-            metrics=self.metrics,
-        )
-        self.renewals = Renewals(self.cache, proven, ready=self.identity.lives, clock=clock, metrics=self.metrics)
+        self._access = access(config, state, self.trust, clock=clock, metrics=self.metrics)
+        self.identity, client = self._access.standing, self._access.client
+        self.renewals = Renewals(self.cache, client, ready=self.identity.lives, clock=clock, metrics=self.metrics)
         self.workloads = Workloads(
             config,
             self.cache,
@@ -151,7 +120,7 @@ class Agent:
         )
         self.csi = self._plugin(mounts)
         self.sync = Sync(
-            proven,
+            client,
             trust=self.trust,
             ready=self.identity.lives,
             consumers=self._consumers,
@@ -172,21 +141,12 @@ class Agent:
         if self.config.csi.endpoint is None:
             return None
         return Plugin(
-            self.config, self._unproven, trust=self.trust, clock=self.clock, metrics=self.metrics, mounts=mounts
+            self.config, self._access.bare, trust=self.trust, clock=self.clock, metrics=self.metrics, mounts=mounts
         )
-
-    def _link(self, source: MemorySource) -> CALink:
-        return CALink(self.config.ca_address, source, SpiffeID.for_ca(self.config.trust_domain), clock=self.clock)
-
-    def _client(self, link: CALink) -> AnyCA:
-        timeout, version = self.config.ca_timeout, importlib.metadata.version("istio-auth")
-        node = NodeServiceClient(link, self.config.trust_domain, timeout=timeout, version=version)
-        return AnyCA(node, IstioClient(link, timeout=timeout))
 
     def _wire(self) -> None:
         """Who is told of what."""
-        self.trust.subscribe(self._trust_changed)
-        self.identity.subscribe(self._proven.renew)
+        self.trust.subscribe(lambda: self.cache.trust(self.trust.bundles))
         self.identity.subscribe(self.renewals.look_again)
         self.identity.subscribe(self.sync.look_again)
         self.workloads.subscribe(self.sync.report)
@@ -194,10 +154,6 @@ class Agent:
 
     def _consumers(self) -> Consumers:
         return self.workloads.consumers() + (self.csi.consumers() if self.csi else Consumers())
-
-    def _trust_changed(self) -> None:
-        self._anonymous.replace(X509Context((), self.trust.bundles))
-        self.cache.trust(self.trust.bundles)
 
     def _measure(self) -> None:
         measure(self.metrics, self.csi)
@@ -222,11 +178,10 @@ class Agent:
     @asynccontextmanager
     async def serving(self, daemon: Daemon) -> AsyncIterator[None]:
         """Serve workloads from entering to leaving; leaving ends calls and streams in good order."""
-        daemon.readiness.add("identity", lambda: None if self.identity.lives() else "no SVID of our own yet")
+        daemon.readiness.add("identity", lambda: self.identity.problem)
         daemon.readiness.add("registrations", self._registrations_missing)
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(self._proven.close)
-            stack.push_async_callback(self._unproven.close)
+            stack.push_async_callback(self._access.close)
             alarm = await stack.enter_async_context(Alarm())
             await stack.enter_async_context(
                 front(
@@ -261,7 +216,7 @@ class Agent:
         )
 
     def _registrations_missing(self) -> str | None:
-        if self._local is not None or self.sync.heard or self._restored:
+        if self._local is not None or self.sync.heard or self._restored or self.config.istio_ca.server_name:
             return None
         return "the CA sends no registrations: name a file" if self.sync.not_offered else "no registrations yet"
 

@@ -1,4 +1,4 @@
-"""The way to the CA: TLS by our own contexts, the CA known by its exact SPIFFE ID, and a new connection when we renew.
+"""The way to the CA: TLS by a context that knows the CA from others, and a new connection when we renew.
 
 A connection proves what was true at its handshake. So whenever our own SVID is replaced, calls go over a new
 connection from then on; the old one ends when the calls on it are done, and with it the streams that are still open.
@@ -7,6 +7,7 @@ connection from then on; the old one ends when the calls on it are done, and wit
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -14,16 +15,11 @@ from datetime import timedelta
 
 from google.protobuf.message import Message
 
-from istio_auth.authorize import is_id
-from istio_auth.clock import Clock
 from istio_auth.door import Portal
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.host_port import HostPort
 from istio_auth.rpc.channel import Channel
 from istio_auth.rpc.status import UnknownMethod
-from istio_auth.spiffe_id import SpiffeID
-from istio_auth.tls import client_context
-from istio_auth.x509_source import X509Source
 from node_agent.ca_client import Metadata, NotOffered, Response
 
 _LARGEST_ANSWER = 64 << 20  # all registrations at once, of the largest file that the CA takes, and more
@@ -44,14 +40,11 @@ class CALink:
 
     Args:
         address: where the CA is.
-        source: what we present, and whom we trust.
-        ca: who the CA must be.
-        clock: tells when its certificate must be valid.
+        context: decides who is the CA, and what we present; speaks h2.
     """
 
-    def __init__(self, address: HostPort, source: X509Source, ca: SpiffeID, *, clock: Clock) -> None:
-        self._address = address
-        self._context = client_context(source, is_id(ca), alpn=("h2",), clock=clock)
+    def __init__(self, address: HostPort, context: ssl.SSLContext) -> None:
+        self._address, self._context = address, context
         self._line: _Line | None = None
         self._opening = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()

@@ -17,6 +17,7 @@ from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from node_agent.csi.settings import CSISettings
 from node_agent.files.settings import FilesSettings
+from node_agent.istio_ca import IstioCASettings
 
 PREFIX = "ISTIO_AUTH_AGENT__"
 CA_ADDRESS = HostPort("localhost", 15012)
@@ -97,6 +98,7 @@ class Config:
     ] = False
     metrics_listen: Annotated[HostPort, Setting("where health and metrics are served")] = METRICS_LISTEN
     log: LogSettings = field(default_factory=LogSettings)
+    istio_ca: IstioCASettings = field(default_factory=IstioCASettings)
     csi: CSISettings = field(default_factory=CSISettings)
     socket: tuple[SocketSettings, ...] = ()
     files: tuple[FilesSettings, ...] = ()
@@ -112,6 +114,7 @@ class Config:
             raise ConfigurationError(
                 "mounted and csi.endpoint exclude each other: an agent that asks no CA has no volumes"
             )
+        self._check_istio_ca()
         for table, rows, what in (
             ("sockets", self.socket, "path"),
             ("sockets", self.socket, "name"),
@@ -121,6 +124,21 @@ class Config:
             values = [getattr(each, what) for each in rows]
             if len(set(values)) != len(values):
                 raise ConfigurationError(f"two {table} have the same {what}")
+
+    def _check_istio_ca(self) -> None:
+        if self.istio_ca.server_name is None:
+            return
+        if self.mounted is not None:
+            raise ConfigurationError("mounted and istio_ca exclude each other: such an agent asks no CA")
+        if (self.istio_ca.token_file is None) != (self.registrations is None):
+            raise ConfigurationError(
+                "istio_ca.token_file and registrations go together: the token asks for those who are registered, and "
+                "such a CA tells nobody who that is"
+            )
+        if self.registrations is None and self.csi.endpoint is None:
+            raise ConfigurationError(
+                "there is nobody to serve: name istio_ca.token_file and registrations, or csi.endpoint, or both"
+            )
 
     @property
     def spiffe_id(self) -> SpiffeID:

@@ -79,6 +79,11 @@ class Identity:
         return self.svid is not None and self._clock.now() < self.svid.not_after
 
     @property
+    def problem(self) -> str | None:
+        """What keeps the agent from its work."""
+        return None if self.lives() else "no SVID of our own yet"
+
+    @property
     def due(self) -> datetime | None:
         """When it is to be renewed; None if there is none."""
         return self._due

@@ -15,7 +15,7 @@ from istio_auth.pem import read_certificates, write_csr
 from istio_auth.proto.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from istio_auth.spiffe_id import SpiffeID
 from node_agent.answer import BadAnswer
-from node_agent.ca_client import Calls, Chain, News, NotOffered, Outcome, Report, SigningRequest
+from node_agent.ca_client import Calls, Chain, Metadata, News, NotOffered, Outcome, Report, SigningRequest
 
 CREATE_CERTIFICATE = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _AT_ONCE = 8
@@ -27,10 +27,11 @@ class IstioClient:
     Args:
         calls: the way to it.
         timeout: for one call.
+        metadata: goes with every call.
     """
 
-    def __init__(self, calls: Calls, *, timeout: timedelta) -> None:
-        self._calls, self._timeout = calls, timeout
+    def __init__(self, calls: Calls, *, timeout: timedelta, metadata: Metadata = ()) -> None:
+        self._calls, self._timeout, self._metadata = calls, timeout, metadata
 
     async def sign(self, requests: Sequence[SigningRequest], *, token: str | None = None) -> list[Outcome]:
         """See `CertificateClient.sign`."""
@@ -70,7 +71,7 @@ class IstioClient:
                     message,
                     IstioCertificateResponse,
                     timeout=self._timeout,
-                    metadata=bearer(token),
+                    metadata=(*self._metadata, *bearer(token)),
                 )
         except IstioAuthError as error:
             return error

@@ -282,6 +282,8 @@ class TLSEnd(PlainEnd):
 def _reason(error: ssl.SSLError) -> IstioAuthError:
     if isinstance(error, HandshakeRefused):
         return error.reason_error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return NotAuthenticated(f"the peer's certificate is refused: {error.verify_message}")
     words = (error.reason or str(error)).replace("_", " ").lower()
     if "alert" in words:
         return NotAuthenticated(f"the peer refused the TLS handshake: {words}")

@@ -13,10 +13,10 @@ from istio_auth.door import UnixCaller
 from istio_auth.errors import MissingError
 from istio_auth.registration import Registration, Selector
 from istio_auth.strict_json import JSON
+from node_agent.access import Standing
 from node_agent.cache import Held, WorkloadCache
 from node_agent.entitlement import Entitlement
 from node_agent.files.writer import FilesWriter
-from node_agent.identity import Identity
 from node_agent.registrations import Want
 from node_agent.renewal import Renewals, first_to_lapse
 from node_agent.sync import Sync
@@ -121,14 +121,14 @@ class Status:
         ]
 
 
-def own_document(identity: Identity) -> dict[str, JSON]:
+def own_document(standing: Standing) -> dict[str, JSON]:
     """What an agent holds itself."""
-    own = identity.svid
+    own = standing.svid
     return {
         "spiffe_id": str(own.id) if own else None,
         "not_after": _iso(own.not_after) if own else None,
-        "renewal": _iso(identity.due),
-        "trouble": identity.trouble,
+        "renewal": _iso(standing.due),
+        "trouble": standing.trouble,
     }
 
 
@@ -136,7 +136,7 @@ def ca_document(sync: Sync, renewals: Renewals, trust: Trust) -> dict[str, JSON]
     """How an agent stands with its CA."""
     return {
         "in_sync": sync.connected,
-        "trouble": sync.trouble or renewals.trouble,
+        "trouble": renewals.trouble or sync.trouble,
         "bundle_sequence": trust.own.sequence,
     }
 

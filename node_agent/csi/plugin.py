@@ -68,7 +68,8 @@ class Plugin:
     ) -> None:
         self._settings, self._metrics = config.csi, metrics
         place = Place(config.trust_domain, config.csi.kubelet_folder)
-        means = Means(IstioClient(calls, timeout=config.ca_timeout), trust, config.trust_domain, clock, metrics)
+        ca = IstioClient(calls, timeout=config.ca_timeout, metadata=config.istio_ca.metadata)
+        means = Means(ca, trust, config.trust_domain, clock, metrics)
         self._sockets = PodSockets(config.trust_domain, metrics)
         parent = private_folder(volumes_folder(config))
         self.volumes = Volumes(parent, place, means, mounts=mounts or BindMounts(), sockets=self._sockets)
