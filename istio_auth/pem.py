@@ -7,6 +7,7 @@ holds any of the bytes.
 from __future__ import annotations
 
 import binascii
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ _PEM_START = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
 _UNREADABLE = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm, CryptographyDeprecationWarning)
 # A sequence of a version and a sequence (RFC 5208 5): the older forms have something else in the latter's place.
 _PKCS8_START = re.compile(rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)\x02\x01[\x00\x01]\x30", re.DOTALL)
+_CERTIFICATE_START = b"-----BEGIN CERTIFICATE-----"
 _CSR_LABELS = (b"CERTIFICATE REQUEST", b"NEW CERTIFICATE REQUEST")
 
 
@@ -123,6 +125,23 @@ def read_private_key(pem: bytes, *, validate: bool = True) -> PrivateKey:
         # Without the cause: a parser's message could quote the input, and this input is a secret.
         raise InvalidPEM("the private key does not parse, or is encrypted") from None
     return allowed_private_key(key)
+
+
+def read_credential_bundle(pem: bytes) -> tuple[tuple[x509.Certificate, ...], PrivateKey]:
+    """The certificates and the private key of one file, as Kubernetes writes it with `credentialBundlePath`.
+
+    Kubernetes puts the key first; at another place among the certificates it is as good.
+
+    Raises:
+        InvalidPEM: there is not exactly one key, no certificate, or something else.
+        KeyRejected: the key's type or size is not allowed.
+    """
+    _bounded(pem, MAX_CERTIFICATES_BYTES, "a credential bundle")
+    starts = [match.start() for match in _PEM_START.finditer(pem)]
+    blocks = [pem[start:end] for start, end in itertools.pairwise([*starts, len(pem)])]
+    chain = [block for block in blocks if block.startswith(_CERTIFICATE_START)]
+    key = read_private_key(b"".join(block for block in blocks if not block.startswith(_CERTIFICATE_START)))
+    return read_certificates(b"".join(chain)), key
 
 
 def read_der_private_key(der: bytes) -> PrivateKey:

@@ -12,7 +12,7 @@ from typing import Self, TypeAlias
 
 from istio_auth.bundle import BundleSet, TrustBundle
 from istio_auth.errors import ConfigurationError, MalformedError
-from istio_auth.pem import MAX_CERTIFICATES_BYTES, read_certificates, read_private_key
+from istio_auth.pem import MAX_CERTIFICATES_BYTES, read_certificates, read_credential_bundle, read_private_key
 from istio_auth.sources.svid_files import Content, SVIDFiles
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.svid import X509SVID
@@ -28,11 +28,15 @@ def svid_in(files: SVIDFiles, contents: Contents, now: datetime) -> X509SVID:
     Raises:
         IstioAuthError: a file could not be read, says something else, does not match the other, or the SVID has ended.
     """
-    with _about(files.chain):
-        chain = read_certificates(_bytes(contents[files.chain]))
-    with _about(files.key):
-        key = read_private_key(_bytes(contents[files.key]))
-    with _about(files.chain, files.key):
+    if files.chain == files.key:
+        with _about(files.key):
+            chain, key = read_credential_bundle(_bytes(contents[files.key]))
+    else:
+        with _about(files.chain):
+            chain = read_certificates(_bytes(contents[files.chain]))
+        with _about(files.key):
+            key = read_private_key(_bytes(contents[files.key]))
+    with _about(*dict.fromkeys((files.chain, files.key))):
         svid = X509SVID.of(chain, key)
     if svid.not_after <= now:
         raise ConfigurationError(f"{files.chain}: the SVID {svid.id} has ended at {svid.not_after.isoformat()}")

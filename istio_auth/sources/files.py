@@ -12,6 +12,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -40,7 +41,6 @@ _LOG = logging.getLogger(__name__)
 _SETTLE = 0.1  # seconds from a look that saw a change to the next
 _PAUSE = 5.0  # seconds after a look that failed in a way that nobody thought of
 _JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber keeps it
-_OWN = 3  # chain, key and roots come first among the marks
 _REMEDY = "see whether whoever writes them still does, and whether this process may read them"
 
 
@@ -48,8 +48,9 @@ class FileSource(Source):
     """Follows an SVID in files. Opening it reads them once; what is not there or not good yet is waited for.
 
     Args:
-        place: a folder with Istio's layout or that of Kubernetes, or the files themselves.
+        place: a folder with one of the layouts that `SVIDLayout` names, or the files themselves.
         layout: the names of the files in the folder; by default found out from what is there.
+        roots: where the roots are, if they are not in the folder.
         trust_domain: for whom the roots vouch; by default the SVID's own trust domain.
         federated: bundles of other trust domains, each a file of CA certificates in PEM.
         bundle_map: a file with bundles of several trust domains, as a SPIFFE bundle map in JSON; it says nothing of a
@@ -69,6 +70,7 @@ class FileSource(Source):
         place: str | Path | SVIDFiles,
         *,
         layout: SVIDLayout | None = None,
+        roots: str | Path | None = None,
         trust_domain: TrustDomain | None = None,
         federated: Mapping[TrustDomain, str | Path] | None = None,
         bundle_map: str | Path | None = None,
@@ -77,11 +79,11 @@ class FileSource(Source):
     ) -> None:
         if interval <= timedelta():
             raise ConfigurationError("the interval at which files are looked at must be longer than nothing")
-        if layout is not None and isinstance(place, SVIDFiles):
+        if isinstance(place, SVIDFiles) and (layout, roots) != (None, None):
             raise ConfigurationError("a layout is for a folder: give the folder, or the files without a layout")
         super().__init__(f"the files {_in_words(place)}", _REMEDY, clock=clock)
         self._place = place if isinstance(place, SVIDFiles) else Path(place)
-        self._layout = layout
+        self._layout, self._roots = layout, Path(roots) if roots is not None else None
         self._trust_domain = trust_domain
         self._foreign = [BundleFile.of_pem(Path(path), domain) for domain, path in (federated or {}).items()]
         if bundle_map is not None:
@@ -118,10 +120,11 @@ class FileSource(Source):
     def _files(self) -> SVIDFiles:
         if isinstance(self._place, SVIDFiles):
             return self._place
-        return SVIDFiles.in_folder(self._place, self._layout) if self._layout else SVIDFiles.detect(self._place)
+        files = SVIDFiles.in_folder(self._place, self._layout) if self._layout else SVIDFiles.detect(self._place)
+        return replace(files, roots=self._roots) if self._roots is not None else files
 
     def _limits(self, files: SVIDFiles) -> dict[Path, int]:
-        own = {files.chain: MAX_CERTIFICATES_BYTES, files.key: MAX_KEY_BYTES, files.roots: MAX_CERTIFICATES_BYTES}
+        own = {files.key: MAX_KEY_BYTES, files.chain: MAX_CERTIFICATES_BYTES, files.roots: MAX_CERTIFICATES_BYTES}
         return own | {file.path: file.limit for file in self._foreign}
 
     def _poll(self) -> float:
@@ -131,7 +134,8 @@ class FileSource(Source):
             files = self._files()
             seen = marks(self._limits(files))
             if seen != self._seen:
-                alone, self._seen = seen[_OWN:] == self._seen[_OWN:], seen
+                own = len(set(files.paths))  # they come first among the marks
+                alone, self._seen = seen[own:] == self._seen[own:], seen
                 if files.swapped and alone:
                     self._read(files)
             elif seen != self._taken or self._state.trouble is not None:
@@ -156,7 +160,8 @@ class FileSource(Source):
                 own = roots_in(files.roots, contents, self._trust_domain or svid.id.trust_domain)
                 trouble = self._read_foreign(contents)
         except IstioAuthError as error:
-            self._trouble(error if any(map(is_there, files.paths)) else self._nothing_there(error))
+            nothing = not any(is_there(path) for path in files.paths if path != self._roots)
+            self._trouble(self._nothing_there(error) if nothing else error)
             return
         self._warn_if_exposed(files.key)
         bundles = [own, *(bundle for file in self._foreign for bundle in self._kept.get(file, ()))]
@@ -166,7 +171,8 @@ class FileSource(Source):
     def _nothing_there(self, error: IstioAuthError) -> IstioAuthError:
         if isinstance(self._place, SVIDFiles) or self._layout is not None:
             return error
-        return MissingError(f"{error}; nor is there a {SVIDLayout.KUBERNETES_TLS.chain}")
+        others = SVIDLayout.KUBERNETES_TLS.chain, SVIDLayout.CREDENTIAL_BUNDLE.chain
+        return MissingError(f"{error}; nor is there a {' or '.join(others)}")
 
     def _read_foreign(self, contents: Contents) -> IstioAuthError | None:
         troubles = []

@@ -36,12 +36,14 @@ Content: TypeAlias = bytes | IstioAuthError
 class SVIDLayout:
     """The names of the files in a folder: the chain (leaf first), the private key, and the roots, all in PEM.
 
-    `ISTIO` is what Istio has in `/etc/certs`; `KUBERNETES_TLS` what stands in Kubernetes' secrets of type
-    `kubernetes.io/tls` and in the volumes of SPIFFE CSI drivers.
+    Chain and key may be one file. `ISTIO` is what Istio has in `/etc/certs`; `KUBERNETES_TLS` what stands in secrets of
+    type `kubernetes.io/tls` and in the volumes of SPIFFE CSI drivers; `CREDENTIAL_BUNDLE` what the files of a
+    `podCertificate` volume with `credentialBundlePath` and of the ClusterTrustBundle beside it are called by custom.
     """
 
     ISTIO: ClassVar[SVIDLayout]
     KUBERNETES_TLS: ClassVar[SVIDLayout]
+    CREDENTIAL_BUNDLE: ClassVar[SVIDLayout]
 
     chain: str
     key: str
@@ -55,6 +57,8 @@ class SVIDLayout:
 
 SVIDLayout.ISTIO = SVIDLayout("cert-chain.pem", "key.pem", "root-cert.pem")
 SVIDLayout.KUBERNETES_TLS = SVIDLayout("tls.crt", "tls.key", "ca.crt")
+SVIDLayout.CREDENTIAL_BUNDLE = SVIDLayout("credential-bundle.pem", "credential-bundle.pem", "trust-bundle.pem")
+_KNOWN = (SVIDLayout.ISTIO, SVIDLayout.KUBERNETES_TLS, SVIDLayout.CREDENTIAL_BUNDLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class SVIDFiles:
 
     Args:
         chain: the certificates, leaf first, without the root, in PEM.
-        key: the private key, in PEM.
+        key: the private key, in PEM; if it is the same file as the chain, that holds both.
         roots: the CA certificates that vouch for a trust domain, in PEM.
     """
 
@@ -78,8 +82,8 @@ class SVIDFiles:
 
     @classmethod
     def detect(cls, folder: Path) -> Self:
-        """The files of a folder that has Istio's layout or that of Kubernetes: the one of which more is there."""
-        layouts = (cls.in_folder(folder, layout) for layout in (SVIDLayout.ISTIO, SVIDLayout.KUBERNETES_TLS))
+        """The files of a folder that has one of the layouts above: the one of which more is there."""
+        layouts = (cls.in_folder(folder, layout) for layout in _KNOWN)
         return max(layouts, key=lambda files: sum(map(is_there, files.paths)))
 
     @property
@@ -175,8 +179,8 @@ def write_svid(
         layout.chain: (svid.chain_pem(), 0o644),
         layout.roots: (context.bundle(svid.id.trust_domain).to_pem(), 0o644),
     }
-    if combined:
-        contents[combined] = (key + svid.chain_pem(), key_mode)
+    for name in filter(None, {combined, *({layout.key} & {layout.chain})}):
+        contents[name] = (key + svid.chain_pem(), key_mode)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):

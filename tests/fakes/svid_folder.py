@@ -37,7 +37,9 @@ class SVIDFolder:
         """The names of the files and what is in them."""
         svid = context.svid
         roots = context.bundle(svid.id.trust_domain).to_pem()
-        return {self.layout.chain: svid.chain_pem(), self.layout.key: svid.key_pem(), self.layout.roots: roots}
+        contents = {self.layout.chain: svid.chain_pem(), self.layout.roots: roots}
+        contents[self.layout.key] = svid.key_pem() + contents.get(self.layout.key, b"")
+        return contents
 
     def write(self, context: X509Context) -> None:
         """Write all of it, in place."""

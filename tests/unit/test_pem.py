@@ -196,6 +196,44 @@ def test_a_weak_key_is_refused_for_what_it_is() -> None:
             pem.read_der_private_key(pem.write_der_private_key(key))
 
 
+def test_a_credential_bundle_has_one_key_at_any_place_and_the_chain_in_its_order(authority: FakeAuthority) -> None:
+    svid = FakeAuthority(parent=authority).svid()
+    leaf, issuer = (pem.write_certificates([each]) for each in svid.chain)
+    key = svid.key_pem()
+    for bundle in (
+        key + leaf + issuer,
+        leaf + issuer + key,
+        leaf + key + issuer,
+        b"# from Kubernetes\n" + key + leaf + issuer,
+    ):
+        chain, found = pem.read_credential_bundle(bundle)
+        assert chain == svid.chain
+        assert found.public_key() == svid.private_key.public_key()
+
+
+def test_what_is_no_credential_bundle_is_refused_without_a_word_of_it(authority: FakeAuthority) -> None:
+    svid = authority.svid()
+    key, chain = svid.key_pem(), svid.chain_pem()
+    for wrong, words in (
+        (b"", "exactly one private key"),
+        (b"junk", "exactly one private key"),
+        (chain, "exactly one private key"),
+        (key, "certificates in PEM"),
+        (key + key + chain, "exactly one private key"),
+        (key + chain + pem.write_private_key(new_private_key()), "exactly one private key"),
+        (key + csr_pem() + chain, "exactly one private key"),
+        (key[: len(key) // 2] + chain, "does not parse"),
+        (key + chain[:-30], "does not parse|truncated"),
+        (key + chain[:99] + chain, "does not parse|truncated"),
+        (key + chain + b"x" * pem.MAX_CERTIFICATES_BYTES, "more than"),
+        (pem.write_traditional_private_key(svid.private_key).replace(b"EC PRIVATE", b"DSA PRIVATE") + chain, "parse"),
+    ):
+        with pytest.raises(InvalidPEM, match=words) as refusal:
+            pem.read_credential_bundle(wrong)
+        assert not any(line in str(refusal.value) for line in key.decode().splitlines()[1:-1])
+    assert pem.read_credential_bundle(key + chain)[0] == svid.chain
+
+
 def test_exactly_one_signing_request_is_read(authority: FakeAuthority) -> None:
     good = csr_pem()
     assert pem.write_csr(pem.read_csr(good)) == good

@@ -61,8 +61,10 @@ def held(folder: SVIDFolder) -> StillSource:
 
 
 class TestLayouts:
-    @pytest.mark.parametrize("layout", [SVIDLayout.ISTIO, SVIDLayout.KUBERNETES_TLS])
-    def test_both_are_found_out(self, tmp_path: Path, layout: SVIDLayout) -> None:
+    @pytest.mark.parametrize(
+        "layout", [SVIDLayout.ISTIO, SVIDLayout.KUBERNETES_TLS, SVIDLayout.CREDENTIAL_BUNDLE], ids=lambda one: one.chain
+    )
+    def test_each_is_found_out(self, tmp_path: Path, layout: SVIDLayout) -> None:
         SVIDFolder(tmp_path, layout).write(FIRST)
         assert content(StillSource(tmp_path).x509_context()) == content(FIRST)
 
@@ -83,11 +85,29 @@ class TestLayouts:
         files = SVIDFiles(*(tmp_path / name / "it" for name in SVIDLayout.ISTIO.names))
         assert content(StillSource(files).x509_context()) == content(FIRST)
 
+    def test_roots_may_be_in_a_volume_of_their_own(self, tmp_path: Path) -> None:
+        own, roots = SVIDFolder(tmp_path / "own", SVIDLayout.CREDENTIAL_BUNDLE), tmp_path / "roots" / "anchors.pem"
+        own.path.mkdir()
+        roots.parent.mkdir()
+        source = StillSource(own.path, roots=roots)
+        for context in (FIRST, SECOND):
+            own.write(context)
+            roots.write_bytes((own.path / "trust-bundle.pem").read_bytes())
+            (own.path / "trust-bundle.pem").unlink()
+            assert content(source.settle().x509_context()) == content(context)
+        own.put("credential-bundle.pem", SECOND.svid.chain_pem())
+        assert "exactly one private key" in str(source.settle().status().trouble)
+        assert content(source.x509_context()) == content(SECOND)
+        (own.path / "credential-bundle.pem").unlink()
+        assert "nor is there a tls.crt or credential-bundle.pem" in str(source.settle().status().trouble)
+
     def test_settings_that_make_no_sense_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="interval"):
             StillSource(tmp_path, interval=timedelta())
         with pytest.raises(ConfigurationError, match="layout"):
             StillSource(SVIDFiles.in_folder(tmp_path, SVIDLayout.ISTIO), layout=SVIDLayout.ISTIO)
+        with pytest.raises(ConfigurationError, match="layout"):
+            StillSource(SVIDFiles.in_folder(tmp_path, SVIDLayout.ISTIO), roots=tmp_path / "roots.pem")
 
 
 class TestARotation:
@@ -101,8 +121,9 @@ class TestARotation:
         assert content(held.x509_context()) == content(SECOND)
         assert held.status().updates == 2
 
-    def test_of_a_volume_is_taken_at_once(self, tmp_path: Path) -> None:
-        folder = SVIDFolder(tmp_path)
+    @pytest.mark.parametrize("layout", [SVIDLayout.ISTIO, SVIDLayout.CREDENTIAL_BUNDLE], ids=lambda one: one.chain)
+    def test_of_a_volume_is_taken_at_once(self, tmp_path: Path, layout: SVIDLayout) -> None:
+        folder = SVIDFolder(tmp_path, layout)
         for step in folder.by_swapping(FIRST):
             step()
         source = StillSource(tmp_path).settle()
@@ -185,7 +206,12 @@ class TestFilesThatAreNoGood:
         source = StillSource(folder.path / "later")
         with pytest.raises(NotReady) as refusal:
             source.wait_until_ready(timedelta())
-        for word in ("cert-chain.pem", "No such file", "nor is there a tls.crt", "may read them"):
+        for word in (
+            "cert-chain.pem",
+            "No such file",
+            "nor is there a tls.crt or credential-bundle.pem",
+            "may read them",
+        ):
             assert word in str(refusal.value)
         (folder.path / "later").mkdir()
         SVIDFolder(folder.path / "later").write(FIRST)

@@ -92,6 +92,11 @@ class TestWriting:
         }  # fmt: skip
         assert stat.S_IMODE(files.key.resolve().parent.stat().st_mode) == 0o755
 
+    def test_keeps_a_file_with_key_and_chain_to_its_owner(self, tmp_path: Path) -> None:
+        files = write_svid(tmp_path, FIRST, layout=SVIDLayout.CREDENTIAL_BUNDLE)
+        assert modes(files.key.resolve().parent) == {"credential-bundle.pem": 0o600, "trust-bundle.pem": 0o644}
+        assert files.key.read_bytes() == FIRST.svid.key_pem() + FIRST.svid.chain_pem()
+
     def test_replaces_all_files_in_one_moment(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         files = write_svid(tmp_path, FIRST)
         seen: list[X509SVID] = []
