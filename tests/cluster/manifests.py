@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from tests.cluster.waiting import eventually
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 ACCOUNT = "istio-ca"  # the name of the CA's service account
+AGENT = "istio-node-agent"  # the same of the node agents'
+NODE = "node-of-the-manifests"  # where a pod of the DaemonSet would be
 _ROLES = ("Role", "ClusterRole")
 _OF_THE_CLUSTER = ("ClusterRole", "ClusterRoleBinding")
 
@@ -119,16 +122,22 @@ async def ca_account(
     return plane.kubeconfig_for(token, path)
 
 
-def of_kind(objects: Iterable[JSON], kind: str) -> JSON:
-    """The only one of its kind."""
-    (found,) = [each for each in objects if each["kind"] == kind]
+def of_kind(objects: Iterable[JSON], kind: str, name: str = "") -> JSON:
+    """The only one of its kind whose name begins so."""
+    (found,) = [each for each in objects if each["kind"] == kind and each["metadata"]["name"].startswith(name)]
     return found
 
 
-def environment(objects: Iterable[JSON]) -> dict[str, str]:
-    """The environment of the CA in its pod."""
-    (container,) = of_kind(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
-    return {each["name"]: each["value"] for each in container["env"]}
+def environment(objects: Iterable[JSON], kind: str = "Deployment") -> dict[str, str]:
+    """The environment of the CA in its pod, or of the agent in that of the DaemonSet, as a kubelet would set it."""
+    workload = of_kind(objects, kind)
+    (container,) = workload["spec"]["template"]["spec"]["containers"]
+    of_pod = {"metadata.namespace": workload["metadata"]["namespace"], "spec.nodeName": NODE}
+    found: dict[str, str] = {}
+    for each in container["env"]:
+        value = each["value"] if "value" in each else of_pod[each["valueFrom"]["fieldRef"]["fieldPath"]]
+        found[each["name"]] = re.sub(r"\$\((\w+)\)", lambda match: found[match[1]], value)
+    return found
 
 
 def granted(objects: Iterable[JSON], kinds: Sequence[str] = _ROLES) -> set[Rule]:

@@ -25,13 +25,16 @@ from tests.cluster.waiting import vanishes
 from tests.fakes.processes import program
 
 HIGH_AVAILABILITY = Installation("overlays/high-availability")
+WITH_AGENTS = Installation(components=("node-agent",))
+INCLUDED = {"node-agent"}  # by the component of that name
 ALL_COMPONENTS = ("offline-tokens", "without-secrets")
 INSTALLATIONS = {
     "base": BASE,
     "three": HIGH_AVAILABILITY,
     "offline": Installation(components=("offline-tokens",)),
     "no-secrets": Installation(components=("without-secrets",)),
-    "all": replace(HIGH_AVAILABILITY, components=ALL_COMPONENTS),
+    "agents": WITH_AGENTS,
+    "all": replace(HIGH_AVAILABILITY, components=(*ALL_COMPONENTS, "node-agent")),
 }
 every_installation = pytest.mark.parametrize("installation", INSTALLATIONS.values(), ids=INSTALLATIONS)
 
@@ -49,7 +52,7 @@ def container(objects: Sequence[JSON]) -> JSON:
 
 async def effective(objects: Sequence[JSON], folder: Path) -> dict[str, str]:
     """What the program in the pod says that it would run with; `folder` stands for the one of its settings."""
-    for name, text in of_kind(objects, "ConfigMap")["data"].items():
+    for name, text in of_kind(objects, "ConfigMap", "istio-ca")["data"].items():
         (folder / name).write_text(text)
     process = await asyncio.create_subprocess_exec(
         program("istio-ca"),
@@ -66,7 +69,8 @@ async def effective(objects: Sequence[JSON], folder: Path) -> dict[str, str]:
 def test_every_overlay_and_component_is_tried() -> None:
     found = {str(path.parent.relative_to(KUBERNETES)) for path in KUBERNETES.rglob("kustomization.yaml")}
     tried = INSTALLATIONS.values()
-    assert found == {each.base for each in tried} | {f"components/{name}" for each in tried for name in each.components}
+    components = {f"components/{name}" for each in tried for name in each.components}
+    assert found == {each.base for each in tried} | components | INCLUDED
 
 
 @every_installation
@@ -131,7 +135,7 @@ async def test_the_program_takes_its_settings_and_they_fit_what_is_around_it(
     folders = Folders.of_user(pod_spec(objects)["securityContext"]["runAsUser"], environment(objects))
     # The state is in a folder of the volume, not the volume itself: that one is open to every user.
     assert {str(folders.config), str(folders.state)} <= set(mounts)
-    assert FILE_NAME in of_kind(objects, "ConfigMap")["data"]
+    assert FILE_NAME in of_kind(objects, "ConfigMap", "istio-ca")["data"]
     assert {name: str(HostPort("", port)) for name, port in ports.items()} == {
         "grpc": values["listen"],
         "health": values["metrics_listen"],
@@ -195,7 +199,7 @@ async def test_a_kustomization_of_ones_own_is_as_the_readme_shows_it(
     (tmp_path / "ca.toml").write_text('platform = "kubernetes"\ntrust_domain = "example.org"\n')
     objects = list(yaml.safe_load_all(await kubectl(control_plane, "kustomize", str(tmp_path))))
     assert container(objects)["image"].startswith("registry.example.com/istio-ca:")
-    assert "example.org" in of_kind(objects, "ConfigMap")["data"][FILE_NAME]
+    assert "example.org" in of_kind(objects, "ConfigMap", "istio-ca")["data"][FILE_NAME]
 
 
 def as_list(objects: Sequence[JSON]) -> JSON:
