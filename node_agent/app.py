@@ -19,6 +19,7 @@ from istio_auth.registration import Registration
 from istio_auth.system_clock import SystemClock
 from node_agent.access import access
 from node_agent.admin.status import Status, ca_document, own_document
+from node_agent.attest.kubelet import credentials
 from node_agent.cache import WorkloadCache
 from node_agent.config import Config
 from node_agent.csi.mounts import Mounts
@@ -67,6 +68,8 @@ def check(config: Config) -> None:
     """
     for each in config.files:
         each.group_number()
+    if config.kubernetes.kubelet is not None:
+        credentials(config.kubernetes)
     if config.mounted is not None:
         return
     trust_bundle(config.trust_bundle, config.trust_domain).read()

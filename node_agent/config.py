@@ -15,6 +15,7 @@ from istio_auth.daemon.settings import Setting
 from istio_auth.errors import ConfigurationError, InvalidSpiffeID
 from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
+from node_agent.attest.settings import KubernetesSettings
 from node_agent.csi.settings import CSISettings
 from node_agent.files.settings import FilesSettings
 from node_agent.istio_ca import IstioCASettings
@@ -71,9 +72,13 @@ class Config:
         Path, Setting("the bundle pinned for the CA: what `ca-cli trust-bundle` printed, or PEM")
     ] = field(default_factory=lambda: Folders.here().config / "trust-bundle.json")
     join_token_file: Annotated[Path | None, Setting("the file with the token to join by; needed once")] = None
-    name: Annotated[str, Setting("the name to join by; the SPIFFE ID is made of it")] = field(
-        default_factory=sockets.gethostname
-    )
+    ca_token_file: Annotated[
+        Path | None,
+        Setting("on Kubernetes, in the place of a join token: the file with the projected token of our own pod"),
+    ] = None
+    name: Annotated[
+        str, Setting("the name to join by, on Kubernetes that of the node; the SPIFFE ID is made of it")
+    ] = field(default_factory=sockets.gethostname)
     svid_ttl: Annotated[timedelta | None, Setting("the lifetime to ask for, for our own SVID")] = None
     mounted: Annotated[
         Path | None, Setting("a folder with a certificate that somebody else renews: it is served, and no CA is asked")
@@ -99,6 +104,7 @@ class Config:
     metrics_listen: Annotated[HostPort, Setting("where health and metrics are served")] = METRICS_LISTEN
     log: LogSettings = field(default_factory=LogSettings)
     istio_ca: IstioCASettings = field(default_factory=IstioCASettings)
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     csi: CSISettings = field(default_factory=CSISettings)
     socket: tuple[SocketSettings, ...] = ()
     files: tuple[FilesSettings, ...] = ()
@@ -115,6 +121,7 @@ class Config:
                 "mounted and csi.endpoint exclude each other: an agent that asks no CA has no volumes"
             )
         self._check_istio_ca()
+        self._check_pod_token()
         for table, rows, what in (
             ("sockets", self.socket, "path"),
             ("sockets", self.socket, "name"),
@@ -139,6 +146,15 @@ class Config:
             raise ConfigurationError(
                 "there is nobody to serve: name istio_ca.token_file and registrations, or csi.endpoint, or both"
             )
+
+    def _check_pod_token(self) -> None:
+        if self.ca_token_file is None:
+            return
+        for name, other in (("join_token_file", self.join_token_file), ("mounted", self.mounted)):
+            if other is not None:
+                raise ConfigurationError(f"ca_token_file and {name} exclude each other: there is one way to an SVID")
+        if self.istio_ca.server_name is not None:
+            raise ConfigurationError("ca_token_file is for a CA of ours; for another one, name istio_ca.token_file")
 
     @property
     def spiffe_id(self) -> SpiffeID:

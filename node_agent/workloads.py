@@ -11,6 +11,8 @@ from istio_auth.door import Door, UnixCaller
 from istio_auth.errors import NotAuthorized
 from istio_auth.rpc.server import Service
 from istio_auth.subscribers import Subscribers
+from node_agent.attest import WorkloadAttestor
+from node_agent.attest.kubernetes import KubernetesAttestor
 from node_agent.attest.process import ProcessAttestor
 from node_agent.attest.socket import SocketAttestor
 from node_agent.attest.systemd import SystemdAttestor
@@ -39,6 +41,7 @@ class Workloads:
         registrations_missing: why nobody is known yet; None once registrations are there.
 
     Attributes:
+        kubernetes: tells pods from each other; None if no kubelet is asked.
         observing: look at any process of this machine, whether it called or not.
         discovery: Envoy's secret discovery service.
         workload_api: the SPIFFE Workload API.
@@ -55,7 +58,9 @@ class Workloads:
         registrations_missing: Callable[[], str | None],
     ) -> None:
         self._sockets, self._subscribers = config.sockets, Subscribers()
-        self.observing = (UnixAttestor(), ProcessAttestor(), SystemdAttestor())
+        self.kubernetes = KubernetesAttestor.of(config.kubernetes)
+        observing: list[WorkloadAttestor] = [UnixAttestor(), ProcessAttestor(), SystemdAttestor()]
+        self.observing = (*observing, self.kubernetes) if self.kubernetes else tuple(observing)
         attestors = (*self.observing, SocketAttestor())
         self.discovery = SecretDiscovery(cache, config.trust_domain, attestors=attestors, metrics=metrics)
         self.workload_api = WorkloadAPI(

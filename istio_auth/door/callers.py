@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import SO_PEERCRED, SOL_SOCKET
@@ -56,6 +57,15 @@ class ProcessHandle:
         self._pidfd = pidfd
         self.started = started
 
+    @classmethod
+    def of(cls, pid: int) -> ProcessHandle:
+        """The process that has this id now.
+
+        Raises:
+            NotAuthenticated: there is none.
+        """
+        return _handle(pid, lambda: os.pidfd_open(pid))
+
     def alive(self) -> bool:
         """Whether the process still runs; a closed handle says no."""
         if self._pidfd < 0:
@@ -99,7 +109,7 @@ class UnixCaller:
         """
         raw = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, gid = _CREDENTIALS.unpack(raw)
-        return cls(uid, gid, pid, name, _process(connection, pid) if pid else None)
+        return cls(uid, gid, pid, name, _handle(pid, lambda: _pidfd(connection, pid)) if pid else None)
 
     def check_same_process(self) -> None:
         """Ask, after looking at anything under the process id, whether it was this process all the time.
@@ -108,7 +118,10 @@ class UnixCaller:
             NotAuthenticated: it has ended, its id may be another's by now; or it was never in sight.
         """
         if self.process is None:
-            raise NotAuthenticated("the calling process lives in a pid namespace that can not be seen from here")
+            raise NotAuthenticated(
+                "the calling process lives in a pid namespace that can not be seen from here: an agent in a pod needs "
+                "hostPID"
+            )
         if not self.process.alive():
             raise NotAuthenticated(f"the calling process {self.pid} has ended")
 
@@ -119,19 +132,19 @@ class UnixCaller:
 Caller: TypeAlias = TLSCaller | UnixCaller
 
 
-def _process(connection: Socket, pid: int) -> ProcessHandle:
+def _handle(pid: int, opened: Callable[[], int]) -> ProcessHandle:
     try:
-        pidfd = _pidfd(connection, pid)
+        pidfd = opened()
         try:
             handle = ProcessHandle(pidfd, _started(pid))
         except BaseException:
             os.close(pidfd)
             raise
     except (OSError, ValueError) as error:
-        raise NotAuthenticated(f"the calling process {pid} has ended") from error
+        raise NotAuthenticated(f"process {pid} has ended") from error
     if not handle.alive():
         handle.close()
-        raise NotAuthenticated(f"the calling process {pid} has ended")
+        raise NotAuthenticated(f"process {pid} has ended")
     return handle
 
 

@@ -17,7 +17,7 @@ from istio_auth.daemon.output import Fact, Output, Section, Tone, print_json, pr
 from istio_auth.errors import IstioAuthError, MissingError, NotReady
 from istio_auth.strict_json import JSON, parse_json
 
-_PATIENCE = 10.0  # seconds
+_PATIENCE = 30.0  # seconds; a kubelet that is slow is waited for
 _LARGEST = 64 << 20
 SocketOption = Annotated[
     Path | None,
@@ -92,6 +92,11 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
     clients = cast("list[dict[str, JSON]]", found["clients"])
     sections += [Section(f"Workload {row['spiffe_id']}", [_held(row, now), *_trouble(row)]) for row in workloads]
     files = cast("list[dict[str, JSON]]", found["files"])
+    if found["kubelet"] is not None:
+        trouble = _trouble(cast("dict[str, JSON]", found["kubelet"]))
+        sections.append(
+            Section("Kubelet", trouble or [Fact.of("pods", "told when they are asked for", tone=Tone.GOOD)])
+        )
     sections += [Section(f"Files {row['name']}", _files(row)) for row in files]
     if found["csi"] is not None:
         sections += csi_sections(cast("dict[str, JSON]", found["csi"]), now)
@@ -100,7 +105,7 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
 
 def explanation(found: Mapping[str, JSON]) -> Section:
     """An explanation for people."""
-    facts = [Fact.of("selectors", *_texts(found["selectors"]))]
+    facts = [Fact.of("selectors", *_texts(found["selectors"])), *_trouble(found)]
     for row in cast("list[dict[str, JSON]]", found["earns"]):
         through = _texts(row["through"])
         where = f" through {' and '.join(through)}" if through else ""
@@ -113,6 +118,8 @@ def explanation(found: Mapping[str, JSON]) -> Section:
         else:
             facts.append(Fact.of("nearest", str(near["spiffe_id"])))
             facts.append(Fact("lacks", _texts(near["missing"]), Tone.BAD))
+    for row in cast("list[dict[str, JSON]]", found["volumes"]):
+        facts.append(Fact.of("volume", f"{row['spiffe_id']} for whoever in the pod mounts {row['volume']}"))
     return Section(str(found["caller"]), facts)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -54,6 +53,6 @@ class AdminServer:
         if not (word.isascii() and word.isdigit() and 0 < int(word[:10]) < 1 << 31):
             return web.json_response({"error": f"{word[:20]!r} is no process id"}, status=400)
         try:
-            return web.json_response(await asyncio.to_thread(self._status.explained, int(word)))
+            return web.json_response(await self._status.explained(int(word)))
         except MissingError as error:
             return web.json_response({"error": str(error)}, status=404)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from istio_auth.clock import Clock
-from istio_auth.door import UnixCaller
-from istio_auth.errors import MissingError
+from istio_auth.door import ProcessHandle, UnixCaller
+from istio_auth.errors import IstioAuthError, MissingError, NotAuthenticated
 from istio_auth.registration import Registration, Selector
 from istio_auth.strict_json import JSON
 from node_agent.access import Standing
+from node_agent.attest.proc import lines
 from node_agent.cache import Held, WorkloadCache
 from node_agent.entitlement import Entitlement
 from node_agent.files.writer import FilesWriter
@@ -22,6 +24,8 @@ from node_agent.renewal import Renewals, first_to_lapse
 from node_agent.sync import Sync
 from node_agent.trust import Trust
 from node_agent.workloads import Workloads
+
+_POD = "k8s:pod-uid:"
 
 
 @dataclass(frozen=True)
@@ -66,23 +70,32 @@ class Status:
             ],
             "files": list(map(_files, self.workloads.files)),
             "csi": self.csi(),
+            "kubelet": {"trouble": self.workloads.kubernetes.pods.trouble} if self.workloads.kubernetes else None,
             "clients": [*self._sds(), *self._workload_api()],
         }
 
-    def explained(self, pid: int) -> dict[str, JSON]:
-        """What a process of this machine would be served, whichever socket it came through. Blocks.
+    async def explained(self, pid: int) -> dict[str, JSON]:
+        """What a process of this machine would be served, whichever socket it came through.
 
         Raises:
-            MissingError: there is no such process.
+            MissingError: there is no such process, or it has ended meanwhile.
         """
-        caller = process(pid)
-        selectors = frozenset[Selector]().union(*(attestor.attest(caller) for attestor in self.workloads.observing))
+        caller = await asyncio.to_thread(process, pid)
+        try:
+            selectors, troubles = await self._observed(caller)
+            caller.check_same_process()
+        except NotAuthenticated as error:
+            raise MissingError(f"process {pid} has ended meanwhile") from error
+        finally:
+            if caller.process is not None:
+                caller.process.close()
         by_socket = {row: {each for each in row.selectors if each.type == "socket"} for row in self._rows()}
-        fitting = [row for row, sockets in by_socket.items() if row.fits(selectors | sockets)]
+        fitting = [] if troubles else [row for row, through in by_socket.items() if row.fits(selectors | through)]
         near = min(self._rows(), key=lambda row: len(row.missing(selectors | by_socket[row])), default=None)
         return {
             "caller": str(caller),
             "selectors": _words(sorted(selectors)),
+            "trouble": "; ".join(troubles) or None,
             "earns": [{"spiffe_id": str(row.spiffe_id), "through": _words(sorted(by_socket[row]))} for row in fitting],
             "nearest": None
             if fitting or near is None
@@ -90,7 +103,24 @@ class Status:
                 "spiffe_id": str(near.spiffe_id),
                 "missing": _words(sorted(near.missing(selectors | by_socket[near]))),
             },
+            "volumes": self._volumes(selectors),
         }
+
+    async def _observed(self, caller: UnixCaller) -> tuple[frozenset[Selector], list[str]]:
+        """What is seen of a process, and why more is not."""
+        seen, troubles = frozenset[Selector](), list[str]()
+        for attestor in self.workloads.observing:
+            try:
+                seen |= await attestor.attest(caller)
+            except IstioAuthError as error:
+                troubles.append(str(error))
+        return seen, troubles
+
+    def _volumes(self, selectors: Iterable[Selector]) -> list[JSON]:
+        """The CSI volumes of its pod, whose sockets have identities of their own."""
+        pods = {str(each).removeprefix(_POD) for each in selectors if str(each).startswith(_POD)}
+        rows = cast("list[dict[str, JSON]]", (self.csi() or {}).get("volumes", []))
+        return [dict(row) for row in rows if row["pod_uid"] in pods]
 
     def _rows(self) -> tuple[Registration, ...]:
         return self.cache.snapshot.registrations
@@ -151,19 +181,23 @@ def svid_document(held: Held | None, trouble: str | None) -> dict[str, JSON]:
     }
 
 
-def process(pid: int, proc: Path = Path("/proc")) -> UnixCaller:
-    """A process as a caller, with its present effective user and group, at no socket.
+def process(pid: int) -> UnixCaller:
+    """A process as a caller, with its present effective user and group, at no socket; its handle is to be closed.
 
     Raises:
         MissingError: there is no such process.
     """
     try:
-        lines = (proc / str(pid) / "status").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise MissingError(f"process {pid} can not be looked at: {os.strerror(error.errno or 0)}") from error
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        handle = ProcessHandle.of(pid)
+        try:
+            fields = dict(line.split(":", 1) for line in lines(Path(f"/proc/{pid}/status")) if ":" in line)
+        except OSError:
+            handle.close()
+            raise
+    except (NotAuthenticated, OSError) as error:
+        raise MissingError(f"process {pid} can not be looked at: {error}") from error
     uid, gid = (int(fields[name].split()[1]) for name in ("Uid", "Gid"))
-    return UnixCaller(uid, gid, pid, "")
+    return UnixCaller(uid, gid, pid, "", handle)
 
 
 def _files(writer: FilesWriter) -> JSON:

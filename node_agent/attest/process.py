@@ -10,6 +10,7 @@ look like another program of that user: path and hash tell programs apart, and n
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from istio_auth.door import UnixCaller
 from istio_auth.registration import Selector
+from node_agent.attest.proc import lines
 
 _MAX_HASHED = 1 << 30  # bytes; a larger executable has no hash
 _KEPT_HASHES = 256
@@ -29,7 +31,7 @@ _File = tuple[int, int, int, int, int]  # which file, and which content, as far 
 
 
 class ProcessAttestor:
-    """A `WorkloadAttestor` for what is under /proc. It reads whole files, so it belongs on a thread.
+    """A `WorkloadAttestor` for what is under /proc. It reads whole files, on a thread.
 
     Args:
         proc: where processes are shown.
@@ -40,9 +42,11 @@ class ProcessAttestor:
         self._hashes: OrderedDict[_File, str] = OrderedDict()
         self._lock = threading.Lock()  # also: one file is hashed at a time, and once
 
-    def attest(self, peer: UnixCaller) -> frozenset[Selector]:
+    async def attest(self, peer: UnixCaller) -> frozenset[Selector]:
         """The caller's groups, executable, and that one's hash, as far as they can be seen."""
-        folder = self._proc / str(peer.pid)
+        return await asyncio.to_thread(self._look, self._proc / str(peer.pid))
+
+    def _look(self, folder: Path) -> frozenset[Selector]:
         seen = {Selector("unix", f"supplementary_gid:{group}") for group in _groups(folder)}
         if (path := _executable(folder)) is not None:
             seen.add(Selector("unix", f"path:{path}"))
@@ -70,10 +74,9 @@ class ProcessAttestor:
 
 def _groups(folder: Path) -> list[int]:
     try:
-        status = (folder / "status").read_text(encoding="utf-8", errors="replace")
+        (line,) = (line for line in lines(folder / "status") if line.startswith("Groups:"))
     except OSError:
         return []
-    (line,) = (line for line in status.splitlines() if line.startswith("Groups:"))
     return list(map(int, line.removeprefix("Groups:").split()))
 
 

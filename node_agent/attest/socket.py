@@ -9,6 +9,6 @@ from istio_auth.registration import Selector
 class SocketAttestor:
     """A `WorkloadAttestor` for the socket's name."""
 
-    def attest(self, peer: UnixCaller) -> frozenset[Selector]:
+    async def attest(self, peer: UnixCaller) -> frozenset[Selector]:
         """The socket's name."""
         return frozenset({Selector("socket", peer.socket)})

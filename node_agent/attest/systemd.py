@@ -6,10 +6,13 @@ down belongs to whom it was delegated, and a user's own systemd may call a unit 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 from istio_auth.door import UnixCaller
 from istio_auth.registration import Selector
+from node_agent.attest.proc import lines
 
 _UNIFIED, _SYSTEMD = "0::", ":name=systemd:"  # cgroups(7): version 2, and systemd's own hierarchy beside version 1
 _SLICE, _KINDS = ".slice", (".service", ".scope", ".socket", ".mount", ".swap")
@@ -25,23 +28,26 @@ class SystemdAttestor:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
 
-    def attest(self, peer: UnixCaller) -> frozenset[Selector]:
+    async def attest(self, peer: UnixCaller) -> frozenset[Selector]:
         """The caller's control group and unit, as far as they can be seen."""
+        return await asyncio.to_thread(self._look, peer.pid)
+
+    def _look(self, pid: int) -> frozenset[Selector]:
         try:
-            text = (self._proc / str(peer.pid) / "cgroup").read_text(encoding="utf-8", errors="replace")
+            told = lines(self._proc / str(pid) / "cgroup")
         except OSError:
             return frozenset()
         seen = set()
-        if path := cgroup_path(text):
+        if path := cgroup_path(told):
             seen.add(Selector("cgroup", f"path:{path}"))
             if unit := unit_of(path):
                 seen.add(Selector("systemd", f"unit:{unit}"))
         return frozenset(seen)
 
 
-def cgroup_path(text: str) -> str | None:
+def cgroup_path(told: Iterable[str]) -> str | None:
     """The control group that `/proc/<pid>/cgroup` tells; None if it is the root, or lies outside what we can see."""
-    for line in sorted(text.splitlines(), key=lambda line: not line.startswith(_UNIFIED)):
+    for line in sorted(told, key=lambda line: not line.startswith(_UNIFIED)):
         if line.startswith(_UNIFIED) or _SYSTEMD in line:
             path = line.split(":", 2)[2]
             if path != "/" and "/.." not in path:

@@ -9,6 +9,6 @@ from istio_auth.registration import Selector
 class UnixAttestor:
     """A `WorkloadAttestor` for user and group."""
 
-    def attest(self, peer: UnixCaller) -> frozenset[Selector]:
+    async def attest(self, peer: UnixCaller) -> frozenset[Selector]:
         """The caller's user and group."""
         return frozenset({Selector("unix", f"uid:{peer.uid}"), Selector("unix", f"gid:{peer.gid}")})

@@ -28,7 +28,7 @@ from node_agent.config import Config
 from node_agent.csi.folder import CONTENT, KEY_LENGTH
 from node_agent.csi.mounts import BindMounts, Mounts
 from node_agent.csi.pod_sockets import PodSockets
-from node_agent.csi.publication import LONGEST_SOCKET, Place
+from node_agent.csi.publication import KUBELETS_OWN, LONGEST_SOCKET, Place
 from node_agent.csi.services import IdentityService, NodeService, RegistrationService
 from node_agent.csi.volume import Means, Volume
 from node_agent.csi.volumes import Volumes
@@ -173,6 +173,7 @@ def _row(volume: Volume) -> JSON:
     return svid_document(volume.held, volume.what_is_wrong()) | {
         "volume": volume.publication.volume_id,
         "pod": volume.publication.pod,
+        "pod_uid": volume.publication.context[f"{KUBELETS_OWN}pod.uid"],
         "form": volume.publication.form.value,
         "spiffe_id": str(volume.publication.spiffe_id),
         "token_ends": token.ends.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if token else None,

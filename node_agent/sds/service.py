@@ -8,7 +8,6 @@ waits is in the log.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from envoy.service.discovery.v3.discovery_pb2 import (
@@ -102,7 +101,7 @@ class SecretDiscovery:
     ) -> AsyncIterator[Answer]:
         if not isinstance(call.caller, UnixCaller):
             raise NotAuthenticated(f"{call.caller} is no process of this machine")
-        selectors = await asyncio.to_thread(attest_all, self._attestors, call.caller)
+        selectors = await attest_all(self._attestors, call.caller)
         client = SDSClient(
             call.caller,
             Entitlement(selectors, self._cache),

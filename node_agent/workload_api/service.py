@@ -132,11 +132,14 @@ class WorkloadAPI:
 
         Raises:
             NotAuthorized: it is no process of this machine, or not the one it was.
+            NotReady: who it is can not be said now.
         """
         if not isinstance(call.caller, UnixCaller):
             raise _no_identity(f"{call.caller} is no process of this machine")
         try:
-            selectors = await asyncio.to_thread(attest_all, self._attestors, call.caller)
+            selectors = await attest_all(self._attestors, call.caller)
+        except NotReady:
+            raise  # who it is can not be said now: it shall come again, and keep what it holds
         except IstioAuthError as error:
             raise _no_identity(str(error)) from error
         return Stream(call.caller, Entitlement(selectors, self._cache))

@@ -141,6 +141,7 @@ async def test_status_shows_the_driver_and_each_volume(agent: RunningAgent, kube
             {
                 "volume": "csi-shop-web-0",
                 "pod": "shop/web-0",
+                "pod_uid": "uid-of-web-0",
                 "form": "sockets",
                 "spiffe_id": "spiffe://cluster.local/ns/shop/sa/web",
                 "not_after": "2030-01-01T13:00:00Z",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -22,7 +23,7 @@ def caller(pid: int) -> UnixCaller:
 
 
 def seen(attestor: ProcessAttestor, pid: int) -> set[str]:
-    return set(map(str, attestor.attest(caller(pid))))
+    return set(map(str, asyncio.run(attestor.attest(caller(pid)))))
 
 
 @pytest.fixture
@@ -76,6 +77,13 @@ def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path: Path, mon
             program.write_bytes(content)
         assert f"unix:sha256:{hashlib.new('sha256', content).hexdigest()}" in seen(attestor, 7)
         assert len(counted) == times
+
+
+@pytest.mark.parametrize("name", ["x\rGroups:\t0", "x\x0bGroups:\t0", "x\x1cGroups:\t0", "x\u2028Groups:0"])
+def test_a_process_can_not_give_itself_groups_by_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/status").write_bytes(f"Name:\t{name}\nGroups:\t27 33 \nThreads:\t1\n".encode())
+    assert seen(ProcessAttestor(tmp_path), 7) == {"unix:supplementary_gid:27", "unix:supplementary_gid:33"}
 
 
 def test_what_can_not_be_seen_is_not_observed(tmp_path: Path) -> None:

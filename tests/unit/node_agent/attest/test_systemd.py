@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from node_agent.attest.systemd import SystemdAttestor
 
 def seen(folder: Path, text: str) -> set[str]:
     (folder / "7").mkdir(exist_ok=True)
-    (folder / "7/cgroup").write_text(text)
-    return set(map(str, SystemdAttestor(folder).attest(UnixCaller(1, 1, 7, "main"))))
+    (folder / "7/cgroup").write_bytes(text.encode())
+    return set(map(str, asyncio.run(SystemdAttestor(folder).attest(UnixCaller(1, 1, 7, "main")))))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,14 @@ def test_a_process_of_no_unit_has_none(tmp_path: Path, text: str) -> None:
 
 
 def test_a_process_that_is_gone_has_none(tmp_path: Path) -> None:
-    assert SystemdAttestor(tmp_path).attest(UnixCaller(1, 1, 8, "main")) == frozenset()
+    assert asyncio.run(SystemdAttestor(tmp_path).attest(UnixCaller(1, 1, 8, "main"))) == frozenset()
+
+
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"])
+def test_a_user_can_not_call_a_group_of_his_so_that_it_reads_as_another_line(tmp_path: Path, end: str) -> None:
+    own = "/user.slice/user-1000.slice/user@1000.service/x"
+    text = f"1:name=systemd:{own}{end}0::/system.slice/web.service\n0::/user.slice/user-1000.slice\n"
+    assert seen(tmp_path, text) == {"cgroup:path:/user.slice/user-1000.slice"}
 
 
 def test_a_registration_can_ask_for_it_and_is_told_when_it_is_spelled_wrong() -> None:

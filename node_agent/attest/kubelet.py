@@ -1,0 +1,131 @@
+"""Asks the kubelet of this node for its pods: `GET https://<kubelet>/pods`, by our token, its certificate checked.
+
+Whether we may is up to the API server: the token's account needs `get` on `nodes/pods` (kubelets with
+KubeletFineGrainedAuthz), or on `nodes/proxy`. Token and CA are read for each question, because both are renewed.
+The answer is bounded in time and size, since whoever writes pods adds to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Protocol
+
+import aiohttp
+
+from istio_auth.errors import ConfigurationError, IstioAuthError, MalformedError, NotReady
+from istio_auth.files import read_bounded
+from istio_auth.host_port import HostPort
+from istio_auth.strict_json import parse_json
+from node_agent.attest.pod_list import PodList
+from node_agent.attest.settings import KubernetesSettings
+
+_MAX_TOKEN, _MAX_CA = 16 << 10, 1 << 20
+_MAX_ANSWER = 32 << 20  # 300 KB for each of 110 pods, where 10 are common
+_CHUNK = 1 << 16
+_TIME = aiohttp.ClientTimeout(total=5)
+_HINTS: Mapping[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "it does not know our token",
+    HTTPStatus.FORBIDDEN: "our account needs `get` on nodes/pods, or on nodes/proxy for an older kubelet",
+}
+
+
+class PodSource(Protocol):
+    """Where pods are told of."""
+
+    async def pods(self) -> PodList:
+        """The pods of this node, as of now.
+
+        Raises:
+            NotReady: they are not to be had now.
+        """
+        ...
+
+
+class Kubelet:
+    """A `PodSource`.
+
+    Args:
+        settings: how it is asked.
+        at: where it is.
+    """
+
+    def __init__(self, settings: KubernetesSettings, at: HostPort) -> None:
+        self._settings, self._at = settings, at
+
+    async def pods(self) -> PodList:
+        """The pods that it tells of now.
+
+        Raises:
+            NotReady: it was not reached, is somebody else, does not answer us, or not with pods.
+        """
+        try:
+            token, context = await asyncio.to_thread(credentials, self._settings)
+            return await asyncio.to_thread(_parsed, await self._body(token, context))
+        except IstioAuthError as error:
+            raise NotReady(f"the kubelet at {self._at} can not be asked: {error}") from error
+
+    async def _body(self, token: str, context: ssl.SSLContext) -> bytes:
+        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        name = self._settings.kubelet_name or self._at.host
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=_TIME, auto_decompress=False, trust_env=False) as session,
+                session.get(
+                    f"https://{self._at}/pods",
+                    headers=headers,
+                    ssl=context,
+                    server_hostname=name,
+                    allow_redirects=False,
+                ) as response,
+            ):
+                if response.status != HTTPStatus.OK:
+                    hint = _HINTS.get(response.status, "that is no list of pods")
+                    raise NotReady(f"it answers with status {response.status}: {hint}")
+                return await _bounded(response)
+        except TimeoutError as error:
+            raise NotReady(f"it does not answer within {_TIME.total:g} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise NotReady(_plain(error)) from error
+
+
+def credentials(settings: KubernetesSettings) -> tuple[str, ssl.SSLContext]:
+    """Our token, and what the kubelet's certificate is checked by. Blocks.
+
+    Raises:
+        MissingError: a file is not there.
+        ConfigurationError: a file is of no use.
+        NotReady: reading failed.
+    """
+    token = read_bounded(settings.token_file, _MAX_TOKEN).decode("latin-1").strip()
+    if not token or any(character <= " " or character > "~" for character in token):
+        raise ConfigurationError(f"{settings.token_file} holds no token: a token is one word")
+    authorities = read_bounded(settings.kubelet_ca, _MAX_CA)
+    try:
+        context = ssl.create_default_context(cadata=authorities.decode("latin-1"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ConfigurationError(f"{settings.kubelet_ca} holds no certificates: {error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a certificate that is its own issuer is named itself
+    return token, context
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK):
+        body += chunk
+        if len(body) > _MAX_ANSWER:
+            raise MalformedError(f"it answers with more than {_MAX_ANSWER} bytes")
+    return bytes(body)
+
+
+def _parsed(body: bytes) -> PodList:
+    return PodList.of(parse_json(body, limit=_MAX_ANSWER))
+
+
+def _plain(error: Exception) -> str:
+    """What went wrong, without the inner workings of the HTTP client."""
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    return str(cause)[:300] or type(cause).__name__
