@@ -34,6 +34,17 @@ def read_bounded(path: Path, limit: int) -> bytes:
         ConfigurationError: it is no regular file, is too large, or may not be read.
         NotReady: reading failed.
     """
+    return _read(path, limit, secret=False)[0]
+
+
+def read_owned(path: Path, limit: int) -> tuple[bytes, int]:
+    """As `read_bounded`, with the user id of whose file it is: the file that is read is the one looked at.
+
+    Raises:
+        MissingError: there is no such file.
+        ConfigurationError: it is no regular file, is too large, or may not be read.
+        NotReady: reading failed.
+    """
     return _read(path, limit, secret=False)
 
 
@@ -45,7 +56,7 @@ def read_secret(path: Path, limit: int) -> bytes:
         ConfigurationError: others may read it, it is no regular file, is too large, or may not be read.
         NotReady: reading failed.
     """
-    return _read(path, limit, secret=True)
+    return _read(path, limit, secret=True)[0]
 
 
 def refuse_exposed(path: Path) -> None:
@@ -174,14 +185,15 @@ class FileLock:
             self._descriptor = None
 
 
-def _read(path: Path, limit: int, *, secret: bool) -> bytes:
+def _read(path: Path, limit: int, *, secret: bool) -> tuple[bytes, int]:
     try:
         # Not blocking: a FIFO in the place of a file would otherwise hold us for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise file_error(error, path, "read") from error
     try:
-        mode = os.fstat(descriptor).st_mode
+        found = os.fstat(descriptor)
+        mode = found.st_mode
         if not stat.S_ISREG(mode):
             raise ConfigurationError(f"{path} is no regular file")
         if secret:
@@ -194,7 +206,7 @@ def _read(path: Path, limit: int, *, secret: bool) -> bytes:
         os.close(descriptor)
     if len(content) > limit:
         raise ConfigurationError(f"{path} is larger than the {limit} bytes allowed")
-    return content
+    return content, found.st_uid
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

@@ -174,13 +174,7 @@ def write_svid(
     """
     folder, svid = Path(folder), context.svid
     key = write_traditional_private_key(svid.private_key) if traditional_key else svid.key_pem()
-    contents = {
-        layout.key: (key, key_mode),
-        layout.chain: (svid.chain_pem(), 0o644),
-        layout.roots: (context.bundle(svid.id.trust_domain).to_pem(), 0o644),
-    }
-    for name in filter(None, {combined, *({layout.key} & {layout.chain})}):
-        contents[name] = (key + svid.chain_pem(), key_mode)
+    contents = _contents(context, layout, key, key_mode, combined)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
@@ -191,6 +185,50 @@ def write_svid(
     except OSError as error:
         raise file_error(error, folder, "write into", absent=ConfigurationError) from error
     return SVIDFiles.in_folder(folder, layout)
+
+
+def svid_is_written(
+    folder: Path, context: X509Context, *, layout: SVIDLayout, key_mode: int, group: int | None
+) -> bool:
+    """Whether `write_svid` with the same arguments would change nothing: neither content, nor mode, nor owner.
+
+    Raises:
+        NotReady: there is no SVID.
+        VerificationError: there is no bundle for the trust domain of the SVID.
+    """
+    contents = _contents(context, layout, context.svid.key_pem(), key_mode)
+    try:
+        # What is new in this folder has its group, whether that is ours or inherited from the folder above.
+        usual = (folder / _DATA).stat().st_gid
+        owner = os.geteuid(), usual if group is None else group
+        return all(_is_written(folder, name, content, mode, owner) for name, (content, mode) in contents.items())
+    except (OSError, IstioAuthError):
+        return False  # then it is written, and that says what is wrong
+
+
+def _contents(
+    context: X509Context, layout: SVIDLayout, key: bytes, key_mode: int, combined: str = ""
+) -> dict[str, tuple[bytes, int]]:
+    svid = context.svid
+    contents = {
+        layout.key: (key, key_mode),
+        layout.chain: (svid.chain_pem(), 0o644),
+        layout.roots: (context.bundle(svid.id.trust_domain).to_pem(), 0o644),
+    }
+    for name in filter(None, {combined, *({layout.key} & {layout.chain})}):
+        contents[name] = (key + svid.chain_pem(), key_mode)
+    return contents
+
+
+def _is_written(folder: Path, name: str, content: bytes, mode: int, owner: tuple[int, int]) -> bool:
+    path = folder / _DATA / name
+    found = path.lstat()
+    return (
+        str((folder / name).readlink()) == f"{_DATA}/{name}"
+        and found.st_mode == stat.S_IFREG | mode
+        and (found.st_uid, found.st_gid) == owner
+        and read_bounded(path, len(content)) == content
+    )
 
 
 def _mark(path: Path) -> Mark:

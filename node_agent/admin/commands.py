@@ -118,8 +118,8 @@ def explanation(found: Mapping[str, JSON]) -> Section:
         else:
             facts.append(Fact.of("nearest", str(near["spiffe_id"])))
             facts.append(Fact("lacks", _texts(near["missing"]), Tone.BAD))
-    for row in cast("list[dict[str, JSON]]", found["volumes"]):
-        facts.append(Fact.of("volume", f"{row['spiffe_id']} for whoever in the pod mounts {row['volume']}"))
+    volumes = cast("list[dict[str, JSON]]", found["volumes"])
+    facts += [Fact.of("volume", f"{row['spiffe_id']} for whoever in the pod mounts {row['volume']}") for row in volumes]
     return Section(str(found["caller"]), facts)
 
 
@@ -167,9 +167,29 @@ def _forecast(first_lapse: JSON, now: datetime) -> str:
 
 def _files(row: Mapping[str, JSON]) -> list[Fact]:
     if row["written"] is None:
-        return [Fact.of("written", "never", tone=Tone.BAD), *_trouble(row)]
-    facts = [Fact.of("written", f"{row['written']} to {row['folder']}"), Fact.of("identity", str(row["spiffe_id"]))]
-    return [*facts, *([Fact.of("told", str(row["told"]))] if row["told"] else []), *_trouble(row)]
+        return [Fact.of("written", "never", tone=Tone.BAD), *_told(row), *_trouble(row)]
+    return [
+        Fact.of("written", f"{row['written']} to {row['folder']}"),
+        Fact.of("identity", str(row["spiffe_id"]), f"serial {row['serial']}"),
+        Fact.of(
+            "bundle",
+            f"{row['bundle']}, sequence {row['bundle_sequence']}",
+            tone=Tone.ODD if row["bundle"] == "lagging" else Tone.PLAIN,
+        ),
+        *_told(row),
+        *_trouble(row),
+    ]
+
+
+def _told(row: Mapping[str, JSON]) -> list[Fact]:
+    told = [Fact.of("told", f"{row['told_at']}: {row['told']}")] if row["told"] else []
+    if row["hook"] and not row["told"]:
+        told = [Fact.of("told", "not yet", tone=Tone.BAD)]
+    if row["next_attempt"]:
+        told.append(
+            Fact.of("next attempt", f"{row['next_attempt']}, after {row['failed_attempts']} that failed", tone=Tone.BAD)
+        )
+    return told
 
 
 def _client(row: Mapping[str, JSON]) -> list[Fact]:

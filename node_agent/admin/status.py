@@ -18,7 +18,7 @@ from node_agent.access import Standing
 from node_agent.attest.proc import lines
 from node_agent.cache import Held, WorkloadCache
 from node_agent.entitlement import Entitlement
-from node_agent.files.writer import FilesWriter
+from node_agent.files.report import files_document
 from node_agent.registrations import Want
 from node_agent.renewal import Renewals, first_to_lapse
 from node_agent.sync import Sync
@@ -68,7 +68,7 @@ class Status:
                 svid_document(snapshot.held.get(spiffe_id), self.refusal(want)) | {"spiffe_id": str(spiffe_id)}
                 for spiffe_id, want in sorted(snapshot.wanted.items())
             ],
-            "files": list(map(_files, self.workloads.files)),
+            "files": list(map(files_document, self.workloads.files)),
             "csi": self.csi(),
             "kubelet": {"trouble": self.workloads.kubernetes.pods.trouble} if self.workloads.kubernetes else None,
             "clients": [*self._sds(), *self._workload_api()],
@@ -198,21 +198,6 @@ def process(pid: int) -> UnixCaller:
         raise MissingError(f"process {pid} can not be looked at: {error}") from error
     uid, gid = (int(fields[name].split()[1]) for name in ("Uid", "Gid"))
     return UnixCaller(uid, gid, pid, "", handle)
-
-
-def _files(writer: FilesWriter) -> JSON:
-    state = writer.state
-    return {
-        "name": writer.settings.name,
-        "folder": str(writer.settings.folder),
-        "spiffe_id": str(state.spiffe_id) if state.spiffe_id else None,
-        "not_after": _iso(state.svid.not_after) if state.svid else None,
-        "written": _iso(state.at),
-        "told": state.told,
-        "trouble": state.trouble,
-        "failed_attempts": state.attempts,
-        "bundle": {None: "none", True: "current", False: "lagging"}[writer.is_current()],
-    }
 
 
 def _client(api: str, caller: UnixCaller, entitled: Entitlement) -> dict[str, JSON]:

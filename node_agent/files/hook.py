@@ -1,7 +1,12 @@
 """Tells a program that its files have changed: by a command, a signal to a process, or an HTTP call; all bounded.
 
 A command runs without a shell, as the agent's user, in a session of its own that is ended as a whole when its time is
-up, and with output that goes to a file: a child that lives on, and holds what it inherited, holds up nobody.
+up, and with output that goes to a file: a child that lives on, and holds what it inherited, holds up nobody. Of the
+file only its end is kept while the command runs.
+
+A signal goes to the process that a file names, and the file may be stale or lie. So the file must belong to root, to us
+or to that process's own user, and the process must have the name that the settings tell, if they do: whoever writes the
+file can not have us signal a process of somebody else.
 """
 
 from __future__ import annotations
@@ -18,27 +23,29 @@ from typing import IO
 import aiohttp
 
 from istio_auth.errors import IstioAuthError, NotReady
-from istio_auth.files import read_bounded
+from istio_auth.files import read_owned
 from node_agent.files.settings import FilesSettings
 
 Hook = Callable[[], Awaitable[str]]
 """Tells; returns what came of it, in a few words, or raises `NotReady`."""
 
 _MAX_OUTPUT = 500  # characters of it that a log line shows, from its end
+_MAX_KEPT = 2**20  # bytes of output on the disk
+_LOOK = 0.2  # seconds between two looks at how much it is
 _MAX_PID_FILE = 4096
+_MAX_NAME = 15  # of a process, as the kernel keeps it
 _MAX_DIGITS = 10
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def hook_of(settings: FilesSettings) -> Hook | None:
     """How the settings want it to be told; None if nobody is to be told."""
-    if settings.command:
-        return lambda: run_command(settings)
-    if settings.signal:
-        return lambda: asyncio.to_thread(send_signal, settings)
-    if settings.post:
-        return lambda: post(settings)
-    return None
+    ways: dict[str, Hook] = {
+        "command": lambda: run_command(settings),
+        "signal": lambda: asyncio.to_thread(send_signal, settings),
+        "post": lambda: post(settings),
+    }
+    return ways.get(settings.way)
 
 
 async def run_command(settings: FilesSettings) -> str:
@@ -63,7 +70,7 @@ async def run_command(settings: FilesSettings) -> str:
             raise NotReady(f"{settings.command[0]} can not be run: {os.strerror(error.errno or 0)}") from error
         try:
             async with asyncio.timeout(settings.timeout.total_seconds()):
-                code = await process.wait()
+                code = await _end(process, output)
         except TimeoutError as error:
             raise NotReady(f"the command did not end within {settings.timeout.total_seconds():g} s") from error
         finally:
@@ -83,12 +90,14 @@ def send_signal(settings: FilesSettings) -> str:
         NotReady: there is no such process, or we may not signal it.
     """
     assert settings.pid_file is not None
-    pid = _pid_in(settings.pid_file)
+    pid, writer = _pid_in(settings.pid_file)
     try:
         process = os.pidfd_open(pid)
     except OSError as error:
         raise NotReady(f"process {pid} of {settings.pid_file}: {os.strerror(error.errno or 0)}") from error
     try:
+        # Looked at after it was opened: if it has ended since, no other process of its number is sent anything.
+        _refuse_other(settings, pid, writer)
         signal.pidfd_send_signal(process, settings.signal_number)
     except OSError as error:
         raise NotReady(f"process {pid} was not sent {settings.signal}: {os.strerror(error.errno or 0)}") from error
@@ -117,15 +126,47 @@ async def post(settings: FilesSettings) -> str:
     return f"{settings.post} answered {status}"
 
 
-def _pid_in(path: Path) -> int:
+def _pid_in(path: Path) -> tuple[int, int]:
+    """The process that a file names, and the user whose file it is."""
     try:
-        text = read_bounded(path, _MAX_PID_FILE).decode("ascii", errors="replace")
+        content, owner = read_owned(path, _MAX_PID_FILE)
     except IstioAuthError as error:
         raise NotReady(str(error)) from error
-    word = text.partition("\n")[0].strip()  # PostgreSQL writes more below it
+    word = content.decode("ascii", errors="replace").partition("\n")[0].strip()  # PostgreSQL writes more below it
     if len(word) > _MAX_DIGITS or not word.isdecimal() or not word.isascii() or int(word) <= 1:
         raise NotReady(f"{path} holds no process number")
-    return int(word)
+    return int(word), owner
+
+
+def _refuse_other(settings: FilesSettings, pid: int, owner: int) -> None:
+    """Make sure that a process is the one that its file means."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise NotReady(f"process {pid} can not be looked at: {os.strerror(error.errno or 0)}") from error
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    real, _, saved, _ = map(int, fields["Uid"].split())
+    if owner not in {0, os.geteuid(), real, saved}:  # whom a user may signal is told by these two (kill(2))
+        raise NotReady(
+            f"process {pid} is of uid {real}, and {settings.pid_file} belongs to uid {owner}, who may not signal it"
+        )
+    if settings.process and fields["Name"] != settings.process[:_MAX_NAME]:
+        raise NotReady(
+            f"process {pid} of {settings.pid_file} is {fields['Name']}, not {settings.process}: the file is out of date"
+        )
+
+
+async def _end(process: asyncio.subprocess.Process, output: IO[bytes]) -> int:
+    """Wait for the end; what it says meanwhile does not fill the disk."""
+    while True:
+        try:
+            async with asyncio.timeout(_LOOK):
+                return await process.wait()
+        except TimeoutError:
+            if os.fstat(output.fileno()).st_size > _MAX_KEPT:
+                # Who writes has the same file open, and so the same place in it: it goes on at the beginning.
+                output.seek(0)
+                output.truncate()
 
 
 def _end_of(output: IO[bytes]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import hashlib
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,7 @@ class FilesSettings:
         command: run after each change, without a shell.
         signal: sent after each change to the process in `pid_file`.
         pid_file: where that process writes its number.
+        process: the name of that process, as `ps` shows it; empty if any will do.
         post: an HTTP address that is called after each change.
         timeout: how long telling may take.
     """
@@ -45,6 +47,7 @@ class FilesSettings:
     command: tuple[str, ...] = ()
     signal: str = ""
     pid_file: Path | None = None
+    process: str = ""
     post: str = ""
     timeout: timedelta = timedelta(seconds=30)
 
@@ -67,6 +70,8 @@ class FilesSettings:
             raise ConfigurationError(f"files {self.name}: name one of command, signal and post")
         if bool(self.signal) != (self.pid_file is not None):
             raise ConfigurationError(f"files {self.name}: signal and pid_file belong together")
+        if self.process and not self.signal:
+            raise ConfigurationError(f"files {self.name}: process belongs to signal and pid_file")
         if self.signal and self.signal.removeprefix("SIG") not in _SIGNALS:
             raise ConfigurationError(f"files {self.name}: signal {self.signal!r} is none of {', '.join(_SIGNALS)}")
         parts = urlsplit(self.post)
@@ -89,6 +94,17 @@ class FilesSettings:
     def signal_number(self) -> Signals:
         """The signal to send."""
         return Signals[f"SIG{self.signal.removeprefix('SIG')}"]
+
+    @property
+    def way(self) -> str:
+        """How its reader is told: `command`, `signal` or `post`; empty if nobody is."""
+        return "command" if self.command else "signal" if self.signal else "post" if self.post else ""
+
+    @property
+    def hook(self) -> str:
+        """By what one sees that a reader is told in another way than before; it tells nothing of the way itself."""
+        way = (self.command, self.signal, self.pid_file and str(self.pid_file), self.post)
+        return hashlib.sha256(repr(way).encode()).hexdigest()
 
     def group_number(self) -> int | None:
         """The group's number; None for the agent's own.

@@ -110,9 +110,9 @@ if postgresql.INSTALLED:
                 stop.set()
                 assert await asking > ROTATIONS, "queries, none of which failed"
                 assert len(serials) > ROTATIONS, "PostgreSQL has seen each certificate of the client"
-                assert database.signal in next(
-                    w.state.told for w in agent.agent.workloads.files if w.settings is database
-                )
+                told = next(w.state.told for w in agent.agent.workloads.files if w.settings is database)
+                assert told is not None
+                assert database.signal in told.result
 
                 stranger = FakeAuthority(now=CLOCK.now())
                 with pytest.raises(psycopg.OperationalError, match="unknown ca"):

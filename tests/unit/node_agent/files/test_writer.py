@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import structlog
@@ -15,59 +16,19 @@ import structlog
 from istio_auth.bundle import BundleSet
 from istio_auth.registration import Registration, Selector
 from istio_auth.spiffe_id import SpiffeID
-from istio_auth.svid import X509SVID
 from node_agent.backoff import Backoff
-from node_agent.cache import Held, WorkloadCache
-from node_agent.files.settings import FilesSettings
-from node_agent.files.writer import FilesWriter
-from node_agent.metrics import Metrics
-from node_agent.registrations import Want
+from node_agent.files.report import files_document
 from tests.fakes.authority import FakeAuthority
-from tests.fakes.clock import FakeClock
 from tests.fakes.waiting import until
+from tests.unit.node_agent.files.world import ROW, WEB, World, counting
 
-WEB = SpiffeID.parse("spiffe://cluster.local/web")
-ROW = Registration(WEB, frozenset({Selector("files", "web")}))
-SOON = timedelta(milliseconds=20)
+OTHER = SpiffeID.parse("spiffe://cluster.local/other")
 
 
-class World:
-    """A cache with one workload, and what is written of it."""
+class Group(NamedTuple):
+    """As the `grp` module has it."""
 
-    def __init__(self, authority: FakeAuthority, folder: Path) -> None:
-        self.authority, self.folder = authority, folder
-        self.cache = WorkloadCache(BundleSet((authority.bundle(),)))
-        self.cache.register((ROW,))
-        self.progress = 0
-
-    def renew(self) -> X509SVID:
-        svid = self.authority.svid("/web")
-        self.cache.put([Held(svid, Want(WEB), svid.not_after)])
-        return svid
-
-    def written(self) -> X509SVID:
-        return X509SVID.parse((self.folder / "cert-chain.pem").read_bytes(), (self.folder / "key.pem").read_bytes())
-
-    def made_progress(self) -> None:
-        self.progress += 1
-
-    @asynccontextmanager
-    async def writing(self, **settings: object) -> AsyncIterator[FilesWriter]:
-        writer = FilesWriter(
-            FilesSettings("web", self.folder, **settings),  # type: ignore[arg-type]  # by name
-            self.cache,
-            clock=FakeClock(),
-            metrics=Metrics(),
-            progress=self.made_progress,
-            backoff=Backoff(first=SOON, longest=SOON),
-        )
-        task = asyncio.create_task(writer.run())
-        try:
-            yield writer
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+    gr_gid: int
 
 
 @pytest.fixture
@@ -99,9 +60,7 @@ async def test_what_others_change_in_the_cache_writes_nothing(world: World) -> N
         world.renew()
         await until(writer.is_current)
         before = (world.folder / "..data").readlink()
-        world.cache.register(
-            (ROW, Registration(SpiffeID.parse("spiffe://cluster.local/other"), frozenset({Selector("a", "b")})))
-        )
+        world.cache.register((ROW, Registration(OTHER, frozenset({Selector("a", "b")}))))
         world.renew()
         await until(lambda: world.progress == 2)
         assert (world.folder / "..data").readlink() != before
@@ -123,11 +82,11 @@ async def test_a_reader_is_told_after_each_change_and_told_again_until_it_works(
         assert world.written().chain == svid.chain, "the files are new, told or not"
         assert not told.exists()
         broken.unlink()
-        await until(lambda: writer.state.told == "the command ended well")
+        await until(lambda: writer.state.told and writer.state.told.result == "the command ended well")
         assert writer.state.attempts == 0
         world.renew()
         await until(lambda: told.read_text().count(str(world.folder)) == 2)
-        assert world.progress == 2, "nothing is written again only because somebody was not told"
+        assert world.writes == 2, "nothing is written again only because somebody was not told"
 
 
 async def test_a_folder_that_can_not_be_written_is_tried_again(world: World, tmp_path: Path) -> None:
@@ -164,3 +123,73 @@ async def test_names_modes_and_group_are_as_they_are_set(world: World, layout: s
     assert set(files) == names
     key = next(name for name in names if "key" in name)
     assert (files[key].st_mode & 0o777, files[key].st_gid) == (0o640, 0)
+
+
+async def test_files_that_somebody_took_away_come_back(world: World, tmp_path: Path) -> None:
+    async with world.writing(command=counting(tmp_path / "told")) as writer:
+        svid = world.renew()
+        await until(writer.is_current)
+        world.folder.rename(tmp_path / "away")
+        await until((world.folder / "key.pem").exists)
+        assert world.written().chain == svid.chain
+        await until(lambda: (tmp_path / "told").read_text() == "xx")
+
+
+async def test_a_reader_that_was_not_told_is_a_laggard_and_what_becomes_of_it_is_seen(
+    world: World, tmp_path: Path
+) -> None:
+    reason = tmp_path / "reason"
+    reason.write_text("not now")
+    script = f"import sys; reason = open({str(reason)!r}).read(); sys.exit(reason or 0)"
+    async with world.writing(command=(sys.executable, "-I", "-c", script)) as writer:
+        svid = world.renew()
+        await until(lambda: writer.state.attempts)
+        assert writer.is_current() is False
+        seen = files_document(writer)
+        assert (seen["hook"], seen["told"], seen["bundle"]) == ("command", "", "lagging")
+        assert seen["serial"] == f"{svid.leaf.serial_number:x}"
+        assert seen["next_attempt"]
+        assert "not now" in str(seen["trouble"])
+        reason.write_text("")
+        await until(writer.is_current)
+        seen = files_document(writer)
+        assert (seen["told"], seen["bundle"], seen["trouble"]) == ("the command ended well", "current", None)
+        assert (seen["failed_attempts"], seen["next_attempt"]) == (0, None)
+        assert seen["told_at"]
+        assert json.dumps(seen)
+
+
+async def test_what_others_change_in_the_cache_does_not_hasten_the_next_attempt(world: World, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    script = f"open({str(told)!r}, 'a').write('x'); raise SystemExit(1)"
+    world.backoff = Backoff(first=timedelta(hours=1), longest=timedelta(hours=1), draw=lambda: 0.5)
+    async with world.writing(command=(sys.executable, "-I", "-c", script)) as writer:
+        world.renew()
+        await until(lambda: writer.state.attempts == 1)
+        for _ in range(5):
+            world.cache.register((ROW, Registration(OTHER, frozenset({Selector("a", "b")}))))
+            world.cache.register((ROW,))
+            await asyncio.sleep(0.02)  # so that it may do what it should not
+        assert (told.read_text(), writer.state.attempts) == ("x", 1)
+        world.renew()
+        await until(lambda: writer.state.attempts == 2)
+        assert told.read_text() == "xx", "what is new for itself is tried at once"
+
+
+async def test_a_group_that_is_not_there_yet_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world.writing(key_mode="0640", group="not-there-yet") as writer:
+        world.renew()
+        await until(lambda: writer.state.trouble)
+        assert writer.state.trouble == "files web: there is no group 'not-there-yet'"
+        assert not world.folder.exists()
+        monkeypatch.setattr("node_agent.files.settings.grp.getgrnam", lambda _name: Group(os.getegid()))
+        await until(writer.is_current)
+
+
+async def test_one_folder_that_can_not_be_written_does_not_hold_up_another(world: World, tmp_path: Path) -> None:
+    async with world.writing(key_mode="0640", group="not-there-yet") as bad:
+        world.folder, world.backoff = tmp_path / "other", Backoff()
+        async with world.writing() as good:
+            world.renew()
+            await until(good.is_current)
+            assert bad.is_current() is None
