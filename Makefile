@@ -31,9 +31,17 @@ test-root: $(READY)  ## the tests that need root
 test-interop: $(READY)  ## the tests with foreign clients that are built first (Go)
 	@$(BIN)/python -m tests --group interop
 
-test-cluster: $(READY)  ## the tests with a real Kubernetes API server, which is built first, once (Go)
+test-test-node: $(READY)  ## the tests with a real kubelet and pods, which are built first, once (Go, root)
+	@$(BIN)/python -m tests.node.build
+	@$(BIN)/python -m tests --group node
+
+cluster: $(READY)  ## the tests with a real Kubernetes API server, which is built first, once (Go)
 	@$(BIN)/python -m tests.cluster.build
 	@$(BIN)/python -m tests --group cluster
+
+test-node: $(READY)  ## the tests with a real kubelet and pods, which are built first, once (Go, root)
+	@$(BIN)/python -m tests.node.build
+	@$(BIN)/python -m tests --group node
 
 cluster: $(READY)  ## a Kubernetes control plane with the CA on it, left running, with instructions to play
 	@$(BIN)/python -m tests.cluster
@@ -41,4 +49,4 @@ cluster: $(READY)  ## a Kubernetes control plane with the CA on it, left running
 protos: $(READY)  ## generate istio_auth/proto/*_pb2.py again
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=. --python_out=. --pyi_out=. istio_auth/proto/*.proto
 
-.PHONY: help install demo demo-serve test test-root test-interop test-cluster cluster protos
+.PHONY: help install demo demo-serve test test-root test-interop test-cluster test-node cluster protos

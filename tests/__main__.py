@@ -15,14 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.build import BuildFailed, built
+from tests.cluster.build import built
 from tests.fakes import nginx, postgresql
+from tests.fakes.go_module import BuildFailed
 
 _BIN = Path(sys.executable).parent
 _LEFT_OUT = {
     "root": "tests that need root (own user ids for workloads, PID 1)",
     "interop": "tests with a foreign client that is built first (Go)",
     "cluster": "tests with a real Kubernetes API server that is built first (Go)",
+    "node": "tests with a real kubelet and pods, built first (Go, root)",
 }
 
 
@@ -94,9 +96,7 @@ def _tests(group: str | None) -> tuple[int, int, int]:
         (
             sys.executable,
             "-m",
-            "pytest",
-            "-m",
-            wanted,
+            *(("tests.node",) if group == "node" else ("pytest", "-m", wanted)),
             "-n",
             str(workers),
             "--dist",

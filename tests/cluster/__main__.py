@@ -11,10 +11,10 @@ from http import HTTPStatus
 from types import FrameType
 from typing import NoReturn
 
-from tests.cluster.build import BuildFailed
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import KUBERNETES, ca_account
 from tests.cluster.server import ServerFailed
+from tests.fakes.go_module import BuildFailed
 from tests.fakes.processes import free_port, program, status
 
 _SIGNALLED = 128  # and the signal's number, as shells count

@@ -28,7 +28,7 @@ from istio_auth.pem import write_private_key
 from tests.cluster import flags
 from tests.cluster.build import servers
 from tests.cluster.certificates import ClusterAuthority, Credential
-from tests.cluster.client import Client
+from tests.cluster.client import JSON, Client
 from tests.cluster.server import Guard, Server, ServerFailed
 
 _PORTS = range(20000, 32000)  # none that an outgoing connection is given, while a server is stopped
@@ -124,6 +124,28 @@ class ControlPlane:
         """A client that is the kubelet of a node."""
         return self._client(self._authority.client(f"system:node:{node}", "system:nodes"))
 
+    def kubelet_kubeconfig(self, node: str) -> Path:
+        """Write a kubeconfig that makes a real kubelet the one of a node; the path of it."""
+        credential = self._authority.client(f"system:node:{node}", "system:nodes")
+        return self._write_kubeconfig(self.folder / f"{node}.kubeconfig", _embedded(credential))
+
+    def kubelet_certificate(self, node: str, address: str) -> tuple[Path, Path]:
+        """Write what the kubelet of a node shows to its callers; the paths of certificate and key."""
+        serving = self._authority.server((node, "localhost"), (address, "127.0.0.1"))
+        return (
+            self._write(f"{node}.pem", serving.certificate),
+            self._write(f"{node}.key", serving.key),
+        )
+
+    def find(self, path: str) -> JSON | None:
+        """The object at a path, asked for by the administrator; None if it is not there, or nobody answers. Blocks."""
+        try:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=_TIMEOUT, context=self._tls) as answer:  # noqa: S310  # ours
+                found: JSON = json.load(answer)
+                return found
+        except OSError:
+            return None
+
     def client(self, token: str) -> Client:
         """A client that shows a bearer token."""
         return Client(self.url, ssl.create_default_context(cafile=self.ca_file), token=token)
@@ -173,6 +195,8 @@ class ControlPlane:
         self._write("server.pem", serving.certificate)
         self._write("server.key", serving.key)
         self._write("service-accounts.key", tokens)
+        self._write("kubelet-client.pem", self._admin.certificate)
+        self._write("kubelet-client.key", self._admin.key)
         self.kubeconfig = self._write_kubeconfig(self.folder / "kubeconfig", _embedded(self._admin))
         self._tls = self._client_tls(self._admin)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ISSUER = "https://kubernetes.default.svc"
 
-# What makes a cluster behave like one as far as identities go; nothing runs pods here.
+# What makes a cluster behave like one as far as identities go; pods are bound to nodes by who makes them.
 _CONTROLLERS = (
     "serviceaccount-controller",
     "serviceaccount-token-controller",
@@ -50,6 +50,12 @@ def api_server(folder: Path, etcd: str, port: int) -> list[str]:
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--service-cluster-ip-range=10.96.0.0/24",
+        "--allow-privileged",
+        # For the logs of pods, and for programs in them, where there is a node.
+        "--kubelet-preferred-address-types=InternalIP",
+        f"--kubelet-certificate-authority={folder / 'ca.pem'}",
+        f"--kubelet-client-certificate={folder / 'kubelet-client.pem'}",
+        f"--kubelet-client-key={folder / 'kubelet-client.key'}",
         "--profiling=false",
     ]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.build import PARTS, BuildFailed, built, main, servers
+from tests.cluster.build import PARTS, built, main, servers
+from tests.fakes.go_module import BuildFailed
 
 _GO = """#!/bin/sh
 case $1 in

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from tests.fakes import debian
 from tests.fakes.tcp import closed_port
 
 _CONFIGURATION = """
@@ -45,17 +44,8 @@ def program() -> Path | None:
     """The program; None where there is no way to it."""
     if (found := shutil.which("nginx")) is not None:
         return Path(found)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "istio-auth" / "nginx"
-    if not (cache / "usr/sbin/nginx").exists() and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as place:
-            fetched = subprocess.run(["apt-get", "download", "nginx"], cwd=place, capture_output=True, check=False)
-            packages = list(Path(place).glob("nginx_*.deb"))
-            if fetched.returncode == 0 and packages:
-                subprocess.run(["dpkg-deb", "-x", packages[0], Path(place) / "nginx"], check=True)
-                with suppress(OSError):  # another test was faster
-                    (Path(place) / "nginx").rename(cache)
-    return cache / "usr/sbin/nginx" if (cache / "usr/sbin/nginx").exists() else None
+    package = debian.unpacked("nginx")
+    return package / "usr/sbin/nginx" if package else None
 
 
 @contextmanager
