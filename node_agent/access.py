@@ -26,11 +26,12 @@ from node_agent.ca_client import AnyCA, CertificateClient
 from node_agent.ca_link import CALink
 from node_agent.config import Config
 from node_agent.enrolment import Enrolment
-from node_agent.identity import Identity
+from node_agent.identity import Enrolling, Identity
 from node_agent.istio_ca import NamedServerContext, TokenClient, TokenStanding
 from node_agent.istio_contract import IstioClient
 from node_agent.metrics import Metrics
 from node_agent.node_service import NodeServiceClient
+from node_agent.pod_token import PodToken
 from node_agent.state import StateFolder, read_token
 from node_agent.trust import Trust
 
@@ -125,17 +126,7 @@ def _by_svid(config: Config, state: StateFolder, trust: Trust, clock: Clock, met
     trust.subscribe(follow_trust)
     proven, unproven = _link(config, own, clock), _link(config, nothing, clock)
     client = _any_ca(config, proven)
-    enrolment = Enrolment(
-        config.spiffe_id,
-        state.node_key(),
-        state=state,
-        trust=trust,
-        proven=client,
-        unproven=_any_ca(config, unproven),
-        read_token=lambda: read_token(config.join_token_file),
-        ttl=config.svid_ttl,
-        clock=clock,
-    )
+    enrolment = _enrolment(config, state, trust, proven=client, unproven=_any_ca(config, unproven), clock=clock)
     identity = Identity(
         enrolment,
         state=state,
@@ -147,6 +138,24 @@ def _by_svid(config: Config, state: StateFolder, trust: Trust, clock: Clock, met
     )
     identity.subscribe(proven.renew)
     return Access(identity, client, unproven, (proven, unproven))
+
+
+def _enrolment(
+    config: Config, state: StateFolder, trust: Trust, *, proven: AnyCA, unproven: AnyCA, clock: Clock
+) -> Enrolling:
+    if (path := config.ca_token_file) is not None:
+        return PodToken(config.spiffe_id, path, client=unproven, trust=trust, ttl=config.svid_ttl, clock=clock)
+    return Enrolment(
+        config.spiffe_id,
+        state.node_key(),
+        state=state,
+        trust=trust,
+        proven=proven,
+        unproven=unproven,
+        read_token=lambda: read_token(config.join_token_file),
+        ttl=config.svid_ttl,
+        clock=clock,
+    )
 
 
 def _link(config: Config, source: MemorySource, clock: Clock) -> CALink:

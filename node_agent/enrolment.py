@@ -1,4 +1,4 @@
-"""The three ways to an SVID of the agent's own: renew, enrol, recover; which to try when (pure), and each of them.
+"""The three ways to an SVID of an agent that joined by a token: renew, enrol, recover; which when (pure), and each.
 
 | situation                                  | ways, in this order                                                     |
 |--------------------------------------------|-------------------------------------------------------------------------|
@@ -109,6 +109,36 @@ class Enrolment:
         self._node_key, self._state, self._trust = node_key, state, trust
         self._proven, self._unproven, self._read_token = proven, unproven, read_token
         self._ttl, self._clock = ttl, clock
+        self._token = Token.NONE  # when we last tried
+
+    async def obtain(self, *, lives: bool) -> X509SVID:
+        """A new SVID, by the first way that the CA takes (see `node_agent.identity.Enrolling`).
+
+        Raises:
+            BadAnswer: the CA answered with something that is none.
+            IstioAuthError: the CA refused each way, or is away.
+        """
+        self._token = Token.NONE if lives else await self.token()
+        order = ways(lives=lives, token=self._token)
+        for way in order[:-1]:
+            try:
+                return await self._go(way)
+            except IstioAuthError as error:
+                if not is_refusal(error):
+                    raise
+                log.warning(
+                    "the CA refused one way to our own SVID; the next is tried", way=way.value, reason=str(error)
+                )
+        try:
+            return await self._go(order[-1])
+        except NotAuthenticated as error:
+            if not lives and Way.ENROL not in order:
+                raise NotAuthenticated(f"{error}; and there is no join token to enrol with") from error
+            raise
+
+    async def has_news(self) -> bool:
+        """Whether a join token has come that was not there when we last tried."""
+        return self._token is not Token.UNUSED and await self.token() is Token.UNUSED
 
     async def token(self) -> Token:
         """What is known of the join token now; one that can not be used is told, and counts as none."""
@@ -121,13 +151,7 @@ class Enrolment:
             return Token.NONE
         return Token.USED if await asyncio.to_thread(self._state.is_spent, token) else Token.UNUSED
 
-    async def go(self, way: Way) -> X509SVID:
-        """An SVID, got in this way and checked; not kept yet.
-
-        Raises:
-            BadAnswer: the CA answered with something that is none.
-            IstioAuthError: the CA refused, or is away.
-        """
+    async def _go(self, way: Way) -> X509SVID:
         if way is Way.RENEW:
             return await self._renew()
         return await (self._enrol() if way is Way.ENROL else self._recover())

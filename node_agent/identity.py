@@ -10,11 +10,12 @@ import asyncio
 import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from typing import Protocol
 
 import structlog
 
 from istio_auth.clock import Clock, in_words
-from istio_auth.errors import IstioAuthError, NotAuthenticated
+from istio_auth.errors import IstioAuthError
 from istio_auth.rotation import renewal_due
 from istio_auth.sources.memory import MemorySource
 from istio_auth.subscribers import Subscribers
@@ -22,7 +23,6 @@ from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from node_agent.answer import BadAnswer
 from node_agent.backoff import Backoff
-from node_agent.enrolment import Enrolment, Token, Way, is_refusal, ways
 from node_agent.metrics import Metrics
 from node_agent.state import StateFolder
 from node_agent.trust import Trust
@@ -31,11 +31,31 @@ LONGEST_WAIT = timedelta(seconds=30)
 log = structlog.get_logger()
 
 
+class Enrolling(Protocol):
+    """Knows how to come by an SVID of the agent's own."""
+
+    async def obtain(self, *, lives: bool) -> X509SVID:
+        """A new one, checked; not kept yet.
+
+        Args:
+            lives: whether the one held has not ended.
+
+        Raises:
+            BadAnswer: the CA answered with something that is none.
+            IstioAuthError: the CA refused, or is away.
+        """
+        ...
+
+    async def has_news(self) -> bool:
+        """Whether something has come since the latest attempt that makes another one worth while."""
+        ...
+
+
 class Identity:
     """Holds the SVID and keeps it fresh. For one event loop.
 
     Args:
-        enrolment: the ways to a new one.
+        enrolment: how to come by a new one.
         state: what is kept on disk.
         source: what we present to the CA; kept up to date here, with every change of trust too.
         trust: whom we trust.
@@ -48,7 +68,7 @@ class Identity:
 
     def __init__(
         self,
-        enrolment: Enrolment,
+        enrolment: Enrolling,
         *,
         state: StateFolder,
         source: MemorySource,
@@ -66,7 +86,6 @@ class Identity:
         self._subscribers = Subscribers()
         self._lapse_told = svid is None
         self._due: datetime | None = None
-        self._token = Token.NONE
         self.svid = svid
         self.trouble: str | None = None  # why the latest attempt to renew it failed
         if svid is not None:
@@ -99,7 +118,7 @@ class Identity:
 
     async def look_for_token(self) -> None:
         """Try at once if a join token has come that was not there when we last tried."""
-        if not self.lives() and self._token is not Token.UNUSED and await self._enrolment.token() is Token.UNUSED:
+        if not self.lives() and await self._enrolment.has_news():
             self.look_again()
 
     async def run(self) -> None:
@@ -124,7 +143,7 @@ class Identity:
         if left := self._backoff.remaining() or self._until_due():
             return min(LONGEST_WAIT, left)
         try:
-            svid = await self._obtain()
+            svid = await self._enrolment.obtain(lives=self.lives())
             await asyncio.to_thread(self._state.keep_svid, svid)
         except IstioAuthError as error:
             return self._note_failure(error)
@@ -137,30 +156,10 @@ class Identity:
             return timedelta()  # before its validity: the clock was set back
         return max(timedelta(), self._due - now)
 
-    async def _obtain(self) -> X509SVID:
-        lives = self.lives()
-        self._token = Token.NONE if lives else await self._enrolment.token()
-        order = ways(lives=lives, token=self._token)
-        for way in order[:-1]:
-            try:
-                return await self._enrolment.go(way)
-            except IstioAuthError as error:
-                if not is_refusal(error):
-                    raise
-                log.warning(
-                    "the CA refused one way to our own SVID; the next is tried", way=way.value, reason=str(error)
-                )
-        try:
-            return await self._enrolment.go(order[-1])
-        except NotAuthenticated as error:
-            if self.svid is None and Way.ENROL not in order:
-                raise NotAuthenticated(f"{error}; and there is no join token to enrol with") from error
-            raise
-
     def _hold(self, svid: X509SVID) -> None:
         self._backoff.succeeded()
         self.svid, self._lapse_told, self.trouble = svid, False, None
-        self._due = renewal_due(svid.not_before, svid.not_after, draw=self._draw())
+        self._due = renewal_due(self._clock.now(), svid.not_after, draw=self._draw())  # see `Order.judged`
         self._metrics.issued.labels("agent").inc()
         log.info(
             "the agent has a new SVID",

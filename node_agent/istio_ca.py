@@ -20,15 +20,14 @@ from typing import Annotated, Self
 
 from istio_auth.bundle import TrustBundle
 from istio_auth.daemon.settings import Setting
-from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError, NotAuthenticated, NotReady
-from istio_auth.files import read_bounded
+from istio_auth.errors import ConfigurationError, IstioAuthError, NotAuthenticated
 from istio_auth.svid import X509SVID
 from istio_auth.tls.contexts import CIPHERS
 from istio_auth.tls.loading import load_roots
 from node_agent.ca_client import Calls, Metadata, Outcome, SigningRequest
 from node_agent.istio_contract import IstioClient
+from node_agent.pod_token import read_projected_token
 
-_MAX_TOKEN = 16 << 10
 _IMPERSONATION = "impersonation"  # in istiod's words for a workload that we may not ask for
 _WHY = (
     "its own log says why; it wants our service account in CA_TRUSTED_NODE_ACCOUNTS, its own cluster_id from us, and a "
@@ -173,19 +172,3 @@ class TokenClient(IstioClient):
             raise
         self._standing.trouble = None
         return [NotAuthenticated(f"{each}: {_WHY}") if each in refusals else each for each in outcomes]
-
-
-def read_projected_token(path: Path) -> str:
-    """The token in a file of a projected volume. Others in the pod may be able to read it, as Kubernetes writes it.
-
-    Raises:
-        NotReady: it is not there yet, or reading failed.
-        ConfigurationError: it holds no token.
-    """
-    try:
-        text = read_bounded(path, _MAX_TOKEN).decode("latin-1").strip()
-    except MissingError as error:
-        raise NotReady(f"there is no service-account token: {error}") from error
-    if not text or any(character <= " " or character > "~" for character in text):
-        raise ConfigurationError(f"{path} holds no token: a token is one word")
-    return text

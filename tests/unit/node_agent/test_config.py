@@ -80,3 +80,21 @@ def test_a_socket_with_uids_is_for_them_alone() -> None:
     with pytest.raises(NotAuthorized):
         admit(UnixCaller(0, 7, 7, "s"))
     assert admission(replace(settings, uids=())) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ('join_token_file = "token"', "join_token_file exclude"),
+        ('mounted = "/certificates"', "mounted exclude"),
+        (
+            'registrations = "r.toml"\n[istio_ca]\nserver_name = "istiod"\ntoken_file = "token"',
+            "for another one, name istio_ca.token_file",
+        ),
+    ],
+)
+def test_an_agent_in_a_pod_has_one_way_to_its_svid(tmp_path: Path, other: str, words: str) -> None:
+    in_a_pod = 'name = "n"\nca_token_file = "/var/run/secrets/istio-auth/token"\n'
+    assert loaded(tmp_path, in_a_pod).ca_token_file == Path("/var/run/secrets/istio-auth/token")
+    with pytest.raises(ConfigurationError, match=words):
+        loaded(tmp_path, in_a_pod + other)
