@@ -252,4 +252,5 @@ class Order:
             svid = accepted(outcome, self.key, self.want.spiffe_id, bundles=bundles, now=now)
         except BadAnswer as error:
             return error
-        return Held(svid, self.want, renewal_due(svid.not_before, svid.not_after, draw=draw))
+        # From now on and not from its first instant, which a CA sets back: of a short life, half may be over already.
+        return Held(svid, self.want, renewal_due(now, svid.not_after, draw=draw))

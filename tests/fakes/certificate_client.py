@@ -59,6 +59,7 @@ class FakeCA:
         self.authority = FakeAuthority(trust_domain, parent=self.root, now=now, lifetime=timedelta(days=3650))
         self.foreign = FakeAuthority(trust_domain, now=now, lifetime=timedelta(days=3650))
         self.fault = Fault.NONE
+        self.set_back: timedelta | None = None  # how far before now a validity begins, whatever its length
         self.failure: IstioAuthError | None = None  # raised by every call
         self.refusals: dict[SpiffeID, IstioAuthError] = {}
         self.tokens: set[str] = set()
@@ -90,9 +91,8 @@ class FakeCA:
         public_key = allowed_public_key(key)
         now, life = self.clock.now(), ttl or self.ttl
         authority = self.foreign if self.fault is Fault.UNKNOWN_ROOT else self.authority
-        leaf = authority.leaf(
-            spiffe_id.path, not_before=now - min(timedelta(minutes=2), life / 10), not_after=now + life
-        )
+        set_back = min(timedelta(minutes=2), life / 10) if self.set_back is None else self.set_back
+        leaf = authority.leaf(spiffe_id.path, not_before=now - set_back, not_after=now + life)
         if self.fault is Fault.WRONG_KEY:
             public_key = ec.generate_private_key(ec.SECP256R1()).public_key()
         elif self.fault is Fault.WRONG_NAME:

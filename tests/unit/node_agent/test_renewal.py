@@ -100,6 +100,15 @@ async def test_an_svid_is_renewed_around_half_of_its_life_with_a_new_key(clock: 
     assert node.ca.signed == 2
 
 
+async def test_a_validity_that_begins_long_before_a_short_life_is_no_reason_to_renew_at_once(clock: FakeClock) -> None:
+    node = Node(clock)
+    node.ca.set_back = timedelta(minutes=2)  # as istiod has it, and as is left when a signer is about to end
+    node.register("a", ttl=MINUTE)
+    await node.pass_time(10 * MINUTE)
+    assert 18 <= node.ca.signed <= 24
+    assert node.value("svids_lapsed_total", kind="workload") == 0
+
+
 async def test_svids_made_together_are_not_renewed_together(clock: FakeClock) -> None:
     node = Node(clock, *range(30))
     await node.settle()
