@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from node_agent.attest.settings import KubernetesSettings
 _MAX_TOKEN, _MAX_CA = 16 << 10, 1 << 20
 _MAX_ANSWER = 32 << 20  # 300 KB for each of 110 pods, where 10 are common
 _CHUNK = 1 << 16
-_TIME = aiohttp.ClientTimeout(total=5)
+_TIMEOUT = timedelta(seconds=5)
 _HINTS: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "it does not know our token",
     HTTPStatus.FORBIDDEN: "our account needs `get` on nodes/pods, or on nodes/proxy for an older kubelet",
@@ -50,10 +51,12 @@ class Kubelet:
     Args:
         settings: how it is asked.
         at: where it is.
+        timeout: how long one answer may take.
     """
 
-    def __init__(self, settings: KubernetesSettings, at: HostPort) -> None:
+    def __init__(self, settings: KubernetesSettings, at: HostPort, *, timeout: timedelta = _TIMEOUT) -> None:
         self._settings, self._at = settings, at
+        self._timeout = timeout.total_seconds()
 
     async def pods(self) -> PodList:
         """The pods that it tells of now.
@@ -70,9 +73,10 @@ class Kubelet:
     async def _body(self, token: str, context: ssl.SSLContext) -> bytes:
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
         name = self._settings.kubelet_name or self._at.host
+        timeout = aiohttp.ClientTimeout(total=self._timeout)
         try:
             async with (
-                aiohttp.ClientSession(timeout=_TIME, auto_decompress=False, trust_env=False) as session,
+                aiohttp.ClientSession(timeout=timeout, auto_decompress=False, trust_env=False) as session,
                 session.get(
                     f"https://{self._at}/pods",
                     headers=headers,
@@ -86,7 +90,7 @@ class Kubelet:
                     raise NotReady(f"it answers with status {response.status}: {hint}")
                 return await _bounded(response)
         except TimeoutError as error:
-            raise NotReady(f"it does not answer within {_TIME.total:g} s") from error
+            raise NotReady(f"it does not answer within {self._timeout:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise NotReady(_plain(error)) from error
 
