@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -61,6 +63,35 @@ class TestACommand:
         for pid in pids.read_text().split():
             await until(lambda pid=pid: not _runs(int(pid)))  # type: ignore[misc]  # bound now
 
+    async def test_that_will_not_hear_of_an_end_is_ended_all_the_same(self, tmp_path: Path) -> None:
+        deaf = "import signal, time\nfor each in (15, 1, 2):\n    signal.signal(each, signal.SIG_IGN)\n"
+        script = (
+            deaf + f"open({str(tmp_path / 'pid')!r}, 'w').write(str(__import__('os').getpid()))\ntime.sleep(1000)\n"
+        )
+        with pytest.raises(NotReady, match=r"did not end within 1 s"):
+            await run_command(running(tmp_path, script, timeout=timedelta(seconds=1)))
+        assert not _runs(int((tmp_path / "pid").read_text() or 0))
+
+    async def test_that_goes_on_talking_does_not_fill_the_disk(self, tmp_path: Path) -> None:
+        """Its output is in a file without a name: how large it is on the disk, the command sees itself."""
+        seen = tmp_path / "seen"
+        script = (
+            "import os, time\n"
+            "said = shrank = before = 0\n"
+            "while not shrank:\n"
+            "    said += os.write(1, b'x' * 100_000)\n"
+            "    now = os.fstat(1).st_blocks * 512\n"
+            "    shrank, before = now < before, now\n"
+            "    time.sleep(0.001)\n"
+            f"open({str(seen)!r}, 'w').write(f'{{said}} {{now}}')\n"
+            "print(' the end')\n"
+            "raise SystemExit(1)\n"
+        )
+        with pytest.raises(NotReady, match=r"x the end$"):
+            await run_command(running(tmp_path, script))
+        said, kept = map(int, seen.read_text().split())
+        assert said > 1_000_000 > kept
+
     async def test_whose_child_lives_on_has_ended_all_the_same(self, tmp_path: Path) -> None:
         script = (
             "import os, time\n"
@@ -98,6 +129,38 @@ class TestASignal:
             assert heard == [signal.SIGUSR2]
         finally:
             signal.signal(signal.SIGUSR2, before)
+
+    def test_goes_to_no_process_of_another_name_that_has_the_number_now(self, tmp_path: Path) -> None:
+        with subprocess.Popen(["sleep", "1000"]) as other:
+            try:
+                (tmp_path / "pid").write_text(str(other.pid))
+                settings = FilesSettings("web", tmp_path, signal="TERM", pid_file=tmp_path / "pid", process="nginx")
+                with pytest.raises(NotReady, match=f"process {other.pid} of .* is sleep, not nginx: .* out of date"):
+                    send_signal(settings)
+                assert other.poll() is None
+                assert send_signal(replace(settings, process="sleep"))
+                assert other.wait(20) == -signal.SIGTERM
+            finally:
+                other.kill()
+
+    @pytest.mark.root
+    @pytest.mark.skipif(os.geteuid() != 0, reason="files and processes of other users need root")
+    def test_goes_to_no_process_that_the_files_owner_could_not_signal_himself(self, tmp_path: Path) -> None:
+        """Else whoever writes a file of his own could have a root's agent end any process."""
+        pid_file, (owner, other) = tmp_path / "pid", (60001, 60002)
+        with subprocess.Popen(["sleep", "1000"], user=other) as process:
+            try:
+                pid_file.write_text(str(process.pid))
+                os.chown(pid_file, owner, owner)
+                settings = FilesSettings("web", tmp_path, signal="TERM", pid_file=pid_file)
+                with pytest.raises(NotReady, match=f"is of uid {other}, and .* belongs to uid {owner}"):
+                    send_signal(settings)
+                assert process.poll() is None
+                os.chown(pid_file, other, other)
+                assert send_signal(settings)
+                assert process.wait(20) == -signal.SIGTERM
+            finally:
+                process.kill()
 
     @pytest.mark.parametrize(
         ("content", "reason"),

@@ -26,6 +26,7 @@ FOLDER = Path("/run/certs")
         ({"command": ("/bin/true",), "post": "http://127.0.0.1/"}, "one of command, signal and post"),
         ({"signal": "HUP"}, "belong together"),
         ({"pid_file": Path("/run/x.pid")}, "belong together"),
+        ({"process": "nginx"}, "belongs to signal"),
         ({"signal": "KILL", "pid_file": Path("/run/x.pid")}, "none of HUP"),
         ({"post": "ftp://127.0.0.1/"}, "is no http or https address"),
         ({"post": "http://user:password@127.0.0.1/"}, "is no http or https address"),

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +38,15 @@ class Group(NamedTuple):
 @pytest.fixture
 def world(authority: FakeAuthority, tmp_path: Path) -> World:
     return World(authority, tmp_path / "certs")
+
+
+@pytest.fixture
+def small_file_system(world: World) -> Iterator[None]:
+    """The folder is a file system of its own."""
+    world.folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", world.folder], check=True)
+    yield
+    subprocess.run(["umount", world.folder], check=True)
 
 
 async def test_files_follow_renewals_and_roots(world: World) -> None:
@@ -193,3 +206,61 @@ async def test_one_folder_that_can_not_be_written_does_not_hold_up_another(world
             world.renew()
             await until(good.is_current)
             assert bad.is_current() is None
+
+
+async def test_on_a_full_disk_the_old_files_stay_and_room_mends_it(world: World) -> None:
+    """Full in truth: by a limit on the size of files, which writing hits as it hits the end of a disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with structlog.testing.capture_logs():  # pytest keeps what is printed in a file, which may not grow either
+        await lives_through(world, limits)
+
+
+async def lives_through(world: World, limits: tuple[int, int]) -> None:
+    async with world.writing() as writer:
+        old = world.renew()
+        await until(writer.is_current)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            new = world.renew()
+            await until(lambda: writer.state.trouble)
+            assert "File too large" in str(writer.state.trouble)
+            assert world.written().chain == old.chain
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        await until(lambda: writer.state.svid is new)
+        assert world.written().chain == new.chain
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file system of one's own needs root")
+async def test_on_a_full_file_system_a_reader_is_told_once_there_is_room(
+    world: World, tmp_path: Path, small_file_system: None
+) -> None:
+    told, ballast = tmp_path / "told", world.folder / "ballast"
+    with suppress(OSError):
+        ballast.write_bytes(b"x" * 2**20)
+    async with world.writing(command=counting(told)) as writer:
+        world.renew()
+        await until(lambda: writer.state.trouble)
+        assert "No space left on device" in str(writer.state.trouble)
+        assert not told.exists()
+        ballast.unlink()
+        await world.kept(writer)
+    assert told.read_text() == "x"
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_a_folder_of_another_user_is_told_of_by_an_agent_without_privileges(world: World) -> None:
+    world.folder.mkdir()
+    os.chown(world.folder, 60001, 60001)
+    world.folder.chmod(0o700)
+    async with world.writing() as writer:
+        os.seteuid(60002)
+        try:
+            world.renew()
+            await until(lambda: writer.state.trouble)
+            assert "Permission denied" in str(writer.state.trouble)
+        finally:
+            os.seteuid(0)
+        await until(writer.is_current)
