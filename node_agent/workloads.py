@@ -41,6 +41,7 @@ class Workloads:
         registrations_missing: why nobody is known yet; None once registrations are there.
 
     Attributes:
+        trust_domain: our own.
         kubernetes: tells pods from each other; None if no kubelet is asked.
         observing: look at any process of this machine, whether it called or not.
         discovery: Envoy's secret discovery service.
@@ -57,6 +58,7 @@ class Workloads:
         metrics: Metrics,
         registrations_missing: Callable[[], str | None],
     ) -> None:
+        self.trust_domain = config.trust_domain
         self._sockets, self._subscribers = config.sockets, Subscribers()
         self.kubernetes = KubernetesAttestor.of(config.kubernetes)
         observing: list[WorkloadAttestor] = [UnixAttestor(), ProcessAttestor(), SystemdAttestor()]

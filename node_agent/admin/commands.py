@@ -13,9 +13,10 @@ import typer
 
 from istio_auth.clock import in_words
 from istio_auth.daemon.folders import Folders
-from istio_auth.daemon.output import Fact, Output, Section, Tone, print_json, print_sections
+from istio_auth.daemon.output import Fact, Output, Section, Tone, print_json, print_sections, print_table
 from istio_auth.errors import IstioAuthError, MissingError, NotReady
 from istio_auth.strict_json import JSON, parse_json
+from node_agent.admin.streams import COLUMNS, stream_rows, stream_troubles
 
 _PATIENCE = 30.0  # seconds; a kubelet that is slow is waited for
 _LARGEST = 64 << 20
@@ -30,7 +31,16 @@ PidOption = Annotated[int, typer.Option("--pid", metavar="N", help="The process.
 def status(admin_socket: SocketOption = None, output: OutputOption = Output.TABLE) -> None:
     """Show what the running agent holds: remaining lives, next renewals, clients, and what is wrong."""
     found = asked(admin_socket, "/status")
-    print_json(found) if output is Output.JSON else print_sections(status_sections(found))
+    if output is Output.JSON:
+        print_json(found)
+        return
+    streams = cast("list[JSON]", found["clients"])
+    print_sections(status_sections(found))
+    print()
+    print_table(COLUMNS, stream_rows(streams), empty="no stream is open")
+    if troubles := stream_troubles(streams):
+        print()
+        print_sections(troubles)
 
 
 def explain(pid: PidOption, admin_socket: SocketOption = None, output: OutputOption = Output.TABLE) -> None:
@@ -89,7 +99,6 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
         ),
     ]
     workloads = cast("list[dict[str, JSON]]", found["workloads"])
-    clients = cast("list[dict[str, JSON]]", found["clients"])
     sections += [Section(f"Workload {row['spiffe_id']}", [_held(row, now), *_trouble(row)]) for row in workloads]
     files = cast("list[dict[str, JSON]]", found["files"])
     if found["kubelet"] is not None:
@@ -100,7 +109,7 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
     sections += [Section(f"Files {row['name']}", _files(row)) for row in files]
     if found["csi"] is not None:
         sections += csi_sections(cast("dict[str, JSON]", found["csi"]), now)
-    return [*sections, *(Section(f"Client {row['name']}", _client(row)) for row in clients)]
+    return sections
 
 
 def explanation(found: Mapping[str, JSON]) -> Section:
@@ -190,17 +199,6 @@ def _told(row: Mapping[str, JSON]) -> list[Fact]:
             Fact.of("next attempt", f"{row['next_attempt']}, after {row['failed_attempts']} that failed", tone=Tone.BAD)
         )
     return told
-
-
-def _client(row: Mapping[str, JSON]) -> list[Fact]:
-    waits = _texts(row["waits_for"])
-    refused = cast("dict[str, str]", row["refused"])
-    return [
-        Fact.of("by", f"{row['api']}: {row['caller']}"),
-        Fact.of("bundle", str(row["bundle"]), tone=Tone.ODD if row["bundle"] == "lagging" else Tone.PLAIN),
-        *([Fact("waits for", waits, Tone.ODD)] if waits else []),
-        *(Fact.of("refused", f"{name}: {reason}", tone=Tone.BAD) for name, reason in refused.items()),
-    ]
 
 
 def _trouble(row: Mapping[str, JSON]) -> list[Fact]:

@@ -15,9 +15,9 @@ from istio_auth.errors import IstioAuthError, MissingError, NotAuthenticated
 from istio_auth.registration import Registration, Selector
 from istio_auth.strict_json import JSON
 from node_agent.access import Standing
+from node_agent.admin.streams import sds_streams, workload_api_streams
 from node_agent.attest.proc import lines
 from node_agent.cache import Held, WorkloadCache
-from node_agent.entitlement import Entitlement
 from node_agent.files.report import files_document
 from node_agent.registrations import Want
 from node_agent.renewal import Renewals, first_to_lapse
@@ -71,7 +71,7 @@ class Status:
             "files": list(map(files_document, self.workloads.files)),
             "csi": self.csi(),
             "kubelet": {"trouble": self.workloads.kubernetes.pods.trouble} if self.workloads.kubernetes else None,
-            "clients": [*self._sds(), *self._workload_api()],
+            "clients": self._streams(),
         }
 
     async def explained(self, pid: int) -> dict[str, JSON]:
@@ -125,29 +125,11 @@ class Status:
     def _rows(self) -> tuple[Registration, ...]:
         return self.cache.snapshot.registrations
 
-    def _sds(self) -> list[JSON]:
+    def _streams(self) -> list[JSON]:
+        served = self.workloads
         return [
-            {
-                **_client("sds", client.caller, client.entitled),
-                "name": client.name(),
-                "waits_for": list(client.pending()),
-                "bundle": client.holding().value,
-                "refused": dict(client.refused),
-            }
-            for client in sorted(self.workloads.discovery.clients(), key=lambda each: each.caller.pid)
-        ]
-
-    def _workload_api(self) -> list[JSON]:
-        bundles = self.cache.snapshot.bundles
-        return [
-            {
-                **_client("workload-api", stream.caller, stream.entitled),
-                "name": stream.name(),
-                "waits_for": [] if stream.sent is not None else ["the first SVID"],
-                "bundle": "current" if stream.sent is bundles else "lagging",
-                "refused": {},
-            }
-            for stream in sorted(self.workloads.workload_api.streams(), key=lambda each: each.caller.pid)
+            *sds_streams(served.discovery.clients()),
+            *workload_api_streams(served.workload_api.streams(), self.cache, served.trust_domain),
         ]
 
 
@@ -198,10 +180,6 @@ def process(pid: int) -> UnixCaller:
         raise MissingError(f"process {pid} can not be looked at: {error}") from error
     uid, gid = (int(fields[name].split()[1]) for name in ("Uid", "Gid"))
     return UnixCaller(uid, gid, pid, "", handle)
-
-
-def _client(api: str, caller: UnixCaller, entitled: Entitlement) -> dict[str, JSON]:
-    return {"api": api, "caller": str(caller), "identities": [str(each) for each in entitled.ids]}
 
 
 def _words(values: Iterable[object]) -> list[JSON]:

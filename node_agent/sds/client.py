@@ -5,77 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
 
 from istio_auth.door import UnixCaller
-from istio_auth.errors import MalformedError
+from istio_auth.errors import Exhausted, MalformedError
 from istio_auth.spiffe_id import TrustDomain
 from node_agent.cache import WorkloadCache
 from node_agent.entitlement import Entitlement
 from node_agent.metrics import Metrics
-from node_agent.sds.secrets import Renderer, Resource, resolve
-from node_agent.sds.session import Answer, Holding, Kind, Reaction, View
+from node_agent.sds.acknowledgement import Holding
+from node_agent.sds.secrets import Renderer, Resource, resolve, sort_of
+from node_agent.sds.served import AnySession
+from node_agent.sds.session import Answer, Kind
 
+_MAX_TOLD = 100  # lines of the log on what one stream waits for
+_MAX_SHOWN, _MAX_LENGTH = 10, 200  # names in such a line, and how much of each
 log = structlog.get_logger()
 Request = TypeVar("Request", DiscoveryRequest, DeltaDiscoveryRequest)
-_Request_contra = TypeVar("_Request_contra", DiscoveryRequest, DeltaDiscoveryRequest, contravariant=True)
-
-
-class AnySession(Protocol[_Request_contra, Answer]):
-    """What the two protocols have in common (`Session`, `DeltaSession`)."""
-
-    names: tuple[str, ...]
-    node_id: str
-
-    def receive(self, request: _Request_contra, view: View) -> Reaction[Answer]:
-        """Take in a request."""
-        ...
-
-    def refresh(self, view: View) -> Answer | None:
-        """The answer that a change of the world calls for, or None."""
-        ...
-
-    def pending(self, view: View) -> tuple[str, ...]:
-        """The subscribed names for which there is nothing yet."""
-        ...
-
-    def holding(self, view: View) -> Holding:
-        """Whether the client has accepted the present bundles, if it wants any."""
-        ...
-
-
-class Served(Protocol):
-    """A client, whichever protocol it speaks, for who looks at all of them."""
-
-    @property
-    def caller(self) -> UnixCaller:
-        """The process at the other end."""
-        ...
-
-    @property
-    def entitled(self) -> Entitlement:
-        """What it may have."""
-        ...
-
-    @property
-    def refused(self) -> Mapping[str, str]:
-        """What it would not take, and its own reason, until it takes something again."""
-        ...
-
-    def pending(self) -> tuple[str, ...]:
-        """The names that it waits for."""
-        ...
-
-    def holding(self) -> Holding:
-        """Whether it has accepted the present bundles, if it wants any."""
-        ...
-
-    def name(self) -> str:
-        """How to call it where it is one of many."""
-        ...
 
 
 class SDSClient(Generic[Request, Answer]):
@@ -109,7 +58,10 @@ class SDSClient(Generic[Request, Answer]):
         self._cache, self._render, self._trust_domain, self._metrics = cache, render, trust_domain, metrics
         self._session = session
         self._told: tuple[str, ...] = ()
+        self._times_told = 0
         self._refused: dict[str, str] = {}
+        self._holding: tuple[object, Holding] | None = None  # by which snapshot
+        self.refusals = 0
 
     @property
     def caller(self) -> UnixCaller:
@@ -123,14 +75,29 @@ class SDSClient(Generic[Request, Answer]):
 
     @property
     def refused(self) -> Mapping[str, str]:
-        """What it would not take, and its own reason, until it takes something again."""
+        """What it would not take, each with its own reason, until it takes that again."""
         return MappingProxyType(self._refused)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is subscribed to."""
+        return self._session.names
+
+    @property
+    def version(self) -> str:
+        """Of the latest answer that it has accepted; empty before the first."""
+        return self._session.accepted.version
+
+    def sequence(self) -> int | None:
+        """The bundle sequence that this version stands for; None if it holds no bundle of our own trust domain."""
+        return self._session.accepted.sequence(self._session.names, self.view)
 
     async def run(self, requests: AsyncIterator[Request]) -> AsyncIterator[Answer]:
         """The answers, for as long as the client sends or keeps its side open.
 
         Raises:
             MalformedError: the client asked for something that is not served here.
+            Exhausted: it asked for too much.
         """
         changed = asyncio.Event()
         end = self._cache.subscribe(changed.set)
@@ -160,8 +127,11 @@ class SDSClient(Generic[Request, Answer]):
         return self._session.pending(self.view)
 
     def holding(self) -> Holding:
-        """Whether it has accepted the present bundles, if it wants any."""
-        return self._session.holding(self.view)
+        """Whether it has accepted the present roots of our own trust domain, if it wants them."""
+        snapshot = self._cache.snapshot
+        if self._holding is None or self._holding[0] is not snapshot:  # asked of thousands after each of their words
+            self._holding = snapshot, self._session.holding(self.view)
+        return self._holding[1]
 
     def name(self) -> str:
         """How to call it where it is one of many."""
@@ -180,39 +150,58 @@ class SDSClient(Generic[Request, Answer]):
     def _receive(self, request: Request) -> Answer | None:
         try:
             reaction = self._session.receive(request, self.view)
-        except MalformedError as error:
-            log.warning("an SDS client asked for what is not served; its stream ends", reason=str(error), **self._who())
+        except (MalformedError, Exhausted) as error:
+            log.warning(
+                "an SDS client asked for what it can not have; its stream ends", reason=str(error), **self._who()
+            )
             raise
+        self._holding = None
         self._metrics.sds_requests.labels(reaction.kind.value).inc()
         if reaction.kind is Kind.ACK:
-            self._refused.clear()
+            self._forget_refusals(reaction.about)
             self._progress()
         if reaction.kind is Kind.NACK:
-            self._refused |= dict.fromkeys(reaction.refused, reaction.detail or "it did not say")
-            for name in reaction.refused:
-                self._metrics.sds_nacks.labels(name).inc()
-            log.error(
-                "an SDS client refused its secrets and goes on with those it has",
-                secrets=list(reaction.refused),
-                reason=reaction.detail or "it did not say",
-                **self._who(),
-            )
+            self._note_refusal(reaction.about, reaction.detail or "it did not say")
         self._tell_pending()
         return reaction.response
+
+    def _forget_refusals(self, taken: tuple[str, ...]) -> None:
+        if self._refused:
+            wanted = set(self.names).difference(taken)
+            self._refused = {name: reason for name, reason in self._refused.items() if name in wanted}
+
+    def _note_refusal(self, names: tuple[str, ...], reason: str) -> None:
+        self.refusals += 1
+        self._refused |= dict.fromkeys(names, reason)
+        for name in names:
+            self._metrics.sds_nacks.labels(sort_of(name).value).inc()
+        log.error(
+            "an SDS client refused its secrets and goes on with those it has",
+            secrets=_shown(names),
+            reason=reason,
+            **self._who(),
+        )
 
     def _tell_pending(self) -> None:
         pending = self.pending()
         if pending == self._told:
             return
         self._told = pending
-        if not pending:
+        if not pending or self._times_told >= _MAX_TOLD:
             return
+        self._times_told += 1
         if ids := self._entitled.ids:
             earned = list(map(str, ids))
-            log.info("an SDS client waits for secrets", names=list(pending), earned=earned, **self._who())
+            log.info("an SDS client waits for secrets", names=_shown(pending), earned=earned, **self._who())
         else:
             self._metrics.callers_unknown.inc()
             log.warning("no registration fits this caller; it waits", **self._entitled.explained(), **self._who())
 
     def _who(self) -> dict[str, str]:
         return {"caller": str(self._caller), "node": self._session.node_id}
+
+
+def _shown(names: tuple[str, ...]) -> list[str]:
+    """Names for a line of the log, which a client must not make as long as it likes."""
+    more = [f"and {len(names) - _MAX_SHOWN} more"] if len(names) > _MAX_SHOWN else []
+    return [name[:_MAX_LENGTH] for name in names[:_MAX_SHOWN]] + more

@@ -9,20 +9,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
+from node_agent.sds.acknowledgement import Accepted, Holding, View
 from node_agent.sds.secrets import SECRET_TYPE, Resource
 from node_agent.sds.session import (
     MAX_NAMES,
-    Holding,
     Kind,
     Reaction,
-    View,
+    Sent,
     checked_names,
     detail_of,
-    holding,
     random_nonce,
     version_of,
 )
@@ -42,8 +41,8 @@ class DeltaSession:
         self._nonce, self._max_names = nonce, max_names
         self._sent: dict[str, bytes] = {}  # name -> digest of what this client was last sent
         self._held: dict[str, str] = {}  # name -> version that it brought from another stream
-        self._accepted: dict[str, bytes] = {}
-        self._unanswered: dict[str, Mapping[str, bytes]] = {}  # by nonce
+        self._unanswered: dict[str, Sent] = {}  # by nonce
+        self.accepted = Accepted()
         self.names: tuple[str, ...] = ()
         self.node_id = ""
 
@@ -51,7 +50,8 @@ class DeltaSession:
         """Take in a request.
 
         Raises:
-            MalformedError: the client asks for another type, or for too much; its stream is to be ended.
+            MalformedError: the client asks for what is not here; its stream is to be ended.
+            Exhausted: it asks for too much; likewise.
         """
         gone = set(request.resource_names_unsubscribe)
         kept = [name for name in self.names if name not in gone]
@@ -62,14 +62,14 @@ class DeltaSession:
         answered = self._unanswered.pop(request.response_nonce, None)
         kind = _kind(request, answered)
         if kind is Kind.ACK and answered:
-            self._accepted.update(answered)
+            self.accepted.take(answered.version, answered.contents)
         self._subscribe(names, again=request.resource_names_subscribe)
         if kind is Kind.FIRST:
             self._held |= {
                 name: version for name, version in request.initial_resource_versions.items() if name in names
             }
-        refused = tuple(answered or ()) if kind is Kind.NACK else ()
-        return Reaction(kind, self.refresh(view), refused, detail_of(request))
+        about = tuple(answered.contents) if answered else ()
+        return Reaction(kind, self.refresh(view), about, detail_of(request))
 
     def refresh(self, view: View) -> DeltaDiscoveryResponse | None:
         """The answer that a change of the world calls for, or None."""
@@ -83,12 +83,12 @@ class DeltaSession:
         if not changed and not removed:
             return None
         nonce = self._nonce()
-        self._unanswered[nonce] = {resource.name: resource.digest for resource in changed}
+        version = version_of([resource for resource in seen.values() if resource is not None])
+        self._unanswered[nonce] = Sent(nonce, version, {resource.name: resource.content for resource in changed})
         while len(self._unanswered) > _MAX_UNANSWERED:
             del self._unanswered[next(iter(self._unanswered))]
-        granted = [resource for resource in seen.values() if resource is not None]
         response = DeltaDiscoveryResponse(
-            system_version_info=version_of(granted), type_url=SECRET_TYPE, nonce=nonce, removed_resources=removed
+            system_version_info=version, type_url=SECRET_TYPE, nonce=nonce, removed_resources=removed
         )
         for resource in changed:
             entry = response.resources.add(name=resource.name, version=version_of([resource]))
@@ -100,21 +100,23 @@ class DeltaSession:
         return tuple(name for name in self.names if view(name) is None)
 
     def holding(self, view: View) -> Holding:
-        """Whether the client has accepted the present content of the bundles that it subscribed to."""
-        return holding(self.names, self._accepted, view)
+        """Whether the client has accepted the present roots of our own trust domain, if it wants them."""
+        return self.accepted.holding(self.names, view)
 
     def _is_news(self, resource: Resource) -> bool:
         """Whether the client has not got this yet; what it brought along counts as accepted."""
-        if self._held.pop(resource.name, None) == version_of([resource]):
-            self._sent[resource.name] = self._accepted[resource.name] = resource.digest
+        if self._held.pop(resource.name, None) == (version := version_of([resource])):
+            self._sent[resource.name] = resource.digest
+            self.accepted.take(self.accepted.version or version, {resource.name: resource.content})
         return self._sent.get(resource.name) != resource.digest
 
     def _had(self, name: str) -> bool:
         return name in self._sent or name in self._held
 
     def _forget(self, name: str) -> None:
-        for kept in (self._sent, self._held, self._accepted):
+        for kept in (self._sent, self._held):
             kept.pop(name, None)
+        self.accepted.forget(name)
 
     def _subscribe(self, names: tuple[str, ...], *, again: Iterable[str]) -> None:
         for name in {*(set(self.names) - set(names)), *(set(again) & set(self.names))}:
@@ -122,7 +124,7 @@ class DeltaSession:
         self.names = names
 
 
-def _kind(request: DeltaDiscoveryRequest, answered: Mapping[str, bytes] | None) -> Kind:
+def _kind(request: DeltaDiscoveryRequest, answered: Sent | None) -> Kind:
     if not request.response_nonce:
         return Kind.FIRST
     if answered is None:

@@ -14,6 +14,7 @@ other name gives nothing. What was rendered is kept, so that a thousand streams 
 
 from __future__ import annotations
 
+import enum
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,6 +35,42 @@ ALL_BUNDLES = "ALL"
 _SPIFFE_VALIDATOR = "envoy.tls.cert_validator.spiffe"
 
 
+class Sort(enum.Enum):
+    """What a name asks for; the label of a metric, for the names themselves are without end."""
+
+    DEFAULT = DEFAULT
+    ROOTCA = ROOTCA
+    ALL = ALL_BUNDLES
+    WORKLOAD = "workload"
+    TRUST_DOMAIN = "trust domain"
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """The roots of our own trust domain, as they are in a secret.
+
+    Args:
+        fingerprint: stands for them where two are compared.
+        sequence: of the bundle that they were taken from, if it says.
+    """
+
+    fingerprint: bytes
+    sequence: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is in a secret, without the secret: kept for each client, and shared by all.
+
+    Args:
+        digest: stands for the body where two are compared.
+        roots: of our own trust domain, if it tells whom to trust there.
+    """
+
+    digest: bytes
+    roots: Roots | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """One secret, ready to be sent.
@@ -41,20 +78,23 @@ class Resource:
     Args:
         name: what it is asked for by.
         body: the serialised `Secret`; may hold a private key, so it is never printed.
-        digest: stands for the body where two are compared.
-        is_bundle: whether it tells whom to trust, and not who one is.
+        content: what is in it.
     """
 
     name: str
     body: bytes = field(repr=False)
-    digest: bytes
-    is_bundle: bool
+    content: Content
 
     @classmethod
-    def of(cls, secret: Secret, *, is_bundle: bool) -> Resource:
+    def of(cls, secret: Secret, roots: Roots | None = None) -> Resource:
         """The resource of a message."""
         body: bytes = secret.SerializeToString(deterministic=True)
-        return cls(secret.name, body, hashlib.sha256(body).digest()[:16], is_bundle)
+        return cls(secret.name, body, Content(hashlib.sha256(body).digest()[:16], roots))
+
+    @property
+    def digest(self) -> bytes:
+        """Stands for the body where two are compared."""
+        return self.content.digest
 
 
 class Renderer:
@@ -72,12 +112,12 @@ class Renderer:
             self._certificates[name, svid.id] = kept
         return kept[1]
 
-    def validation_context(self, name: str, *bundles: TrustBundle) -> Resource:
-        """Bundles under this name."""
+    def validation_context(self, name: str, *bundles: TrustBundle, own: TrustDomain) -> Resource:
+        """Bundles under this name, perhaps with that of our own trust domain among them."""
         kept = self._contexts.get(name)
         if kept is None or not _same(kept[0], bundles):
             make = _trusted_ca if name == ROOTCA else _spiffe_validator
-            kept = bundles, make(name, bundles)
+            kept = bundles, make(name, bundles, _roots(bundles, own))
             self._contexts[name] = kept
         return kept[1]
 
@@ -106,17 +146,27 @@ def resolve(name: str, context: X509Context, render: Renderer, own: TrustDomain)
         return render.certificate(name, context.svids[0])
     try:
         if name == ROOTCA:
-            return render.validation_context(name, context.bundle(own))
+            return render.validation_context(name, context.bundle(own), own=own)
         if name == ALL_BUNDLES:
-            return render.validation_context(name, *sorted(context.bundles, key=lambda bundle: bundle.trust_domain))
-        return _by_id(SpiffeID.parse(name), context, render)
+            bundles = sorted(context.bundles, key=lambda bundle: bundle.trust_domain)
+            return render.validation_context(name, *bundles, own=own)
+        return _by_id(SpiffeID.parse(name), context, render, own)
     except (InvalidSpiffeID, VerificationError):
         return None
 
 
-def _by_id(wanted: SpiffeID, context: X509Context, render: Renderer) -> Resource | None:
+def sort_of(name: str) -> Sort:
+    """What a name asks for."""
+    try:
+        return Sort(name)
+    except ValueError:
+        is_workload = "/" in name.removeprefix("spiffe://")
+        return Sort.WORKLOAD if is_workload else Sort.TRUST_DOMAIN
+
+
+def _by_id(wanted: SpiffeID, context: X509Context, render: Renderer, own: TrustDomain) -> Resource | None:
     if not wanted.path:
-        return render.validation_context(str(wanted), context.bundle(wanted.trust_domain))
+        return render.validation_context(str(wanted), context.bundle(wanted.trust_domain), own=own)
     for svid in context.svids:
         if svid.id == wanted:
             return render.certificate(str(wanted), svid)
@@ -131,16 +181,23 @@ def _certificate(name: str, svid: X509SVID) -> Resource:
     secret = Secret(name=name)
     secret.tls_certificate.certificate_chain.inline_bytes = svid.chain_pem()
     secret.tls_certificate.private_key.inline_bytes = svid.key_pem()
-    return Resource.of(secret, is_bundle=False)
+    return Resource.of(secret)
 
 
-def _trusted_ca(name: str, bundles: Iterable[TrustBundle]) -> Resource:
+def _roots(bundles: Iterable[TrustBundle], own: TrustDomain) -> Roots | None:
+    for bundle in bundles:
+        if bundle.trust_domain == own:
+            return Roots(hashlib.sha256(bundle.to_pem()).digest()[:16], bundle.sequence)
+    return None
+
+
+def _trusted_ca(name: str, bundles: Iterable[TrustBundle], roots: Roots | None) -> Resource:
     secret = Secret(name=name)
     secret.validation_context.trusted_ca.inline_bytes = b"".join(bundle.to_pem() for bundle in bundles)
-    return Resource.of(secret, is_bundle=True)
+    return Resource.of(secret, roots)
 
 
-def _spiffe_validator(name: str, bundles: Iterable[TrustBundle]) -> Resource:
+def _spiffe_validator(name: str, bundles: Iterable[TrustBundle], roots: Roots | None) -> Resource:
     validator = SPIFFECertValidatorConfig()
     for bundle in bundles:
         domain = validator.trust_domains.add(name=bundle.trust_domain.name)
@@ -149,4 +206,4 @@ def _spiffe_validator(name: str, bundles: Iterable[TrustBundle]) -> Resource:
     custom = secret.validation_context.custom_validator_config
     custom.name = _SPIFFE_VALIDATOR
     custom.typed_config.Pack(validator, deterministic=True)
-    return Resource.of(secret, is_bundle=True)
+    return Resource.of(secret, roots)

@@ -26,10 +26,12 @@ from node_agent.attest import WorkloadAttestor, attest_all
 from node_agent.cache import WorkloadCache
 from node_agent.entitlement import Entitlement
 from node_agent.metrics import Metrics
-from node_agent.sds.client import AnySession, Request, SDSClient, Served
+from node_agent.sds.acknowledgement import Holding
+from node_agent.sds.client import Request, SDSClient
 from node_agent.sds.delta import DeltaSession
 from node_agent.sds.secrets import Renderer
-from node_agent.sds.session import Answer, Holding, Session
+from node_agent.sds.served import AnySession, Served
+from node_agent.sds.session import Answer, Session
 from node_agent.sync import Consumers
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"

@@ -9,6 +9,7 @@ The rules, which a stream of any length obeys:
   acknowledgement nor a refusal is answered, and a client that refuses a secret gets it again only once it changed.
 * The version is a hash of the answer's content. The nonce is random, new for every answer.
 * A request with the nonce of an answer that is not the latest is stale, and ignored whole.
+* A client has its word on an answer once. Later requests with the same nonce only say what it subscribes to.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from __future__ import annotations
 import enum
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from envoy.service.discovery.v3.discovery_pb2 import (
     DeltaDiscoveryRequest,
@@ -27,10 +28,9 @@ from envoy.service.discovery.v3.discovery_pb2 import (
     DiscoveryResponse,
 )
 
-from istio_auth.errors import MalformedError
-from node_agent.sds.secrets import SECRET_TYPE, Resource
-
-View: TypeAlias = Callable[[str], Resource | None]  # what a name gives to this client now; None: nothing yet
+from istio_auth.errors import Exhausted, MalformedError
+from node_agent.sds.acknowledgement import Accepted, Holding, View
+from node_agent.sds.secrets import SECRET_TYPE, Content, Resource
 
 MAX_NAMES = 100
 MAX_NAME = 2048  # bytes: the longest SPIFFE ID
@@ -43,6 +43,7 @@ class Kind(enum.Enum):
     FIRST = "first"
     ACK = "ack"
     NACK = "nack"
+    AGAIN = "again"
     STALE = "stale"
 
 
@@ -56,29 +57,23 @@ class Reaction(Generic[Answer]):
     Args:
         kind: what the request was.
         response: what to send, if anything.
-        refused: the names in the answer that the client refused, for a NACK.
-        detail: the client's own reason for it.
+        about: the names in the answer that the client accepted, or refused.
+        detail: the client's own reason for a refusal.
     """
 
     kind: Kind
     response: Answer | None = None
-    refused: tuple[str, ...] = ()
+    about: tuple[str, ...] = ()
     detail: str = ""
 
 
-class Holding(enum.Enum):
-    """What a client is known to hold of the bundles that it subscribed to."""
-
-    NONE = "no bundle wanted"
-    CURRENT = "current"
-    LAGGING = "lagging"
-
-
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Sent:
+    """An answer that a client owes its word on."""
+
     nonce: str
     version: str
-    digests: Mapping[str, bytes]
+    contents: Mapping[str, Content]
 
 
 class Session:
@@ -87,14 +82,20 @@ class Session:
     Args:
         nonce: makes a new nonce for each answer.
         max_names: how many names one client may subscribe to.
+
+    Attributes:
+        names: what it is subscribed to.
+        node_id: what the client calls itself.
+        accepted: what it has accepted.
     """
 
     def __init__(self, *, nonce: Callable[[], str] | None = None, max_names: int = MAX_NAMES) -> None:
         self._nonce = nonce or random_nonce
         self._max_names = max_names
         self._sent: dict[str, bytes] = {}  # subscribed name -> digest of what this client was last sent
-        self._accepted: dict[str, bytes] = {}
-        self._last: _Answer | None = None
+        self._last: Sent | None = None
+        self._owes = False  # its word on the last answer
+        self.accepted = Accepted()
         self.names: tuple[str, ...] = ()
         self.node_id = ""
 
@@ -102,26 +103,30 @@ class Session:
         """Take in a request.
 
         Raises:
-            MalformedError: the client asks for another type, or for too much; its stream is to be ended.
+            MalformedError: the client asks for what is not here; its stream is to be ended.
+            Exhausted: it asks for too much; likewise.
         """
         names = checked_names(request.resource_names, type_url=request.type_url, max_names=self._max_names)
         self.node_id = self.node_id or request.node.id[:200]
         kind = self._kind(request)
         if kind is Kind.STALE:
             return Reaction(kind)
-        refused = tuple(self._last.digests) if kind is Kind.NACK and self._last else ()
-        if kind is Kind.ACK and self._last:
-            self._accepted.update(self._last.digests)
+        about: tuple[str, ...] = ()
+        if kind in (Kind.ACK, Kind.NACK) and self._last:
+            self._owes, about = False, tuple(self._last.contents)
+            if kind is Kind.ACK:
+                self.accepted.take(self._last.version, self._last.contents)
         self._subscribe(names)
-        return Reaction(kind, self.refresh(view), refused, detail_of(request))
+        return Reaction(kind, self.refresh(view), about, detail_of(request))
 
     def refresh(self, view: View) -> DiscoveryResponse | None:
         """The answer that a change of the world calls for, or None."""
         granted = [resource for name in self.names if (resource := view(name)) is not None]
         if all(self._sent.get(resource.name) == resource.digest for resource in granted):
             return None
-        self._last = _Answer(self._nonce(), version_of(granted), {each.name: each.digest for each in granted})
-        self._sent.update(self._last.digests)
+        self._last = Sent(self._nonce(), version_of(granted), {each.name: each.content for each in granted})
+        self._owes = True
+        self._sent.update({each.name: each.digest for each in granted})
         response = DiscoveryResponse(version_info=self._last.version, type_url=SECRET_TYPE, nonce=self._last.nonce)
         for resource in granted:
             response.resources.add(type_url=SECRET_TYPE, value=resource.body)
@@ -132,14 +137,16 @@ class Session:
         return tuple(name for name in self.names if view(name) is None)
 
     def holding(self, view: View) -> Holding:
-        """Whether the client has accepted the present content of the bundles that it subscribed to."""
-        return holding(self.names, self._accepted, view)
+        """Whether the client has accepted the present roots of our own trust domain, if it wants them."""
+        return self.accepted.holding(self.names, view)
 
     def _kind(self, request: DiscoveryRequest) -> Kind:
         if not request.response_nonce:
             return Kind.FIRST
         if self._last is None or request.response_nonce != self._last.nonce:
             return Kind.STALE
+        if not self._owes:
+            return Kind.AGAIN
         refused = request.HasField("error_detail") or request.version_info != self._last.version
         return Kind.NACK if refused else Kind.ACK
 
@@ -147,8 +154,7 @@ class Session:
         self.names = names
         for gone in self._sent.keys() - set(names):
             del self._sent[gone]  # asked for again later, it must be sent again
-        for gone in self._accepted.keys() - set(names):
-            del self._accepted[gone]
+        self.accepted.keep(names)
 
 
 def version_of(resources: Sequence[Resource]) -> str:
@@ -159,32 +165,27 @@ def version_of(resources: Sequence[Resource]) -> str:
     return content.hexdigest()[:16]
 
 
-def holding(names: Iterable[str], accepted: Mapping[str, bytes], view: View) -> Holding:
-    """Whether a client that accepted these contents has the present ones of the bundles among its names."""
-    bundles = [resource for name in names if (resource := view(name)) is not None and resource.is_bundle]
-    if not bundles:
-        return Holding.NONE
-    current = all(accepted.get(bundle.name) == bundle.digest for bundle in bundles)
-    return Holding.CURRENT if current else Holding.LAGGING
-
-
 def checked_names(names: Sequence[str], *, type_url: str, max_names: int) -> tuple[str, ...]:
     """The names that a client subscribes to, each once.
 
     Raises:
-        MalformedError: they are too many or too long, or not of secrets.
+        MalformedError: they are not of secrets.
+        Exhausted: they are too many or too long.
     """
     if type_url not in ("", SECRET_TYPE):
         raise MalformedError(
             f"asked for {type_url[:200]!a}: only secrets are here", public="only secrets are served here"
         )
     if len(names) > max_names:
-        raise MalformedError(
-            f"{len(names)} names in one request, at most {max_names} are allowed", public="too many names"
-        )
+        raise too_much(f"{len(names)} names on one stream, at most {max_names} are allowed")
     if any(len(name) > MAX_NAME for name in names):
-        raise MalformedError(f"a name of more than {MAX_NAME} characters", public="name too long")
+        raise too_much(f"a name of more than {MAX_NAME} characters")
     return tuple(dict.fromkeys(names))
+
+
+def too_much(words: str) -> Exhausted:
+    """A client is over one of its limits, and may know which."""
+    return Exhausted(words, public=words)
 
 
 def detail_of(request: DiscoveryRequest | DeltaDiscoveryRequest) -> str:

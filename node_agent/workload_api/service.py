@@ -4,6 +4,9 @@ Each stream is the whole state at once, and again after each change that this ca
 identity is refused with PermissionDenied, also in mid-stream: its client drops what it holds then (WA-14). One whose
 first SVID is still being made waits. Why somebody is refused is in our log; the caller learns the standard's words.
 
+This API has no acknowledgement. A message counts as taken once it is written, for gRPC writes no more than the caller's
+flow control has room for: the stream of one that does not read comes to a halt and lags from then on.
+
 The JWT and WIT profiles are not served: gRPC answers their methods with UNIMPLEMENTED (WA-02).
 """
 
@@ -17,10 +20,12 @@ from typing import TypeVar
 import structlog
 from google.protobuf.message import Message
 
+from istio_auth.bundle import BundleSet
 from istio_auth.door import UnixCaller
 from istio_auth.errors import IstioAuthError, MalformedError, NotAuthorized, NotReady
 from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.rpc.method import Call, Method, Service
+from istio_auth.spiffe_id import TrustDomain
 from istio_auth.subscribers import Subscribers
 from node_agent.attest import WorkloadAttestor, attest_all
 from node_agent.cache import WorkloadCache
@@ -80,7 +85,7 @@ class WorkloadAPI:
         return frozenset(self._streams)
 
     def consumers(self) -> Consumers:
-        """Who is served bundles, and who of them was sent the present ones: this API has no acknowledgement."""
+        """Who is served bundles, and who of them has taken the present ones."""
         served = [stream for stream in self._streams if stream.sent is not None]
         behind = sorted(stream.name() for stream in served if stream.sent is not self._cache.snapshot.bundles)
         return Consumers.of(len(served), behind)
@@ -92,21 +97,27 @@ class WorkloadAPI:
             response = self._render.svids(entitled.context, entitled.registrations)
             return response if response.svids else None
 
-        return self._stream(requests, call, render)
+        return self._stream("FetchX509SVID", requests, call, render)
 
     def _bundles(
         self, requests: AsyncIterator[messages.X509BundlesRequest], call: Call
     ) -> AsyncIterator[messages.X509BundlesResponse]:
-        return self._stream(requests, call, lambda entitled: self._render.bundles(entitled.context.bundles))
+        return self._stream(
+            "FetchX509Bundles", requests, call, lambda entitled: self._render.bundles(entitled.context.bundles)
+        )
 
     async def _stream(
-        self, requests: AsyncIterator[Message], call: Call, render: Callable[[Entitlement], _Response | None]
+        self,
+        method: str,
+        requests: AsyncIterator[Message],
+        call: Call,
+        render: Callable[[Entitlement], _Response | None],
     ) -> AsyncIterator[_Response]:
         """The present state, and each one after it that looks different from here."""
         check_security_header(call)
         if await anext(requests, None) is None:
             raise MalformedError("the call ended without a request", public="there is no request")
-        stream = await self._begun(call)
+        stream = await self._begun(method, call)
         changed = asyncio.Event()
         end = self._cache.subscribe(changed.set)
         self._streams.add(stream)
@@ -119,7 +130,7 @@ class WorkloadAPI:
                     self._metrics.workload_api_responses.inc()
                     yield response
                 if response is not None:
-                    stream.sent = bundles
+                    stream.written(bundles)
                     self._subscribers.tell()
                 await changed.wait()
         finally:
@@ -127,7 +138,7 @@ class WorkloadAPI:
             self._streams.discard(stream)
             self._subscribers.tell()
 
-    async def _begun(self, call: Call) -> Stream:
+    async def _begun(self, method: str, call: Call) -> Stream:
         """The stream of a caller, once that was looked at.
 
         Raises:
@@ -142,7 +153,7 @@ class WorkloadAPI:
             raise  # who it is can not be said now: it shall come again, and keep what it holds
         except IstioAuthError as error:
             raise _no_identity(str(error)) from error
-        return Stream(call.caller, Entitlement(selectors, self._cache))
+        return Stream(method, call.caller, Entitlement(selectors, self._cache))
 
     def _require_identity(self, stream: Stream) -> None:
         if stream.entitled.ids:
@@ -160,20 +171,32 @@ class Stream:
     """One stream: whose it is, and what was sent on it.
 
     Attributes:
+        method: what it called.
         caller: the process at the other end.
         entitled: what it may have.
         sent: the bundles that the last message spoke of; None before the first.
+        version: stands for the content of the last message that was written; empty before the first.
     """
 
-    def __init__(self, caller: UnixCaller, entitled: Entitlement) -> None:
+    def __init__(self, method: str, caller: UnixCaller, entitled: Entitlement) -> None:
+        self.method = method
         self.caller, self.entitled = caller, entitled
-        self.sent: object = None
+        self.sent: BundleSet | None = None
+        self.version = ""
         self._digest = b""
 
     def is_new(self, response: Message) -> bool:
         """Whether it differs from the last one; it is the last one now. No second copy of a key is kept for that."""
         before, self._digest = self._digest, hashlib.sha256(response.SerializeToString(deterministic=True)).digest()
         return self._digest != before
+
+    def written(self, bundles: BundleSet) -> None:
+        """The caller has taken the last message, which spoke of these bundles."""
+        self.sent, self.version = bundles, self._digest[:8].hex()
+
+    def sequence(self, trust_domain: TrustDomain) -> int | None:
+        """Of the bundle of a trust domain that the caller has taken; None if it has none, or that has no sequence."""
+        return next((each.sequence for each in self.sent or () if each.trust_domain == trust_domain), None)
 
     def name(self) -> str:
         """How to call it where it is one of many."""

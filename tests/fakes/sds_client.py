@@ -62,11 +62,14 @@ class SDSStream:
             request.error_detail.message = refusal
         self._requests.put_nowait(request)
 
-    async def receive(self, *, within: float = 20) -> DiscoveryResponse:
-        """The next answer, accepted."""
+    async def receive(self, *, within: float = 20, refusal: str = "") -> DiscoveryResponse:
+        """The next answer, accepted, or refused with these words."""
         async with asyncio.timeout(within):
             response = await anext(self._answers)
         self.answers += 1
+        if refusal:
+            self.send(nonce=response.nonce, refusal=refusal)
+            return response
         self.version = response.version_info
         for each in response.resources:
             secret = Secret.FromString(each.value)

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from node_agent.sds.secrets import SECRET_TYPE, Resource
+from node_agent.sds.secrets import SECRET_TYPE, Content, Resource, Roots
 from node_agent.sds.session import Kind, Session
 
 NAMES = ("default", "ROOTCA", "spiffe://cluster.local/a", "spiffe://cluster.local/b")
@@ -38,7 +38,8 @@ class Stream(RuleBasedStateMachine):
         if (text := self.world.get(name)) is None:
             return None
         body = f"{name} {text}".encode()
-        return Resource(name, body, hashlib.sha256(body).digest(), name == "ROOTCA")
+        digest = hashlib.sha256(body).digest()
+        return Resource(name, body, Content(digest, Roots(digest, 1) if name == "ROOTCA" else None))
 
     def send(self, *, version: str, refusal: str = "") -> None:
         request = DiscoveryRequest(

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryResponse
 
+from istio_auth.proto import workload_api_pb2
 from tests.fakes.ca import CAServer
 from tests.fakes.certificate_client import FakeCA, Fault
 from tests.fakes.clock import FakeClock
@@ -70,6 +72,7 @@ async def test_status_tells_lives_renewals_and_clients(agent: RunningAgent) -> N
         await until(lambda: agent.agent.workloads.discovery.consumers().current == 1)
         found = await document(agent, "status")
         text = await said(agent, "status")
+        version = stream.version
     (held,) = agent.agent.cache.snapshot.held.values()
     assert found["agent"] == {
         "spiffe_id": "spiffe://cluster.local/agent/node-1",
@@ -90,17 +93,26 @@ async def test_status_tells_lives_renewals_and_clients(agent: RunningAgent) -> N
     assert client["api"] == "sds"
     assert client["identities"] == ["spiffe://cluster.local/web"]
     assert client["waits_for"] == ["spiffe://cluster.local/other"]
-    assert client["bundle"] == "current"
+    assert client["resources"] == ["default", "ROOTCA", "spiffe://cluster.local/other"]
+    assert (client["version"], client["bundle"], client["bundle_sequence"]) == (version, "current", 1)
+    assert (client["refusals"], client["refused"]) == (0, {})
+    row = next(line for line in text.splitlines() if line.startswith("sds "))
+    assert row.split("  ")[0] == "sds"
+    assert "spiffe://cluster.local/web (test-sidecar)" in row
+    assert version in row
+    assert "1, current" in row
     assert "ends in 1 hour, renewed in" in text
     assert "the first workload loses its certificate in 1 hour" in text
 
 
 async def test_status_tells_what_a_client_refused_until_it_takes_something(agent: RunningAgent) -> None:
     async with SDSStream(agent.socket, "default") as stream:
-        stream.send(nonce=(await stream.receive()).nonce, refusal="no such key type")
+        await stream.receive(refusal="no such key type")
         await until(lambda: any(client.refused for client in agent.agent.workloads.discovery.clients()))
-        assert "no such key type (code" in await said(agent, "status")
-        stream.send(nonce=(await fresh(agent, stream)).nonce)
+        text = await said(agent, "status")
+        assert "1; now default: no such key type (code" in text
+        assert "refused  default: no such key type (code" in text
+        await fresh(agent, stream)
         await until(lambda: not any(client.refused for client in agent.agent.workloads.discovery.clients()))
 
 
@@ -152,3 +164,20 @@ async def test_where_no_agent_answers_it_is_said_where_it_was_looked_for(agent: 
 
 async def test_nobody_but_the_agents_user_can_ask(agent: RunningAgent) -> None:
     assert stat.S_IMODE(agent.config.admin_at.stat().st_mode) == 0o600
+
+
+async def test_status_tells_what_a_stream_of_the_workload_api_has_taken(agent: RunningAgent) -> None:
+    channel = grpc.aio.insecure_channel(f"unix:{agent.socket}")
+    call = channel.unary_stream(
+        "/SpiffeWorkloadAPI/FetchX509SVID",
+        request_serializer=workload_api_pb2.X509SVIDRequest.SerializeToString,
+        response_deserializer=workload_api_pb2.X509SVIDResponse.FromString,
+    )(workload_api_pb2.X509SVIDRequest(), metadata=(("workload.spiffe.io", "true"),))
+    await call.read()
+    await until(lambda: agent.agent.workloads.workload_api.consumers().current == 1)
+    (stream,) = (await document(agent, "status"))["clients"]
+    assert (stream["api"], stream["resources"]) == ("workload-api", ["FetchX509SVID"])
+    assert (stream["bundle"], stream["bundle_sequence"], stream["refusals"]) == ("current", 1, 0)
+    assert stream["version"]
+    call.cancel()
+    await channel.close(None)

@@ -7,10 +7,11 @@ import itertools
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
-from istio_auth.errors import MalformedError
+from istio_auth.errors import Exhausted, MalformedError
+from node_agent.sds.acknowledgement import Holding
 from node_agent.sds.delta import DeltaSession
 from node_agent.sds.secrets import SECRET_TYPE
-from node_agent.sds.session import Holding, Kind
+from node_agent.sds.session import Kind
 from tests.unit.node_agent.sds.test_session import World
 
 
@@ -129,7 +130,7 @@ def test_accepted_bundles_are_current_and_refused_ones_lag_until_they_change() -
     client.world.content["ROOTCA"] = "worse roots"
     client.changed()
     assert client.refuse("no good") == {}
-    assert (client.reaction.kind, client.reaction.refused) == (Kind.NACK, ("ROOTCA",))
+    assert (client.reaction.kind, client.reaction.about) == (Kind.NACK, ("ROOTCA",))
     assert client.reaction.detail.startswith("no good")
     assert client.session.holding(client.world) is Holding.LAGGING
     client.world.content["ROOTCA"] = "better roots"
@@ -165,6 +166,6 @@ def test_what_is_no_secret_or_too_much_ends_the_stream() -> None:
     with pytest.raises(MalformedError):
         client.send(DeltaDiscoveryRequest(type_url="type.googleapis.com/envoy.config.cluster.v3.Cluster"))
     client.ask("a", "b")
-    with pytest.raises(MalformedError):
+    with pytest.raises(Exhausted):
         client.ask("c")
     assert client.ask("c", leave=("a",)) == {}

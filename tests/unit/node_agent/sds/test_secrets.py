@@ -27,7 +27,7 @@ def secret(name: str, context: X509Context, render: Renderer | None = None) -> S
     assert resource is not None
     found = Secret.FromString(resource.body)
     assert resource.name == found.name == name
-    assert resource.is_bundle == (found.WhichOneof("type") == "validation_context")
+    assert resource.content.roots is None or (found.WhichOneof("type") == "validation_context")
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import structlog
+from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 
 from istio_auth.bundle import BundleSet
@@ -20,7 +21,7 @@ from node_agent.attest.unix import UnixAttestor
 from node_agent.cache import Held, WorkloadCache
 from node_agent.metrics import Metrics
 from node_agent.registrations import Want
-from node_agent.sds.secrets import SECRET_TYPE
+from node_agent.sds.secrets import SECRET_TYPE, Resource, Roots
 from node_agent.sds.service import SecretDiscovery
 from node_agent.sync import Consumers
 from tests.fakes.authority import FakeAuthority
@@ -210,6 +211,81 @@ async def test_a_refusal_is_logged_in_the_clients_words_and_counted_for_each_sec
     assert node.value("sds_nacks_total", resource="default") == 1
     assert node.value("sds_nacks_total", resource="ROOTCA") == 1
     assert node.value("sds_requests_total", kind="nack") == 1
+    (client,) = node.discovery.clients()
+    assert (client.refusals, list(client.refused)) == (1, ["default", "ROOTCA"])
+
+
+async def test_refusals_are_counted_by_what_was_asked_for_and_never_by_ten_thousand_names(node: Node) -> None:
+    node.cache.register(
+        tuple(
+            Registration(SpiffeID(node.authority.trust_domain, f"/w/{number}"), frozenset({Selector("unix", "uid:1")}))
+            for number in range(30)
+        )
+    )
+    for number in range(30):
+        node.issue(f"/w/{number}")
+    own = str(node.authority.trust_domain.id)
+    names = [f"{own}/w/{number}" for number in range(30)]
+    stream = node.connect(caller())
+    stream.send(*names, own)
+    await stream.receive()
+    stream.send(*names, own, refusal="no")
+    assert await stream.silent()
+    assert node.value("sds_nacks_total", resource="workload") == 30
+    assert node.value("sds_nacks_total", resource="trust domain") == 1
+    labels = {
+        sample.labels["resource"]
+        for metric in node.metrics.registry.collect()
+        for sample in metric.samples
+        if sample.name.endswith("sds_nacks_total")
+    }
+    assert labels == {"workload", "trust domain"}
+
+
+async def test_what_a_client_refuses_again_and_again_is_one_refusal(node: Node) -> None:
+    node.issue()
+    stream = node.connect(caller())
+    stream.send("default")
+    await stream.receive()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(20):
+            stream.send("default", refusal="no")
+        assert await stream.silent()
+        await until(lambda: node.value("sds_requests_total", kind="again") == 19)
+    assert len([line for line in lines if line["log_level"] == "error"]) == 1
+    assert node.value("sds_nacks_total", resource="default") == 1
+
+
+async def test_a_line_of_the_log_is_no_longer_than_we_want_whatever_a_client_asks_for(node: Node) -> None:
+    stream = node.connect(caller())
+    with structlog.testing.capture_logs() as lines:
+        stream.send(*(f"{number}-{'x' * 2000}" for number in range(100)))
+        assert await stream.silent()
+    (told,) = [line for line in lines if "waits" in line["event"]]
+    assert len(str(told)) < 4000
+
+
+async def test_a_thousand_streams_share_one_copy_of_each_secret(
+    node: Node, authority: FakeAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    serialise = Resource.of
+
+    def counted(secret: Secret, roots: Roots | None = None) -> Resource:
+        made.append(secret.name)
+        return serialise(secret, roots)
+
+    monkeypatch.setattr(Resource, "of", counted)
+    node.issue()
+    streams = [node.connect(caller()) for _ in range(200)]
+    for stream in streams:
+        stream.send("default", "ROOTCA")
+        await stream.receive()
+    assert sorted(made) == ["ROOTCA", "default"]
+    node.issue()
+    for stream in streams:
+        await stream.receive()
+    assert sorted(made) == ["ROOTCA", "default", "default"]
 
 
 async def test_no_line_of_the_log_holds_a_key(node: Node) -> None:

@@ -8,9 +8,10 @@ import itertools
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 
-from istio_auth.errors import Code, MalformedError
-from node_agent.sds.secrets import SECRET_TYPE, Resource
-from node_agent.sds.session import Holding, Kind, Session, version_of
+from istio_auth.errors import Exhausted, IstioAuthError, MalformedError
+from node_agent.sds.acknowledgement import Holding
+from node_agent.sds.secrets import SECRET_TYPE, Content, Resource, Roots
+from node_agent.sds.session import Kind, Session, version_of
 
 
 class World:
@@ -18,11 +19,14 @@ class World:
 
     def __init__(self, **content: str) -> None:
         self.content = content
+        self.sequence = 1
 
     def __call__(self, name: str) -> Resource | None:
         if (text := self.content.get(name)) is None:
             return None
-        return Resource(name, text.encode(), hashlib.sha256(text.encode()).digest(), name == "ROOTCA")
+        digest = hashlib.sha256(text.encode()).digest()
+        roots = Roots(digest, self.sequence) if name in ("ROOTCA", "ALL") else None
+        return Resource(name, text.encode(), Content(digest, roots))
 
 
 class Client:
@@ -147,7 +151,7 @@ def test_a_refused_secret_is_told_and_not_sent_again_before_it_changes() -> None
     client.ask("default")
     assert client.ask("default", refusal="the key does not fit") is None
     assert client.reaction.kind is Kind.NACK
-    assert client.reaction.refused == ("default",)
+    assert client.reaction.about == ("default",)
     assert "the key does not fit" in client.reaction.detail
     assert client.changed() is None
     world.content["default"] = "good"
@@ -224,19 +228,20 @@ def test_a_grant_withdrawn_sends_nothing_and_leaves_the_name_pending() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "type_url"),
+    ("names", "type_url", "error"),
     [
-        (("default",), "type.googleapis.com/envoy.config.cluster.v3.Cluster"),
-        (tuple(f"name-{number}" for number in range(4)), SECRET_TYPE),
-        (("n" * 2049,), SECRET_TYPE),
+        (("default",), "type.googleapis.com/envoy.config.cluster.v3.Cluster", MalformedError),
+        (tuple(f"name-{number}" for number in range(4)), SECRET_TYPE, Exhausted),
+        (("n" * 2049,), SECRET_TYPE, Exhausted),
     ],
     ids=["another type", "too many names", "too long a name"],
 )
-def test_what_is_not_served_here_ends_the_stream(names: tuple[str, ...], type_url: str) -> None:
+def test_what_is_not_served_here_ends_the_stream(
+    names: tuple[str, ...], type_url: str, error: type[IstioAuthError]
+) -> None:
     client = Client(World(default="certificate"), max_names=3)
-    with pytest.raises(MalformedError) as refused:
+    with pytest.raises(error):
         client.ask(*names, type_url=type_url)
-    assert refused.value.code is Code.MALFORMED
     assert bodies(client.ask("default", "b", "c", type_url=SECRET_TYPE)) == [b"certificate"]
 
 
@@ -279,3 +284,56 @@ def test_a_client_without_a_bundle_is_no_consumer_of_one() -> None:
 
 def test_a_resource_is_never_printed_with_its_key() -> None:
     assert "secret" not in repr(World(default="secret")("default"))
+
+
+def test_the_version_that_a_client_accepted_stands_for_the_sequence_of_the_roots_in_it() -> None:
+    world = World(default="certificate", ROOTCA="roots")
+    client = Client(world)
+    client.ask("default", "ROOTCA")
+    accepted = client.session.accepted
+    assert (accepted.version, accepted.sequence(client.session.names, world)) == ("", None)
+    client.accept("default", "ROOTCA")
+    assert (accepted.version, accepted.sequence(client.session.names, world)) == (client.version, 1)
+    world.content["ROOTCA"], world.sequence = "other roots", 2
+    client.changed()
+    client.ask("default", "ROOTCA", refusal="no")
+    assert (accepted.version, accepted.sequence(client.session.names, world)) == (client.version, 1)
+
+
+def test_the_same_roots_under_a_new_sequence_need_no_new_word_of_the_client() -> None:
+    world = World(ROOTCA="roots")
+    client = Client(world)
+    client.ask("ROOTCA")
+    client.accept("ROOTCA")
+    world.sequence = 7
+    assert client.changed() is None
+    assert client.session.holding(world) is Holding.CURRENT
+    assert client.session.accepted.sequence(client.session.names, world) == 7
+
+
+def test_the_oldest_of_several_roots_is_what_a_client_counts_for() -> None:
+    world = World(ROOTCA="roots", ALL="all roots")
+    client = Client(world)
+    client.ask("ROOTCA", "ALL")
+    client.accept("ROOTCA", "ALL")
+    world.content |= {"ROOTCA": "new roots"}
+    world.sequence = 2
+    client.changed()
+    client.accept("ROOTCA", "ALL")
+    world.content |= {"ALL": "all new roots"}
+    assert client.session.holding(world) is Holding.LAGGING
+    assert client.session.accepted.sequence(client.session.names, world) == 2  # ALL was accepted with it unchanged
+    world.sequence = 3
+    assert client.session.accepted.sequence(client.session.names, world) == 2
+
+
+def test_a_client_has_its_word_on_an_answer_once() -> None:
+    client = Client(World(default="certificate"))
+    client.ask("default")
+    client.ask("default", refusal="no")
+    assert client.reaction.kind is Kind.NACK
+    for _ in range(3):
+        assert client.ask("default", refusal="no") is None
+        assert (client.reaction.kind, client.reaction.about) == (Kind.AGAIN, ())
+    assert client.ask("default", "other", refusal="no") is None
+    assert client.session.names == ("default", "other")
