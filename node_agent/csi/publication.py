@@ -200,8 +200,7 @@ def publication(volume_id: str, target: str, *, group: str, context: Mapping[str
     _check_known(attributes, form)
     try:
         spiffe_id = SpiffeID.for_service_account(place.trust_domain, namespace, service_account)
-        ttl = parse_duration(attributes["ttl"]) if "ttl" in attributes else None
-    except (InvalidSpiffeID, ConfigurationError) as error:
+    except InvalidSpiffeID as error:
         raise _refused(str(error)) from error
     return Publication(
         volume_id,
@@ -210,7 +209,7 @@ def publication(volume_id: str, target: str, *, group: str, context: Mapping[str
         context,
         f"{namespace}/{pod}",
         spiffe_id,
-        ttl,
+        _duration(attributes, "ttl"),
         form,
         _file_name(attributes, "socket", SOCKET, LONGEST_SOCKET),
         _files(attributes, group),
@@ -302,6 +301,13 @@ def _one_of(attributes: Mapping[str, str], name: str, known: Mapping[str, object
     if (value := attributes.get(name, default)) not in known:
         raise _refused(f"attribute {name} {value[:100]!r} is none of {', '.join(known)}")
     return value
+
+
+def _duration(attributes: Mapping[str, str], name: str) -> timedelta | None:
+    try:
+        return parse_duration(attributes[name]) if name in attributes else None
+    except ConfigurationError as error:
+        raise _refused(f"attribute {name}: {error}") from error
 
 
 def _file_name(attributes: Mapping[str, str], name: str, default: str, longest: int) -> str:

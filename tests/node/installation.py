@@ -17,6 +17,7 @@ from tests.node.machine import KUBELET
 from tests.node.node import Node
 
 NAMESPACE = "istio-system"
+SIGNER = "istio-auth.io/workload"
 RUN = Path("/run/istio-auth")
 _INSTALLATION = Installation(components=("node-agent",))
 _AGENT = """

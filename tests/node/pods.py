@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.cluster.client import JSON, Client
-from tests.cluster.waiting import eventually, vanishes
+from tests.cluster.waiting import appears, eventually, vanishes
 from tests.node import image
+from tests.node.machine import KUBELET
 from tests.node.node import Node
 
 MOUNTED = "/identity"  # where containers see the volume of the driver
 _READY = 60.0  # seconds that a pod has, on a machine that is busy
 DRIVER = "istio-auth"
+
+
+def inside(command: str, *words: object) -> tuple[str, ...]:
+    """The words that start a program of `tests.node.inside` in a pod that sees this machine."""
+    python = ("env", f"PYTHONPATH={image.CHECKOUT}", "PYTHONDONTWRITEBYTECODE=1", sys.executable)
+    return (*python, "-m", "tests.node.inside", command, *map(str, words))
 
 
 class PodFailed(Exception):
@@ -93,7 +102,9 @@ class Pods:
         """Make a pod, and its service account if it is not there."""
         spec = spec or PodSpec()
         accounts = f"/api/v1/namespaces/{self.namespace}/serviceaccounts"
-        if await self.admin.find(f"{accounts}/{spec.service_account}") is None:
+        if spec.service_account == "default":
+            await appears(self.admin, f"{accounts}/default")
+        elif await self.admin.find(f"{accounts}/{spec.service_account}") is None:
             await self.admin.create_service_account(self.namespace, spec.service_account)
         made = await self.admin.create(f"/api/v1/namespaces/{self.namespace}/pods", spec.manifest(self.node.name))
         return Pod(self, made)
@@ -113,6 +124,7 @@ class Pod:
         self.name: str = made["metadata"]["name"]
         self.uid: str = made["metadata"]["uid"]
         self.path = f"/api/v1/namespaces/{pods.namespace}/pods/{self.name}"
+        self.folder = KUBELET / "pods" / self.uid
 
     async def state(self) -> JSON:
         """The object, as it is now."""
@@ -159,10 +171,38 @@ class Pod:
         Raises:
             PodFailed: it ended badly.
         """
+        return await self._kubectl("exec", self.name, "--", *map(str, command))
+
+    async def told(self, command: str, *words: object) -> list[JSON]:
+        """What a program of `tests.node.inside` tells that runs in its container."""
+        return [json.loads(line) for line in (await self.run(*inside(command, *words))).splitlines()]
+
+    async def address(self) -> str:
+        """Its address."""
+        return str((await self.state())["status"]["podIP"])
+
+    async def log(self) -> str:
+        """What its container has printed."""
+        return await self._kubectl("logs", self.name)
+
+    def is_mounted(self) -> bool:
+        """Whether any volume of a CSI driver is mounted for it."""
+        return f" {self.folder}/volumes/kubernetes.io~csi/" in Path("/proc/self/mounts").read_text()
+
+    async def delete(self) -> None:
+        """Delete it, and wait until it is gone."""
+        await self._pods.admin.delete(self.path)
+        await self.is_gone()
+
+    async def is_gone(self) -> None:
+        """Wait until nobody knows of it any more."""
+        await vanishes(self._pods.admin, self.path)
+
+    async def _kubectl(self, *words: str) -> str:
         plane = self._pods.node.plane
         process = await asyncio.create_subprocess_exec(
             *(plane.binaries / "kubectl", f"--kubeconfig={plane.kubeconfig}", f"--namespace={self._pods.namespace}"),
-            *("exec", self.name, "--", *map(str, command)),
+            *words,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
@@ -170,8 +210,3 @@ class Pod:
         if process.returncode != 0:
             raise PodFailed(err.decode())
         return out.decode()
-
-    async def delete(self) -> None:
-        """Delete it, and wait until it is gone."""
-        await self._pods.admin.delete(self.path)
-        await vanishes(self._pods.admin, self.path)
