@@ -16,8 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from ca.agents.agent import agent_name
-from ca.agents.folder import AgentFolder
+from ca.agents.agent import Agents, agent_name
 from ca.attest import Attested, Attestor, Evidence
 from ca.audit import Audit
 from ca.csr import VettedCSR, vet_csr, vet_csr_der
@@ -67,7 +66,7 @@ class Admission:
         attestor: Attestor,
         registry: Registry,
         issuer: Issuer,
-        agents: AgentFolder,
+        agents: Agents,
         audit: Audit,
         clock: Clock,
         threads: int = 1,
@@ -171,8 +170,8 @@ class Admission:
         if (agent := agent_name(attested.spiffe_id)) is None:
             return
         identities = {order.grant.spiffe_id for order in orders} - {attested.spiffe_id}
-        if not identities <= self._agents.check_welcome(agent).identities:
-            await asyncio.to_thread(self._agents.note_identities, agent, identities)
+        if unnoted := self._agents.unnoted(agent, identities):
+            await asyncio.to_thread(self._agents.note_identities, agent, unnoted)
 
     async def _keep_end(self, attested: Attested, results: Sequence[IssuedSVID | IstioAuthError]) -> None:
         """Remember until when an agent's own SVID lives: from there on it may be away for so long, and come back."""

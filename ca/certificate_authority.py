@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ca.admission import Admission
+from ca.agents.agent import Agents
 from ca.agents.enrolment import JoinTokenProof
 from ca.agents.folder import AgentFolder
 from ca.agents.join_token import JoinTokenFolder
@@ -32,13 +33,14 @@ from ca.profile import IssuanceProfile
 from ca.registrations.entitlement import EntitledIdentities
 from ca.registrations.file import RegistrationFile
 from ca.registrations.rules import RegistrationRules
+from ca.registrations.table import Registrations
 from ca.registry import Registry
 from ca.service.istio import IstioCertificateService
 from ca.service.node import NodeService
 from ca.service.sync import Sync
 from ca.service.sync_book import SyncBook
 from istio_auth.clock import Clock
-from istio_auth.errors import IstioAuthError
+from istio_auth.errors import IstioAuthError, NotAuthorized, NotReady
 from istio_auth.files import private_folder
 from istio_auth.rpc.method import Service
 from istio_auth.spiffe_id import TrustDomain
@@ -78,6 +80,7 @@ class CertificateAuthority:
         clock: tells the time.
         bearers: kinds of bearer tokens that prove something on this platform, beside join tokens.
         registry: who may have what on this platform, given what holds on all of them.
+        nodes: the agents of this platform and what is registered for them, given those of all of them.
 
     Attributes:
         authority, agents, registrations, issuer, admission, sync_book, counts: the parts.
@@ -95,6 +98,7 @@ class CertificateAuthority:
         *,
         bearers: Sequence[Proof] = (),
         registry: Callable[[Registry], Registry] = lambda entitled: entitled,
+        nodes: Callable[[AgentFolder, RegistrationFile], tuple[Agents, Registrations]] = lambda *ours: ours,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -107,25 +111,26 @@ class CertificateAuthority:
         reserved = ReservedNames.of(domain, settings.serving_names)
         rules = RegistrationRules(domain, settings.profile.max_ttl, reserved.check)
         self.registrations = RegistrationFile(settings.registrations, rules)
+        self._welcome, self._registered = nodes(self.agents, self.registrations)
         self._log = FileIssuanceLog(folder / "issuance.log", required=settings.record_required)
         self.issuer = Issuer(self.authority, settings.profile, self._log, clock, reserved, threads=1)
         self._tokens = JoinTokenFolder(folder / "tokens")
         entitled = EntitledIdentities(
             domain,
-            lambda: self.registrations.table,
+            self._registered,
             self.agents.evictions,
             longest_ttl=settings.profile.max_ttl,
             renewal_needs_registration=settings.renewal_needs_registration,
         )
         self.admission = Admission(
             attestor=AllProofs(
-                PeerCertificate(domain, self.agents, clock),
+                PeerCertificate(domain, self._welcome, clock),
                 # Join tokens last: whatever nobody else knows must be one.
                 [*bearers, JoinTokenProof(domain, self._tokens, self.agents, clock)],
             ),
             registry=registry(entitled),
             issuer=self.issuer,
-            agents=self.agents,
+            agents=self._welcome,
             audit=Audit(self.counts),
             clock=clock,
         )
@@ -139,8 +144,8 @@ class CertificateAuthority:
         sync = Sync(
             admission=self.admission,
             authority=self.authority,
-            registrations=self.registrations,
-            agents=self.agents,
+            registrations=self._registered,
+            agents=self._welcome,
             book=self.sync_book,
             clock=self._clock,
         )
@@ -152,6 +157,7 @@ class CertificateAuthority:
     async def reload_if_changed(self) -> None:
         """Look whether somebody changed the registrations or evicted an agent. Cheap if not; to be called often."""
         self.agents.evictions()
+        self._forget_gone()
         await self.registrations.reload_if_changed()
 
     def sweep(self) -> None:
@@ -240,6 +246,16 @@ class CertificateAuthority:
 
     def _lag(self) -> Mapping[tuple[str, ...], float]:
         return {(agent,): entry.lag(self._sequence) for agent, entry in list(self.sync_book.entries.items())}
+
+    def _forget_gone(self) -> None:
+        """Wait no more for the word of agents that are away and not welcome any more: their nodes may be gone."""
+        for agent in [agent for agent, entry in self.sync_book.entries.items() if not entry.streams]:
+            try:
+                self._welcome.check_welcome(agent)
+            except NotAuthorized:
+                self.sync_book.forget(agent)
+            except NotReady:
+                return  # to be told later
 
     def _forget_evicted(self) -> None:
         for agent in self.agents.evictions().since:

@@ -12,8 +12,7 @@ from datetime import datetime
 
 from cryptography import x509
 
-from ca.agents.agent import agent_name, in_agents_room
-from ca.agents.folder import AgentFolder
+from ca.agents.agent import Agents, agent_name, in_agents_room
 from ca.attest import Attested, Evidence
 from istio_auth.clock import Clock
 from istio_auth.errors import NotAuthenticated, NotAuthorized
@@ -41,7 +40,7 @@ class PeerCertificate:
         clock: tells the time.
     """
 
-    def __init__(self, trust_domain: TrustDomain, agents: AgentFolder, clock: Clock) -> None:
+    def __init__(self, trust_domain: TrustDomain, agents: Agents, clock: Clock) -> None:
         self._trust_domain = trust_domain
         self._agents = agents
         self._clock = clock

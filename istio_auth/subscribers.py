@@ -32,6 +32,9 @@ class Subscribers:
         for changed in functions:
             changed()
 
+    def __bool__(self) -> bool:
+        return bool(self._functions)
+
     def after_fork(self) -> None:
         """In a forked child: whoever held the lock when it was forked is not here to give it back."""
         self._lock = threading.Lock()

@@ -9,9 +9,10 @@ one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 
 from istio_auth.errors import ConfigurationError, InvalidSpiffeID, NotAuthorized
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
@@ -46,6 +47,50 @@ def agent_name(spiffe_id: SpiffeID) -> str | None:
 def in_agents_room(spiffe_id: SpiffeID) -> bool:
     """Whether the identity lies where those of agents are: nothing there can be registered for a workload."""
     return spiffe_id.path == "/agent" or spiffe_id.path.startswith("/agent/")
+
+
+class Agents(Protocol):
+    """Knows which agents are welcome, and keeps what must be kept of them."""
+
+    def check_welcome(self, name: str) -> object:
+        """Check that an agent may call at all.
+
+        Raises:
+            NotAuthorized: it may not.
+            NotReady: it can not be told.
+        """
+        ...
+
+    def unnoted(self, name: str, identities: Iterable[SpiffeID]) -> frozenset[SpiffeID]:
+        """Which of these SPIFFE IDs must be kept before a certificate is issued for them through this agent.
+
+        Raises:
+            NotAuthorized: the agent is not welcome.
+            NotReady: it can not be told.
+        """
+        ...
+
+    def note_identities(self, name: str, identities: Iterable[SpiffeID]) -> None:
+        """Keep for which SPIFFE IDs certificates are about to be issued through an agent. Blocks.
+
+        Raises:
+            NotAuthorized: the agent is not welcome any more.
+            ConfigurationError, NotReady: they could not be kept; nothing must be issued.
+        """
+        ...
+
+    def note_svid(self, name: str, end: datetime) -> None:
+        """Keep the end of an SVID that is about to be handed to an agent. Blocks.
+
+        Raises:
+            NotAuthorized: the agent is not welcome any more.
+            ConfigurationError, NotReady: it could not be kept; the SVID must not be handed out.
+        """
+        ...
+
+    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` after each eviction, until the returned function is called."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,26 @@ class AgentFolder:
         record.check_welcome()
         return record
 
+    def is_known(self, name: str) -> bool:
+        """Whether an agent of this name ever enrolled, or was evicted.
+
+        Raises:
+            ConfigurationError, NotReady: the look-up failed.
+        """
+        try:
+            check_agent_name(name)
+        except ConfigurationError:
+            return False
+        try:
+            self._record(name)
+        except MissingError:
+            return name in self.evictions().since
+        return True
+
+    def unnoted(self, name: str, identities: Iterable[SpiffeID]) -> frozenset[SpiffeID]:
+        """Which of these SPIFFE IDs are not on record yet as held through this agent (see `Agents`)."""
+        return frozenset(identities) - self.check_welcome(name).identities
+
     def enrol(self, name: str, node_key: str, *, invited_at: datetime, now: datetime) -> AgentRecord:
         """Keep the node key of an agent, in the place of an older one.
 

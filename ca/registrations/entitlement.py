@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from ca.agents.agent import Evictions, agent_name
 from ca.attest import Attested
-from ca.registrations.table import RegistrationTable
+from ca.registrations.table import Grants
 from ca.registry import Grant
 from istio_auth.errors import NotAuthorized
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
@@ -24,7 +24,7 @@ class EntitledIdentities:
 
     Args:
         trust_domain: the only trust domain whose identities are granted.
-        table: tells the registrations of now.
+        registrations: the registrations of now.
         evictions: tells who is shut out now.
         longest_ttl: how long a certificate can be alive that was issued through an agent before it was evicted.
         renewal_needs_registration: whether rule 3 holds for registered identities only.
@@ -33,14 +33,14 @@ class EntitledIdentities:
     def __init__(
         self,
         trust_domain: TrustDomain,
-        table: Callable[[], RegistrationTable],
+        registrations: Grants,
         evictions: Callable[[], Evictions],
         *,
         longest_ttl: timedelta,
         renewal_needs_registration: bool = False,
     ) -> None:
         self._trust_domain = trust_domain
-        self._table = table
+        self._registrations = registrations
         self._evictions = evictions
         self._longest_ttl = longest_ttl
         self._renewal_needs_registration = renewal_needs_registration
@@ -57,7 +57,7 @@ class EntitledIdentities:
             raise NotAuthorized(f"agent {agent} was evicted")
         if wanted == attested.spiffe_id:
             return Grant(wanted)
-        if (grant := self._table().grant_of(wanted, agent=agent)) is None:
+        if (grant := self._registrations.grant_of(wanted, agent=agent)) is None:
             raise NotAuthorized(f"{wanted} is not registered for agent {agent}")
         return grant
 
@@ -67,7 +67,7 @@ class EntitledIdentities:
         evicted_at = self._evictions().identities.get(wanted)
         if evicted_at is not None and now <= evicted_at + self._longest_ttl:
             raise NotAuthorized(f"certificates for {wanted} were issued through an agent that was evicted since")
-        grant = self._table().grant_of(wanted)
+        grant = self._registrations.grant_of(wanted)
         if grant is None and self._renewal_needs_registration:
             raise NotAuthorized(f"{wanted} is not registered, and only registered identities may renew themselves")
         return grant or Grant(wanted)

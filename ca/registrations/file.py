@@ -15,8 +15,10 @@ import structlog
 
 from ca.registrations.rules import MAX_FILE_BYTES, RegistrationRules, parse_registrations
 from ca.registrations.table import RegistrationHistory, RegistrationTable
+from ca.registry import Grant
 from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError, NotReady
 from istio_auth.files import read_bounded
+from istio_auth.spiffe_id import SpiffeID
 from istio_auth.subscribers import Subscribers
 
 _log = structlog.get_logger()
@@ -98,6 +100,18 @@ class RegistrationFile:
             a function that ends the subscription.
         """
         return self._subscribers.add(changed)
+
+    def history_of(self, agent: str) -> RegistrationHistory:  # noqa: ARG002  # one file for all
+        """The tables for an agent (see `Registrations`)."""
+        return self.history
+
+    def follow(self, agent: str, changed: Callable[[], None]) -> Callable[[], None]:  # noqa: ARG002  # the same
+        """Call `changed` after each change (see `Registrations`)."""
+        return self.subscribe(changed)
+
+    def grant_of(self, spiffe_id: SpiffeID, *, agent: str | None = None) -> Grant | None:
+        """What the registrations of a SPIFFE ID allow (see `RegistrationTable.grant_of`)."""
+        return self.table.grant_of(spiffe_id, agent=agent)
 
     def _refused(self, error: IstioAuthError) -> None:
         self.fault = str(error)

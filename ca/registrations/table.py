@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ca.registry import Grant
 from istio_auth.errors import ConfigurationError
@@ -111,12 +112,13 @@ class RegistrationHistory:
     Args:
         epoch: names this count of revisions; another process counts anew.
         table: the first one, revision 1.
+        kept: how many tables are kept.
     """
 
-    def __init__(self, epoch: str, table: RegistrationTable) -> None:
+    def __init__(self, epoch: str, table: RegistrationTable, *, kept: int = _REVISIONS_KEPT) -> None:
         self.epoch = epoch
         self.revision = 1
-        self._tables = deque([table], maxlen=_REVISIONS_KEPT)
+        self._tables = deque([table], maxlen=kept)
 
     @property
     def table(self) -> RegistrationTable:
@@ -144,6 +146,34 @@ class RegistrationHistory:
         put = {key: registration for key, registration in new.items() if old.get(key) != registration}
         removed = tuple(sorted(old.keys() - new.keys()))
         return RegistrationDelta(revision, self.revision, put, removed) if put or removed else None
+
+
+class Grants(Protocol):
+    """Knows what is registered of a SPIFFE ID."""
+
+    def grant_of(self, spiffe_id: SpiffeID, *, agent: str | None = None) -> Grant | None:
+        """What is registered of a SPIFFE ID: for one agent, or for all. None if nothing.
+
+        Raises:
+            NotReady: it is not known now.
+        """
+        ...
+
+
+class Registrations(Grants, Protocol):
+    """Knows the registrations of now, wherever they come from."""
+
+    def history_of(self, agent: str) -> RegistrationHistory:
+        """The tables that hold what is for this agent; others may be in them too.
+
+        Raises:
+            NotReady: what is for it is not known now.
+        """
+        ...
+
+    def follow(self, agent: str, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` after each change of what is for this agent, until the returned function is called."""
+        ...
 
 
 def _check_agreement(entry: Registered, first: Registered, agent: str) -> None:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
 
 import structlog
 
 from ca.admission import Admission
-from ca.agents.agent import agent_name
-from ca.agents.folder import AgentFolder
+from ca.agents.agent import Agents, agent_name
 from ca.attest import Attested
 from ca.authority.authority import Authority
 from ca.peer_certificate import METHOD, proven_until
-from ca.registrations.table import RegistrationDelta, RegistrationHistory
+from ca.registrations.table import RegistrationDelta, Registrations
 from ca.service.caller import attested_caller, tls_caller
 from ca.service.sync_book import Acknowledgement, SyncBook
 from istio_auth.bundle import TrustBundle
@@ -36,16 +34,6 @@ FIRST_WORD_WITHIN = timedelta(seconds=30)
 _MAX_LAGGARDS = 100
 _MAX_NAME = 256
 _log = structlog.get_logger()
-
-
-class Registrations(Protocol):
-    """The registrations of now, with their history."""
-
-    history: RegistrationHistory
-
-    def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` after each change, until the returned function is called."""
-        ...
 
 
 @dataclass(slots=True)
@@ -80,7 +68,7 @@ class Sync:
         admission: attests callers.
         authority: whose bundle is sent.
         registrations: what is sent of them.
-        agents: tells who is evicted.
+        agents: tells who is welcome.
         book: where the agents' words are kept.
         clock: tells the time.
     """
@@ -91,7 +79,7 @@ class Sync:
         admission: Admission,
         authority: Authority,
         registrations: Registrations,
-        agents: AgentFolder,
+        agents: Agents,
         book: SyncBook,
         clock: Clock,
     ) -> None:
@@ -139,7 +127,8 @@ class Sync:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is listening any more
                 loop.call_soon_threadsafe(session.news.set)
 
-        for source in (self._authority, self._registrations, self._agents):
+        open_things.callback(self._registrations.follow(session.agent, tell))
+        for source in (self._authority, self._agents):
             open_things.callback(source.subscribe(tell))
 
     async def _first_word(self, session: _Session, requests: AsyncIterator[node_pb2.SyncRequest]) -> None:
@@ -183,7 +172,8 @@ class Sync:
 
     def _due(self, session: _Session) -> node_pb2.SyncResponse | None:
         """What the agent lacks; None if nothing. From then on it counts as held."""
-        response, bundle, history = node_pb2.SyncResponse(), self._authority.bundle, self._registrations.history
+        response, bundle = node_pb2.SyncResponse(), self._authority.bundle
+        history = self._registrations.history_of(session.agent)
         if bundle is not session.held and (session.held is not None or bundle.sequence != session.sequence):
             response.bundles.append(_bundle(bundle))
         session.held = bundle

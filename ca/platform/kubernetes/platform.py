@@ -144,7 +144,7 @@ class KubernetesPlatform:
         callers = Callers(api, watch, trust_domain=config.trust_domain, settings=config.kubernetes.tokens, clock=clock)
         shared = _Authority(api, config, place.namespace, clock)
         authority = await shared.opened()
-        opening = partial(CertificateAuthority, bearers=[callers.proof], registry=callers.registry)
+        opening = partial(CertificateAuthority, bearers=[callers.proof], registry=callers.registry, nodes=callers.nodes)
         ca = await asyncio.to_thread(opening, ca_settings(config), authority, clock)
         events = EventRecorder(api, instance=place.replica, clock=clock)
         election = LeaderElection(

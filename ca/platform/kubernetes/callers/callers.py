@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 
+from ca.agents.agent import Agents
+from ca.agents.folder import AgentFolder
 from ca.config import TokenSettings, TokenVerification
 from ca.metrics import Gauge
 from ca.platform.kubernetes.api.client import KubernetesAPI
 from ca.platform.kubernetes.callers.impersonation import NodeAccounts, ServiceAccountRegistry
+from ca.platform.kubernetes.callers.node_agents import NodeAgents, PodRegistrations
 from ca.platform.kubernetes.callers.published_keys import PublishedKeys
 from ca.platform.kubernetes.callers.registry import KubernetesRegistry
 from ca.platform.kubernetes.callers.review_cache import ReviewCache
 from ca.platform.kubernetes.callers.token_proof import OfflineFirst, ServiceAccountTokens, Watched, reviewer
 from ca.platform.kubernetes.cluster_watch import ClusterWatch, Tasks
+from ca.registrations.file import RegistrationFile
+from ca.registrations.table import Registrations
 from ca.registry import Registry
 from istio_auth.clock import Clock
 from istio_auth.spiffe_id import TrustDomain
@@ -53,12 +58,22 @@ class Callers:
             )
             verify = self._offline.caller
         self.proof = ServiceAccountTokens(trust_domain, verify)
-        accounts = NodeAccounts.parse(settings.node_accounts)
-        self._by_token = ServiceAccountRegistry(trust_domain, accounts, watch.pod_index)
+        self._trust_domain = trust_domain
+        self._accounts = NodeAccounts.parse(settings.node_accounts)
+        self._pods = watch.pod_index
+        self._agents: NodeAgents | None = None
+
+    def nodes(self, joined: AgentFolder, file: RegistrationFile) -> tuple[Agents, Registrations]:
+        """The agents, and what is registered for them, given those that are on every platform."""
+        self._agents = NodeAgents(joined, self._accounts, self._pods)
+        return self._agents, PodRegistrations(file, self._agents, self._pods, trust_domain=self._trust_domain)
 
     def registry(self, entitled: Registry) -> Registry:
-        """Who may have what, given what holds on every platform."""
-        return KubernetesRegistry(self._by_token, entitled)
+        """Who may have what, given what holds on every platform. Asked for after `nodes`."""
+        assert self._agents is not None
+        has_joined = self._agents.has_joined
+        by_token = ServiceAccountRegistry(self._trust_domain, self._accounts, self._pods, has_joined=has_joined)
+        return KubernetesRegistry(by_token, entitled, has_joined=has_joined)
 
     def tasks(self) -> Tasks:
         """What has to run as long as anybody calls, by name."""

@@ -1,18 +1,24 @@
-"""Who may have which identity on Kubernetes: its own, and trusted node accounts those of the pods on their node.
+"""Who may have which identity by a token on Kubernetes: three rules, and no others.
+
+1. Everybody may have its own.
+2. A trusted node account may have those of the pods on its node.
+3. A trusted node account may have that of the agent of its node, with which it then does without its token.
 
 The second rule is istiod's for ztunnel, with the trust domain checked too. The caller is asked by its *token*: its
 service account is one of the trusted; its pod is there, by UID, under that account and on the node that the token
-names; and at least one pod of the service account that is asked for is on that same node. Everything is answered from
-watched pods. While they are not live nothing can be told, which is no refusal: try again.
+names; and at least one pod of the service account that is asked for is on that same node. The third rule asks for the
+same of the caller, and that its token does name a node. Everything is answered from watched pods. While they are not
+live nothing can be told, which is no refusal: try again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
+from ca.agents.agent import agent_name
 from ca.attest import Attested
 from ca.platform.kubernetes.callers.pods import PodView
 from ca.platform.kubernetes.callers.service_account import ServiceAccountCaller, valid_account
@@ -52,12 +58,21 @@ class ServiceAccountRegistry:
         trust_domain: the only trust domain whose identities are granted.
         node_accounts: who may ask for more than its own.
         pods: the pods of now.
+        has_joined: whether an agent of this name joined by a join token: then no node's agent can have the name.
     """
 
-    def __init__(self, trust_domain: TrustDomain, node_accounts: NodeAccounts, pods: PodView) -> None:
+    def __init__(
+        self,
+        trust_domain: TrustDomain,
+        node_accounts: NodeAccounts,
+        pods: PodView,
+        *,
+        has_joined: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._trust_domain = trust_domain
         self._node_accounts = node_accounts
         self._pods = pods
+        self._has_joined = has_joined
 
     def grant(self, attested: Attested, wanted: SpiffeID, now: datetime) -> Grant:  # noqa: ARG002  # pods have no times here
         """What this caller may have of the identity it asks for (see `Registry`).
@@ -68,21 +83,42 @@ class ServiceAccountRegistry:
         """
         if wanted.trust_domain != self._trust_domain:
             raise NotAuthorized(f"{wanted} is not in the trust domain {self._trust_domain}")
+        if (agent := agent_name(wanted)) is not None:
+            self._check_agent(attested, agent)
+            return Grant(wanted)
         if wanted.namespace is None or wanted.service_account is None:
             raise NotAuthorized(f"{wanted} is not the identity of a service account")
         if wanted != attested.spiffe_id:
             self._check_impersonation(attested, wanted.namespace, wanted.service_account)
         return Grant(wanted)
 
+    def _check_agent(self, attested: Attested, name: str) -> None:
+        caller = self._node_account(attested)
+        if not caller.node_name:
+            raise NotAuthorized(f"the token of {caller} names no node")
+        if (node := self._node_of(caller)) != name:
+            raise NotAuthorized(f"{caller} is on {node}, and asks to be the agent of {name[:253]!a}")
+        if self._has_joined(name):
+            raise NotAuthorized(f"an agent {name} joined by a join token, or was evicted: {caller} can not be it")
+
     def _check_impersonation(self, attested: Attested, namespace: str, service_account: str) -> None:
+        caller = self._node_account(attested)
+        node = self._node_of(caller)
+        if not self._pods.on_node(node, namespace, service_account):
+            raise NotAuthorized(f"no pod of {namespace}/{service_account} is on {node}, the node of {caller}")
+
+    def _node_account(self, attested: Attested) -> ServiceAccountCaller:
+        """The trusted node account that shows its token.
+
+        Raises:
+            NotAuthorized: there is none.
+        """
         caller = attested.caller
         if not isinstance(caller, ServiceAccountCaller) or caller.spiffe_id(self._trust_domain) != attested.spiffe_id:
             raise NotAuthorized(f"{attested.spiffe_id} shows no token, and asks for an identity that is not its own")
         if not self._node_accounts.trust(caller):
             raise NotAuthorized(f"{caller} is no trusted node account, and asks for an identity that is not its own")
-        node = self._node_of(caller)
-        if not self._pods.on_node(node, namespace, service_account):
-            raise NotAuthorized(f"no pod of {namespace}/{service_account} is on {node}, the node of {caller}")
+        return caller
 
     def _node_of(self, caller: ServiceAccountCaller) -> str:
         """Where the pod of the caller runs.

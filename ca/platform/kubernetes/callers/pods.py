@@ -1,5 +1,7 @@
 """PodIndex: the watched pods, found by UID, and counted by node and service account. Every step takes constant time.
 
+Whoever follows a node hears when a service account comes to it or leaves it, and of no other pod of the cluster.
+
 What a pod is, is never changed in place: a fact under a name takes the place of what was under that name, so a pod
 that was made anew under an old name is another pod, and the old UID is gone. A pod counts for its node from the
 moment it is scheduled until it is removed or has failed; one that completed counts, and so does one whose deletion
@@ -9,9 +11,11 @@ was asked for, because until its node has ended it, it runs and needs its identi
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple, Protocol
 
 from ca.platform.kubernetes.facts import PodFact
+from istio_auth.subscribers import Subscribers
 
 _COUNTED = frozenset({"Pending", "Running", "Succeeded"})
 
@@ -33,8 +37,20 @@ class PodView(Protocol):
         ...
 
 
+class NodeView(PodView, Protocol):
+    """Knows the pods of now, and what changes on a node."""
+
+    def accounts_on(self, node: str) -> AbstractSet[Account]:
+        """The service accounts of the pods that count for this node; a view that changes."""
+        ...
+
+    def follow(self, node: str, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` when a service account has come to this node or left it, until the returned one is called."""
+        ...
+
+
 class PodIndex:
-    """The `PodView` that is told what to hold. Lives on one event loop.
+    """The `NodeView` that is told what to hold. Lives on one event loop.
 
     Args:
         live: whether what was put here is the state of things now, as far as the API server can be heard.
@@ -44,7 +60,8 @@ class PodIndex:
         self._live = live
         self._by_name: dict[tuple[str, str], PodFact] = {}
         self._by_uid: dict[str, PodFact] = {}
-        self._counts: dict[_Place, int] = {}
+        self._counts: dict[str, dict[Account, int]] = {}  # by node
+        self._followers: dict[str, Subscribers] = {}
 
     @property
     def live(self) -> bool:
@@ -53,22 +70,14 @@ class PodIndex:
 
     def put(self, pod: PodFact) -> None:
         """Take a pod in, in the place of what was known under its name."""
-        self.remove(pod.namespace, pod.name)
+        before = self._forget(pod.namespace, pod.name)
         self._by_name[pod.namespace, pod.name] = self._by_uid[pod.uid] = pod
-        if (place := _place(pod)) is not None:
-            self._counts[place] = self._counts.get(place, 0) + 1
+        self._move(None if before is None else _place(before), _place(pod))
 
     def remove(self, namespace: str, name: str) -> None:
         """Forget the pod of this name, if there is one."""
-        pod = self._by_name.pop((namespace, name), None)
-        if pod is None:
-            return
-        if self._by_uid.get(pod.uid) is pod:
-            del self._by_uid[pod.uid]
-        if (place := _place(pod)) is not None:
-            self._counts[place] -= 1
-            if not self._counts[place]:
-                del self._counts[place]
+        if (pod := self._forget(namespace, name)) is not None:
+            self._move(_place(pod), None)
 
     def pod(self, uid: str) -> PodFact | None:
         """The pod of this UID; None if it is not there."""
@@ -76,19 +85,66 @@ class PodIndex:
 
     def on_node(self, node: str, namespace: str, service_account: str) -> bool:
         """Whether a pod of this service account counts for this node."""
-        return _Place(node, namespace, service_account) in self._counts
+        return Account(namespace, service_account) in self._counts.get(node, {})
+
+    def accounts_on(self, node: str) -> AbstractSet[Account]:
+        """The service accounts of the pods that count for this node; a view that changes."""
+        return self._counts.get(node, {}).keys()
+
+    def follow(self, node: str, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call `changed` when a service account has come to this node or left it (see `NodeView`)."""
+        end = self._followers.setdefault(node, Subscribers()).add(changed)
+
+        def leave() -> None:
+            end()
+            if node in self._followers and not self._followers[node]:
+                del self._followers[node]
+
+        return leave
+
+    def _forget(self, namespace: str, name: str) -> PodFact | None:
+        pod = self._by_name.pop((namespace, name), None)
+        if pod is not None and self._by_uid.get(pod.uid) is pod:
+            del self._by_uid[pod.uid]
+        return pod
+
+    def _move(self, before: _Place | None, now: _Place | None) -> None:
+        """Count a pod where it is now, and not where it was. One that stays where it is, is nobody's news."""
+        if before == now:
+            return
+        for place, step in ((before, -1), (now, +1)):
+            if place is not None:
+                self._count(place, step)
+
+    def _count(self, place: _Place, step: int) -> None:
+        on_node = self._counts.setdefault(place.node, {})
+        was = on_node.get(place.account, 0)
+        on_node[place.account] = was + step
+        if not on_node[place.account]:
+            del on_node[place.account]
+        if not on_node:
+            del self._counts[place.node]
+        came_or_left = not was or not was + step
+        if came_or_left and (followers := self._followers.get(place.node)) is not None:
+            followers.tell()
 
     def __len__(self) -> int:
         return len(self._by_name)
 
 
+class Account(NamedTuple):
+    """A service account, by its names."""
+
+    namespace: str
+    name: str
+
+
 class _Place(NamedTuple):
     node: str
-    namespace: str
-    service_account: str
+    account: Account
 
 
 def _place(pod: PodFact) -> _Place | None:
     if not pod.node or pod.phase not in _COUNTED:
         return None
-    return _Place(pod.node, pod.namespace, pod.service_account)
+    return _Place(pod.node, Account(pod.namespace, pod.service_account))

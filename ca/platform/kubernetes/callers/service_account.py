@@ -76,11 +76,9 @@ class ServiceAccountCaller:
         observed = {
             "ns": self.namespace,
             "sa": self.service_account,
-            "sa-uid": self.service_account_uid,
-            "pod-name": self.pod_name,
+            "node": self.node_name,
+            "pod": self.pod_name,
             "pod-uid": self.pod_uid,
-            "node-name": self.node_name,
-            "node-uid": self.node_uid,
         }
         return frozenset(Selector(SELECTOR_TYPE, f"{name}:{value}") for name, value in observed.items() if value)
 

@@ -37,7 +37,7 @@ def registry(evictions: Evictions | None = None, *, renewal_needs_registration: 
     shut_out = evictions or Evictions({})
     return EntitledIdentities(
         DOMAIN,
-        lambda: TABLE,
+        TABLE,
         lambda: shut_out,
         longest_ttl=LONGEST,
         renewal_needs_registration=renewal_needs_registration,

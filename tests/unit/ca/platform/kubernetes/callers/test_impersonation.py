@@ -34,6 +34,9 @@ WEB = SpiffeID.for_service_account(DOMAIN, "default", "web")
 TRUSTED = NodeAccounts.parse(["istio-system/ztunnel"])
 
 
+THE_AGENT = SpiffeID.for_agent(DOMAIN, "node-1")
+
+
 def granted(
     caller: ServiceAccountCaller | Attested = ZTUNNEL,
     wanted: SpiffeID = WEB,
@@ -41,12 +44,14 @@ def granted(
     pods: tuple[PodFact, ...] = (ITS_POD, WEB_POD),
     accounts: NodeAccounts = TRUSTED,
     live: bool = True,
+    joined: frozenset[str] = frozenset(),
 ) -> Grant:
     index = PodIndex(lambda: live)
     for pod in pods:
         index.put(pod)
     attested = caller if isinstance(caller, Attested) else caller.attested(DOMAIN)
-    return ServiceAccountRegistry(DOMAIN, accounts, index).grant(attested, wanted, NOW)
+    registry = ServiceAccountRegistry(DOMAIN, accounts, index, has_joined=joined.__contains__)
+    return registry.grant(attested, wanted, NOW)
 
 
 class TestTheOwnIdentity:
@@ -63,7 +68,7 @@ class TestTheOwnIdentity:
         with pytest.raises(NotAuthorized, match="not in the trust domain"):
             granted(Attested(foreign, "certificate"), foreign)
 
-    @pytest.mark.parametrize("path", ["", "/ca", "/agent/node-1", "/ns/default/sa", "/ns/default/sa/web/x"])
+    @pytest.mark.parametrize("path", ["", "/ca", "/agent", "/ns/default/sa", "/ns/default/sa/web/x"])
     def test_is_that_of_a_service_account(self, path: str) -> None:
         other = SpiffeID(DOMAIN, path)
         with pytest.raises(NotAuthorized, match="not the identity of a service account"):
@@ -183,3 +188,49 @@ class TestNodeAccounts:
     def test_that_are_none_are_told(self, entry: str) -> None:
         with pytest.raises(ConfigurationError, match="namespace/serviceaccount"):
             NodeAccounts.parse(["istio-system/ztunnel", entry])
+
+
+class TestTheAgentOfTheNode:
+    def test_is_granted_to_a_node_account_on_that_node(self) -> None:
+        assert granted(wanted=THE_AGENT) == Grant(THE_AGENT)
+
+    def test_is_not_granted_to_one_on_another_node(self) -> None:
+        elsewhere = SpiffeID.for_agent(DOMAIN, "node-2")
+        with pytest.raises(NotAuthorized, match="is on node-1, and asks to be the agent of 'node-2'"):
+            granted(wanted=elsewhere)
+        on_node_2 = replace(ZTUNNEL, node_name="node-2")
+        assert granted(on_node_2, elsewhere, pods=(replace(ITS_POD, node="node-2"),)) == Grant(elsewhere)
+
+    def test_is_not_granted_to_an_account_that_is_not_trusted(self) -> None:
+        with pytest.raises(NotAuthorized, match="no trusted node account"):
+            granted(wanted=THE_AGENT, accounts=NodeAccounts.parse(["istio-system/other"]))
+
+    def test_is_not_granted_to_a_certificate_alone(self) -> None:
+        with pytest.raises(NotAuthorized, match="shows no token"):
+            granted(Attested(ZTUNNEL.spiffe_id(DOMAIN), "certificate"), THE_AGENT)
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"node_name": "", "node_uid": ""}, "names no node"),
+            ({"pod_name": "", "pod_uid": ""}, "bound to no pod"),
+            ({"node_name": "node-2"}, "its token is of node-2"),
+            ({"pod_uid": "another"}, "is not there"),
+        ],
+    )
+    def test_is_not_granted_to_a_token_that_does_not_say_where(self, changes: dict[str, str], reason: str) -> None:
+        with pytest.raises(NotAuthorized, match=reason):
+            granted(replace(ZTUNNEL, **changes), THE_AGENT)
+
+    def test_is_not_granted_while_nothing_is_known_of_pods(self) -> None:
+        with pytest.raises(NotReady):
+            granted(wanted=THE_AGENT, live=False)
+
+    def test_is_not_granted_where_an_agent_of_that_name_joined_by_a_join_token(self) -> None:
+        with pytest.raises(NotAuthorized, match="joined by a join token"):
+            granted(wanted=THE_AGENT, joined=frozenset({"node-1"}))
+        assert granted(wanted=THE_AGENT, joined=frozenset({"node-2"})) == Grant(THE_AGENT)
+
+    def test_is_not_granted_in_another_trust_domain(self) -> None:
+        with pytest.raises(NotAuthorized, match="not in the trust domain"):
+            granted(wanted=SpiffeID.for_agent(TrustDomain("foreign.test"), "node-1"))

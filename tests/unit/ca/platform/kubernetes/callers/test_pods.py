@@ -109,3 +109,52 @@ def test_ten_thousand_pods_take_little_memory_and_leave_none_behind() -> None:
     tracemalloc.stop()
     assert held < 6 << 20
     assert (len(index), index._by_uid, index._counts) == (0, {}, {})
+
+
+def test_the_accounts_on_a_node_are_those_of_its_pods() -> None:
+    index = holding(WEB, replace(WEB, uid="pod-2", name="web-1"), replace(WEB, uid="db", name="db", namespace="shop"))
+    index.put(replace(WEB, uid="far", name="far", service_account="far", node="node-2"))
+    assert index.accounts_on("node-1") == {("default", "web"), ("shop", "web")}
+    assert index.accounts_on("node-2") == {("default", "far")}
+    assert index.accounts_on("node-3") == set()
+    index.remove("shop", "db")
+    assert index.accounts_on("node-1") == {("default", "web")}
+
+
+def test_who_follows_a_node_hears_when_an_account_comes_or_leaves_and_of_nothing_else() -> None:
+    index = holding()
+    heard: list[set[tuple[str, str]]] = []
+    leave = index.follow("node-1", lambda: heard.append(set(index.accounts_on("node-1"))))
+    second = replace(WEB, uid="pod-2", name="web-1")
+    index.put(replace(WEB, node="", phase="Pending"))  # not scheduled yet
+    assert heard == []
+    index.put(WEB)
+    assert heard == [{("default", "web")}]
+    index.put(replace(WEB, phase="Succeeded"))  # counts as before
+    index.put(second)  # of the same account
+    index.put(replace(WEB, uid="far", name="far", node="node-2"))
+    index.remove("default", "web-0")
+    assert len(heard) == 1
+    index.put(replace(second, uid="pod-3", service_account="db"))  # one name, another pod
+    assert heard[1:] == [set(), {("default", "db")}]
+    index.put(replace(second, uid="pod-3", service_account="db", node="node-2"))
+    assert heard[3:] == [set()]
+    leave()
+    index.put(WEB)
+    assert len(heard) == 4
+    assert not index._followers
+
+
+def test_two_that_follow_one_node_are_told_until_each_leaves() -> None:
+    index = holding()
+    first: list[int] = []
+    second: list[int] = []
+    leave_first = index.follow("node-1", lambda: first.append(1))
+    leave_second = index.follow("node-1", lambda: second.append(1))
+    index.put(WEB)
+    leave_first()
+    index.remove("default", "web-0")
+    assert (first, second) == ([1], [1, 1])
+    leave_second()
+    leave_second()  # once more does no harm
+    assert not index._followers

@@ -213,11 +213,9 @@ class TestWhatIsAttested:
         assert set(map(str, CALLER.attested(DOMAIN).selectors)) == {
             "k8s:ns:default",
             "k8s:sa:web",
-            "k8s:sa-uid:sa-1",
-            "k8s:pod-name:web-0",
+            "k8s:pod:web-0",
             "k8s:pod-uid:pod-1",
-            "k8s:node-name:node-1",
-            "k8s:node-uid:node-uid-1",
+            "k8s:node:node-1",
         }
         assert all(Selector.parse(str(selector)) == selector for selector in CALLER.selectors())
         unbound = ServiceAccountCaller("default", "web")
