@@ -22,8 +22,10 @@ from istio_auth.envoy.spec import (
     SidecarSpec,
     Upstream,
 )
+from istio_auth.envoy.token_rules import TokenRules
 from istio_auth.errors import ConfigurationError, MalformedError
 from istio_auth.spiffe_id import SpiffeID
+from node_agent.agentless import Agentless, Layout, write_sidecar
 
 _UPSTREAM_FORM = "NAME[/PROTOCOL]=LISTEN->CONNECT,ID[,ID...]"
 
@@ -33,6 +35,43 @@ FileOption = Annotated[
 IdOption = Annotated[str, typer.Option("--id", metavar="ID", help="The workload's SPIFFE ID.")]
 SocketOption = Annotated[
     str, typer.Option("--agent-socket", metavar="PATH", help="The node agent's socket for this workload.")
+]
+AgentlessOption = Annotated[
+    str,
+    typer.Option(
+        "--agentless",
+        metavar="FOLDER",
+        help="Ask no agent: Envoy itself follows the key, the certificates and the roots that are mounted in this "
+        "folder and that somebody else renews. Needs --output.",
+    ),
+]
+LayoutOption = Annotated[
+    Layout,
+    typer.Option(
+        "--layout",
+        help="What the mounted files are called. istio: cert-chain.pem, key.pem, root-cert.pem; tls: tls.crt, tls.key, "
+        "ca.crt; credential-bundle: credential-bundle.pem (key and certificates), trust-bundle.pem.",
+    ),
+]
+RootsOption = Annotated[
+    str, typer.Option("--roots", metavar="FILE", help="Where the mounted roots are, if not in that folder.")
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FOLDER",
+        help="Write into this folder, and print nothing: envoy.json, and without an agent certificate.json and "
+        "roots.json, which Envoy needs beside it.",
+    ),
+]
+FoundOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--found-at",
+        metavar="FOLDER",
+        help="Where Envoy will find what --output writes, if it is moved, as in a ConfigMap.",
+    ),
 ]
 InboundOption = Annotated[
     list[str] | None,
@@ -121,6 +160,11 @@ def sidecar_config(
     file: FileOption = None,
     spiffe_id: IdOption = "",
     agent_socket: SocketOption = "",
+    agentless: AgentlessOption = "",
+    layout: LayoutOption = Layout.ISTIO,
+    roots: RootsOption = "",
+    output: OutputOption = None,
+    found_at: FoundOption = None,
     inbound: InboundOption = None,
     protocol: ProtocolOption = Protocol.HTTP,
     mode: ModeOption = Mode.STRICT,
@@ -136,41 +180,33 @@ def sidecar_config(
     jwks_refresh: RefreshOption = "5m",
 ) -> None:
     """Print the Envoy bootstrap of a workload's sidecar: `envoy -c` takes it as it is. It holds no secret."""
-    # Here, so that the daemon, which shares the command line, does not pay for it.
-    import json
-
-    from istio_auth.envoy.bootstrap import sidecar_bootstrap
-    from node_agent.sidecar_file import read_sidecar
-    from node_agent.token_policy import cautions, read_token_rules
-
+    if found_at and not output:
+        raise ConfigurationError("--found-at is for what --output writes, which is missing")
+    told_in = found_at or (output.absolute() if output else None)
     if file:
-        flags = (spiffe_id, agent_socket, inbound, upstream, allow, admin)
+        from node_agent.sidecar_file import read_sidecar
+
+        flags = (spiffe_id, agent_socket, agentless, roots, inbound, upstream, allow, admin)
         if any((*flags, request_authentication, require_token, label, jwks_ca)):
             raise ConfigurationError("a sidecar is told by --file or by flags, not by both")
-        spec = read_sidecar(file, _tell)
-    else:
-        own_id, tokens = _spiffe_id(_given(spiffe_id, "--id")), None
-        if request_authentication:
-            refresh = parse_duration(jwks_refresh)
-            tokens = read_token_rules(
-                request_authentication, own_id, labels=label or (), ca_file=jwks_ca, refresh=refresh, tell=_tell
-            )
-        elif label or jwks_ca:
-            raise ConfigurationError("--label and --jwks-ca are for --request-authentication, which is missing")
-        allowed, parse = _spiffe_ids(allow or ()), partial(parse_inbound, protocol=protocol, mode=mode)
-        spec = SidecarSpec(
-            own_id,
-            UnixPath(_given(agent_socket, "--agent-socket")),
-            tuple(parse(text, allow=allowed, require_token=require_token) for text in inbound or ()),
-            tuple(map(parse_upstream, upstream or ())),
-            parse_endpoint(admin) if admin else None,
-            certificate,
-            parse_duration(max_connection_age),
-            tokens,
-        )
-    for caution in (*_closed(spec), *cautions(spec)):
-        _tell(caution)
-    typer.echo(json.dumps(sidecar_bootstrap(spec), indent=2))
+        return _put(read_sidecar(file, _tell, told_in), output)
+    own_id = _spiffe_id(_given(spiffe_id, "--id"))
+    if agent_socket and agentless:
+        raise ConfigurationError("--agent-socket and --agentless exclude each other")
+    mounted = Agentless(agentless, layout, roots).secrets(told_in) if agentless or roots else None
+    allowed, parse = _spiffe_ids(allow or ()), partial(parse_inbound, protocol=protocol, mode=mode)
+    spec = SidecarSpec(
+        own_id,
+        None if mounted else UnixPath(_given(agent_socket, "--agent-socket")),
+        tuple(parse(text, allow=allowed, require_token=require_token) for text in inbound or ()),
+        tuple(map(parse_upstream, upstream or ())),
+        parse_endpoint(admin) if admin else None,
+        certificate,
+        parse_duration(max_connection_age),
+        _tokens(own_id, request_authentication, label, jwks_ca, jwks_refresh),
+        mounted,
+    )
+    return _put(spec, output)
 
 
 def parse_inbound(
@@ -205,6 +241,35 @@ def parse_upstream(text: str) -> Upstream:
         )
     spoken = Protocol(protocol) if slash else Protocol.HTTP
     return Upstream(name, parse_endpoint(listen), parse_endpoint(connect), _spiffe_ids(expect), spoken)
+
+
+def _tokens(
+    own_id: SpiffeID, policies: Path | None, labels: Sequence[str] | None, ca_file: Path | None, refresh: str
+) -> TokenRules | None:
+    from node_agent.token_policy import read_token_rules
+
+    if policies is None:
+        if labels or ca_file:
+            raise ConfigurationError("--label and --jwks-ca are for --request-authentication, which is missing")
+        return None
+    every = parse_duration(refresh)
+    return read_token_rules(policies, own_id, labels=labels or (), ca_file=ca_file, refresh=every, tell=_tell)
+
+
+def _put(spec: SidecarSpec, output: Path | None) -> None:
+    # Here, so that the daemon, which shares the command line, does not pay for it.
+    import json
+
+    from istio_auth.envoy.bootstrap import sidecar_bootstrap
+    from node_agent.token_policy import cautions
+
+    for caution in (*_closed(spec), *cautions(spec)):
+        _tell(caution)
+    if output is None:
+        typer.echo(json.dumps(sidecar_bootstrap(spec), indent=2))
+    else:
+        told = spec.mounted.files(spec.id.trust_domain) if spec.mounted else {}
+        write_sidecar(output, {**told, "envoy.json": sidecar_bootstrap(spec)})
 
 
 def _closed(spec: SidecarSpec) -> Iterator[str]:

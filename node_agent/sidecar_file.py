@@ -20,13 +20,20 @@
     protocol = "tcp"
     expect = ["spiffe://cluster.local/ns/shop/sa/db"]
 
+Without an agent, `agent_socket` is left out, and mounted files take its place (`node_agent.agentless`):
+
+    [agentless]
+    folder = "/var/run/identity"
+    layout = "credential-bundle"                          # istio, tls or credential-bundle
+    roots = "/var/run/roots/trust-bundle.pem"             # if they are not in the folder
+
 An unknown key is an error, as in the daemons' own files. What each means is told in `istio_auth.envoy.spec`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -44,21 +51,23 @@ from istio_auth.envoy.spec import (
 from istio_auth.envoy.token_rules import DEFAULT_REFRESH
 from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import SpiffeID
+from node_agent.agentless import Agentless
 from node_agent.token_policy import read_token_rules
 
 
-def read_sidecar(path: Path, tell: Callable[[str], None] = lambda _: None) -> SidecarSpec:
+def read_sidecar(path: Path, tell: Callable[[str], None] = lambda _: None, told_in: Path | None = None) -> SidecarSpec:
     """The sidecar that a file describes.
 
     Args:
         path: the file.
         tell: hears what is no mistake but may surprise.
+        told_in: the folder in which Envoy finds what it is told by; None where the bootstrap alone is made.
 
     Raises:
         ConfigurationError: it can not be read, or describes none; the message names the file.
     """
     try:
-        return load(_SidecarFile, Sources(file=path, file_required=True)).config.spec(tell)
+        return load(_SidecarFile, Sources(file=path, file_required=True)).config.spec(tell, told_in)
     except ConfigurationError as error:
         told = str(error)
         raise ConfigurationError(told if str(path) in told else f"{path}: {told}") from error
@@ -105,10 +114,12 @@ class _SidecarFile:
     labels: tuple[str, ...] = ()
     jwks_ca: Path | None = None
     jwks_refresh: timedelta = DEFAULT_REFRESH
+    agentless: Agentless = field(default_factory=Agentless)
 
-    def spec(self, tell: Callable[[str], None]) -> SidecarSpec:
-        if self.id is None or self.agent_socket is None:
-            raise ConfigurationError("id and agent_socket must be set")
+    def spec(self, tell: Callable[[str], None], told_in: Path | None) -> SidecarSpec:
+        mounted = self.agentless.secrets(told_in) if self.agentless != Agentless() else None
+        if self.id is None or (self.agent_socket is None and mounted is None):
+            raise ConfigurationError("id must be set, and agent_socket or agentless")
         tokens = None
         if self.request_authentication:
             tokens = read_token_rules(
@@ -123,11 +134,12 @@ class _SidecarFile:
             raise ConfigurationError("labels and jwks_ca are for request_authentication, which is not set")
         return SidecarSpec(
             id=self.id,
-            agent_socket=UnixPath(str(self.agent_socket)),
+            agent_socket=UnixPath(str(self.agent_socket)) if self.agent_socket else None,
             inbound=tuple(table.inbound() for table in self.inbound),
             upstreams=tuple(table.upstream() for table in self.upstream),
             admin=parse_endpoint(self.admin) if self.admin else None,
             certificate=self.certificate,
             max_connection_age=self.max_connection_age,
             tokens=tokens,
+            mounted=mounted,
         )

@@ -1,6 +1,6 @@
 """The file a sidecar's Envoy starts with (envoy.config.bootstrap.v3.Bootstrap), as plain JSON.
 
-It holds no secret: keys and certificates come from the node agent while Envoy runs.
+It holds no secret: keys and certificates come from the node agent, or from mounted files, while Envoy runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def sidecar_bootstrap(spec: SidecarSpec) -> dict[str, JSON]:
     """The bootstrap of a workload's sidecar, the same for the same spec."""
     listeners = [inbound_listener(spec, inbound) for inbound in spec.inbound]
     listeners += [outbound_listener(upstream) for upstream in spec.upstreams]
-    clusters = [agent_cluster(spec)]
+    clusters = [agent_cluster(spec.agent_socket)] if spec.agent_socket else []
     clusters += [application_cluster(inbound) for inbound in spec.inbound]
     clusters += [upstream_cluster(spec, upstream) for upstream in spec.upstreams]
     clusters += key_clusters(spec.tokens) if spec.tokens else []

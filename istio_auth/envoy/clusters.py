@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from istio_auth.bundle import JSON
-from istio_auth.envoy.endpoint import Endpoint, HostPort, dial_address
+from istio_auth.envoy.endpoint import Endpoint, HostPort, UnixPath, dial_address
 from istio_auth.envoy.extension import seconds, typed
 from istio_auth.envoy.spec import Inbound, Protocol, SidecarSpec, Upstream
 from istio_auth.envoy.tls_context import SDS_CLUSTER, client_socket
@@ -49,10 +49,10 @@ def upstream_cluster(spec: SidecarSpec, upstream: Upstream) -> dict[str, JSON]:
     return cluster
 
 
-def agent_cluster(spec: SidecarSpec) -> dict[str, JSON]:
+def agent_cluster(socket: UnixPath) -> dict[str, JSON]:
     """The node agent, which serves the secrets over its Unix socket."""
     options: dict[str, JSON] = {"explicit_http_config": {"http2_protocol_options": _KEEPALIVE}}
-    return plain_cluster(SDS_CLUSTER, spec.agent_socket) | _http(options)
+    return plain_cluster(SDS_CLUSTER, socket) | _http(options)
 
 
 def plain_cluster(name: str, endpoint: Endpoint) -> dict[str, JSON]:

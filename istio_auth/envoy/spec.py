@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from istio_auth.envoy.endpoint import Endpoint, HostPort, UnixPath
+from istio_auth.envoy.mounted_secrets import MountedSecrets
 from istio_auth.envoy.token_rules import TokenRules
 from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import SpiffeID
@@ -139,7 +140,7 @@ class SidecarSpec:
 
     Args:
         id: the workload's SPIFFE ID.
-        agent_socket: the node agent's Unix socket for this workload.
+        agent_socket: the node agent's Unix socket for this workload; None without an agent.
         inbound: what is let in.
         upstreams: where the workload goes.
         admin: where Envoy's own administration listens: loopback or a Unix socket; None turns it off.
@@ -147,19 +148,21 @@ class SidecarSpec:
         max_connection_age: after how long an HTTP connection makes way for a new one, so that no connection goes on
             for days with the certificates it began with.
         tokens: whose tokens its HTTP listeners take; None leaves tokens to the application.
+        mounted: the files that take the agent's place.
 
     Raises:
         ConfigurationError: the parts do not fit together.
     """
 
     id: SpiffeID
-    agent_socket: UnixPath
+    agent_socket: UnixPath | None
     inbound: tuple[Inbound, ...] = ()
     upstreams: tuple[Upstream, ...] = ()
     admin: Endpoint | None = None
     certificate: str = DEFAULT_CERTIFICATE
     max_connection_age: timedelta = DEFAULT_CONNECTION_AGE
     tokens: TokenRules | None = None
+    mounted: MountedSecrets | None = None
 
     def __post_init__(self) -> None:
         if not self.id.path:
@@ -172,8 +175,25 @@ class SidecarSpec:
             raise ConfigurationError(f"whoever reaches {self.admin} could stop Envoy: keep it on loopback")
         if self.max_connection_age < timedelta(milliseconds=100):
             raise ConfigurationError("connections need some time to live: at least 100ms")
+        self._check_secrets()
         self._check_tokens()
         self._check_distinct()
+
+    def _check_secrets(self) -> None:
+        if (self.agent_socket is None) == (self.mounted is None):
+            raise ConfigurationError("secrets come from an agent's socket or from mounted files: name one of them")
+        if self.mounted is None:
+            return
+        if self.certificate != DEFAULT_CERTIFICATE:
+            raise ConfigurationError("mounted files hold one certificate: no other can be named")
+        peers = [peer for one in self.inbound for peer in one.allow] + [
+            peer for one in self.upstreams for peer in one.expect
+        ]
+        if foreign := [peer for peer in peers if peer.trust_domain != self.id.trust_domain]:
+            raise ConfigurationError(
+                f"{foreign[0]} is of another trust domain, and mounted roots are those of {self.id.trust_domain}: "
+                "peers of several trust domains need an agent"
+            )
 
     def _check_tokens(self) -> None:
         if self.tokens and not any(inbound.protocol.is_http for inbound in self.inbound):

@@ -1,5 +1,7 @@
 """TLS contexts of a sidecar, as Istio configures them: certificates and roots by SDS, every peer by its SPIFFE ID.
 
+The secrets come from the agent, or from mounted files (`istio_auth.envoy.mounted_secrets`); all else is the same.
+
 Both sides speak TLS 1.2 or 1.3 and prefer the hybrid key exchange X25519MLKEM768. No session is ever resumed: what is
 verified at a handshake would otherwise outlive the certificates and the allow list it was verified with. Names are
 compared as exact URI names of the type-safe matcher; a list that allows nobody becomes a matcher that nothing matches,
@@ -76,8 +78,8 @@ def peer_matchers(peers: Sequence[SpiffeID]) -> list[JSON]:
     return [_matcher(peer) for peer in peers] or [_uri({"safe_regex": {"regex": _NOTHING}})]
 
 
-def sds_source() -> dict[str, JSON]:
-    """Where secrets come from: the agent, asked for ever. A listener stays closed until its secrets are there."""
+def agent_source() -> dict[str, JSON]:
+    """Where an agent's secrets come from: it is asked for ever. A listener stays closed until they are there."""
     grpc: dict[str, JSON] = {
         "envoy_grpc": {
             "cluster_name": SDS_CLUSTER,
@@ -106,12 +108,16 @@ def _common(spec: SidecarSpec, peers: Sequence[SpiffeID], alpn: Sequence[str]) -
             "ecdh_curves": list(_KEY_EXCHANGE),
         },
         "alpn_protocols": list(alpn),
-        "tls_certificate_sds_secret_configs": [{"name": spec.certificate, "sds_config": sds_source()}],
+        "tls_certificate_sds_secret_configs": [_secret(spec, spec.certificate)],
         "combined_validation_context": {
             "default_validation_context": {"match_typed_subject_alt_names": peer_matchers(peers)},
-            "validation_context_sds_secret_config": {"name": _roots(spec, peers), "sds_config": sds_source()},
+            "validation_context_sds_secret_config": _secret(spec, _roots(spec, peers)),
         },
     }
+
+
+def _secret(spec: SidecarSpec, name: str) -> JSON:
+    return {"name": name, "sds_config": spec.mounted.source(name) if spec.mounted else agent_source()}
 
 
 def _roots(spec: SidecarSpec, peers: Sequence[SpiffeID]) -> str:
