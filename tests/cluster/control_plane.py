@@ -189,7 +189,7 @@ class ControlPlane:
         )
         # RSA, as clusters have it: the algorithm is what verifiers of tokens meet.
         tokens = write_private_key(rsa.generate_private_key(public_exponent=65537, key_size=2048))
-        self._port, self._etcd_port = _free_port(), _free_port()
+        self._port, self._etcd_port = free_loopback_port(), free_loopback_port()
         self.url = f"https://127.0.0.1:{self._port}"
         self.ca_file = self._write("ca.pem", self._authority.certificate)
         self._write("server.pem", serving.certificate)
@@ -279,7 +279,7 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _free_port() -> int:
+def free_loopback_port() -> int:
     """A port of loopback that nobody has now."""
     for port in random.sample(_PORTS, len(_PORTS)):
         with socket.socket() as probe:

@@ -1,0 +1,1 @@
+"""Istio's own programs on a real control plane: its CA before our agent, and its agent before our CA."""
