@@ -18,11 +18,10 @@ from istio_auth.registration import Selector
 from node_agent.attest.kubelet import PodSource
 from node_agent.attest.pod import Place
 from node_agent.attest.pod_list import PodList
-from node_agent.backoff import Backoff
 
 FRESH = timedelta(seconds=5)  # what is told of a pod that is known; its labels may change
-PAUSE = timedelta(milliseconds=500)  # between two questions
-_LONGEST_PAUSE = timedelta(seconds=2)
+RECENT = timedelta(milliseconds=250)  # what is not asked for again, whoever is not found in it
+_FIRST_PAUSE, _LONGEST_PAUSE = timedelta(milliseconds=500), timedelta(seconds=2)  # of who waits
 log = structlog.get_logger()
 
 
@@ -59,20 +58,20 @@ class Pods:
         Raises:
             NotReady: the kubelet does not tell of it in time.
         """
-        reason, old_enough, backoff = "", FRESH, Backoff(first=PAUSE, longest=_LONGEST_PAUSE)
+        reason, age, pause = "the kubelet has not answered yet", FRESH, _FIRST_PAUSE
         try:
             async with asyncio.timeout(self._wait.total_seconds()):
                 while True:
                     try:
-                        return (await self._pods(old_enough)).selectors(place, containers=self._containers)
+                        return (await self._pods(age)).selectors(place, containers=self._containers)
                     except NotReady as error:
                         reason = str(error)
-                    if old_enough is PAUSE:
-                        await asyncio.sleep(backoff.failed().total_seconds())
-                    old_enough = PAUSE
+                    again = self._answer.asked + pause.total_seconds()
+                    await asyncio.sleep(again - asyncio.get_running_loop().time())
+                    age, pause = RECENT, min(2 * pause, _LONGEST_PAUSE)
         except TimeoutError:
-            message = f"{reason or 'the kubelet has not answered yet'}; waited for {self._wait.total_seconds():g} s"
-            raise NotReady(message, public="the caller's pod is not known yet", retry_after=PAUSE) from None
+            message = f"{reason}; waited for {self._wait.total_seconds():g} s"
+            raise NotReady(message, public="the caller's pod is not known yet", retry_after=_FIRST_PAUSE) from None
 
     async def _pods(self, age: timedelta) -> PodList:
         """The pods as they were at most so long ago.
