@@ -14,9 +14,10 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from deploy.demo.checks import run_checks
-from deploy.demo.daemons import prepare, start_daemons
+from deploy.demo.daemons import Daemons, prepare, start_daemons
 from deploy.demo.instructions import instructions
 from deploy.demo.layout import Layout, Proof
+from deploy.demo.postgresql import Database, NoDatabase, start_database
 from deploy.demo.processes import Processes, ProcessFailed
 from deploy.demo.report import Report
 from deploy.demo.stranger import run_stranger
@@ -92,9 +93,8 @@ async def _until_signal(work: Coroutine[object, object, int]) -> int:
 
 async def _prove(layout: Layout, processes: Processes) -> int:
     started, report = time.monotonic(), Report()
-    await prepare(layout, _TTL)
-    daemons = await start_daemons(layout, processes)
-    async with running_workloads(layout, processes) as workloads:
+    daemons, database = await _started(layout, processes, _TTL)
+    async with running_workloads(layout, processes, database) as workloads:
         report.note(f"everything runs after {time.monotonic() - started:.1f} s; certificates live for {_TTL}")
         await run_checks(layout, workloads, report)
         await run_stranger(layout, daemons, processes, report)
@@ -106,12 +106,30 @@ async def _prove(layout: Layout, processes: Processes) -> int:
 
 
 async def _serve(layout: Layout, processes: Processes) -> int:
-    await prepare(layout, _TTL_SERVE)
-    await start_daemons(layout, processes)
-    async with running_workloads(layout, processes) as workloads:
+    _, database = await _started(layout, processes, _TTL_SERVE)
+    async with running_workloads(layout, processes, database) as workloads:
         print(instructions(layout, workloads, _TTL_SERVE), flush=True)
         await processes.until_one_ends()
     return _FAILED
+
+
+async def _started(layout: Layout, processes: Processes, ttl: str) -> tuple[Daemons, Database | None]:
+    """The daemons, and meanwhile the database."""
+    database = asyncio.create_task(_database(layout, processes))
+    try:
+        await prepare(layout, ttl)
+        return await start_daemons(layout, processes), await database
+    finally:
+        database.cancel()
+        await asyncio.wait({database})
+
+
+async def _database(layout: Layout, processes: Processes) -> Database | None:
+    try:
+        return await start_database(processes, layout.database, user=layout.backend.uid)
+    except NoDatabase as error:
+        print(f"  without SQL: {error}", flush=True)
+        return None
 
 
 def _introduce(layout: Layout) -> None:

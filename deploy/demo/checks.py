@@ -13,6 +13,7 @@ from deploy.demo.client import Answer, CallFailed, http_get, tcp_echo, tls_clien
 from deploy.demo.envoy import Envoy
 from deploy.demo.layout import Layout
 from deploy.demo.report import Finding, Report
+from deploy.demo.sql import ask
 from deploy.demo.tokens import USER_HEADER, Issuer, bearing
 from deploy.demo.waiting import holds_within
 from deploy.demo.workloads import Workload, Workloads
@@ -30,6 +31,8 @@ async def run_checks(layout: Layout, workloads: Workloads, report: Report) -> No
     await checks.permissive()
     await checks.tokens()
     await checks.tcp()
+    if workloads.database is not None:
+        await checks.sql()
 
 
 class _Checks:
@@ -129,6 +132,21 @@ class _Checks:
             _at(self._backend, "tcp", "ssl.fail_verify_san"),
         )
 
+    async def sql(self) -> None:
+        """A real database: whoever asks it is told by the sidecar alone."""
+        self._report.title("A PostgreSQL of the backend: plain SQL at both ends, mutual TLS between their sidecars")
+        port, good = self._backend.place.ports["sql"], self._ask(self._frontend)
+        version = await ask(self._frontend.outbound["backend-sql"])
+        self._report.add(Finding("the frontend asks", "passed", f"PostgreSQL {version} answers"))
+        no_tls = _at(self._backend, "sql", "no_filter_chain_match")
+        await self._refused("plain SQL from elsewhere", lambda: ask(port), good, no_tls)
+        await self._refused(
+            "a valid identity that is not allowed (intruder)",
+            self._ask(self._intruder),
+            good,
+            _at(self._backend, "sql", "ssl.fail_verify_san"),
+        )
+
     async def _passes(
         self, name: str, call: Callable[[], Awaitable[Answer]], caller: Workload | None, *, user: str = ""
     ) -> None:
@@ -175,6 +193,9 @@ class _Checks:
         self, workload: Workload, upstream: str, headers: Mapping[str, str] = {}
     ) -> Callable[[], Awaitable[Answer]]:
         return lambda: http_get(workload.outbound[upstream], headers=headers)
+
+    def _ask(self, workload: Workload) -> Call:
+        return lambda: ask(workload.outbound["backend-sql"])
 
     def _echo(self, workload: Workload) -> Call:
         return lambda: tcp_echo(workload.outbound["backend-tcp"])

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from deploy.demo.layout import LOOPBACK, Layout
+from deploy.demo.postgresql import DATABASE, USER
 from deploy.demo.processes import program
 from deploy.demo.workloads import Workload, Workloads
 
@@ -36,6 +37,7 @@ def instructions(layout: Layout, workloads: Workloads, ttl: str) -> str:
             "with a token: the backend finds alice in the header x-user": f"{users} -H @{_word(layout.token_header)}",
             "whose tokens it takes": f"cat {_word(backend.place.folder / 'tokens.yaml')}",
         },
+        **_sql(workloads),
         "Look at certificates": {
             "what the backend's sidecar presents now": f"{_admin(backend)}/certs",
             "and whether it would be accepted": f"{cli} verify {LOOPBACK}:{port} --trust-bundle {_word(bundle)} "
@@ -58,6 +60,25 @@ def instructions(layout: Layout, workloads: Workloads, ttl: str) -> str:
         for about, command in commands.items():
             lines += [f"  # {about}", f"  {command}"]
     return "\n".join([*lines, "\nCtrl-C ends it all and removes its folder."])
+
+
+def _sql(workloads: Workloads) -> dict[str, dict[str, str]]:
+    """How to ask the database, if there is one."""
+    if (database := workloads.database) is None:
+        return {}
+
+    def through(workload: Workload) -> str:
+        return (
+            f"{_word(database.programs / 'psql')} -c 'SHOW server_version' "
+            f"'host={LOOPBACK} port={workload.outbound['backend-sql']} user={USER} dbname={DATABASE} sslmode=disable'"
+        )
+
+    return {
+        "Ask the backend's PostgreSQL": {
+            "through the frontend's sidecar: answered": through(workloads.frontend),
+            "through the intruder's: the backend's sidecar ends the connection": through(workloads.intruder),
+        }
+    }
 
 
 def _plain(workload: Workload, upstream: str) -> str:

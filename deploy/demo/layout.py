@@ -79,14 +79,16 @@ class Layout:
     @classmethod
     def made(cls, folder: Path, proof: Proof) -> Layout:
         """The places below a folder, with the folders made as strictly as the proof allows."""
-        folder.chmod(0o711 if proof is Proof.UID else 0o700)
+        folder.chmod(0o711 if os.geteuid() == 0 else 0o700)  # root's children may be of other users
         for name in ("ca", "foreign-ca", "agent", "logs", "operator"):
             (folder / name).mkdir(mode=0o700)
         for name in ("sockets", "workloads"):
             (folder / name).mkdir(mode=0o711)
         ports = _free_ports()
         frontend = _place(folder, proof, "frontend", 0, {"web": next(ports)})
-        backend = _place(folder, proof, "backend", 1, {name: next(ports) for name in ("web", "tcp", "open", "users")})
+        backend = _place(
+            folder, proof, "backend", 1, {name: next(ports) for name in ("web", "tcp", "open", "users", "sql")}
+        )
         intruder = _place(folder, proof, "intruder", 2, {"web": next(ports)})
         return cls(folder, proof, frontend, backend, intruder, next(ports), next(ports), next(ports))
 
@@ -99,6 +101,11 @@ class Layout:
     def operator_folder(self) -> Path:
         """Certificates that an operator has issued by hand."""
         return self.folder / "operator"
+
+    @property
+    def database(self) -> Path:
+        """The folder of the backend's database, which makes it."""
+        return self.folder / "sql"
 
     @property
     def token_header(self) -> Path:

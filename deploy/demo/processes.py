@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict
 
 _GRACE = 10.0
 
@@ -32,12 +32,14 @@ class Child:
         process: the program.
         output: the file that holds what it prints on stdout.
         errors: the file that holds what it prints on stderr.
+        ends_by: the signal that asks it to end.
     """
 
     name: str
     process: asyncio.subprocess.Process
     output: Path
     errors: Path
+    ends_by: signal.Signals = signal.SIGTERM
 
     def require_alive(self) -> None:
         """Make sure that it still runs.
@@ -56,7 +58,7 @@ class Child:
 
     async def end(self, *, kill: bool = False) -> None:
         """Ask it to end, or kill it, and wait until it is gone."""
-        self.signal(signal.SIGKILL if kill else signal.SIGTERM)
+        self.signal(signal.SIGKILL if kill else self.ends_by)
         try:
             async with asyncio.timeout(_GRACE):
                 await self.process.wait()
@@ -91,7 +93,13 @@ class Processes:
             await child.end()
 
     async def start(
-        self, name: str, command: Sequence[str | Path], *, uid: int | None = None, environment: Mapping[str, str] = {}
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        uid: int | None = None,
+        environment: Mapping[str, str] = {},
+        ends_by: signal.Signals = signal.SIGTERM,
     ) -> Child:
         """Start a program in the background, as another user if `uid` says so.
 
@@ -100,6 +108,7 @@ class Processes:
             command: the program and its arguments.
             uid: the user and group id it runs with; None keeps ours.
             environment: variables to set beside PATH and HOME.
+            ends_by: the signal that asks it to end.
         """
         output, errors = self._logs / f"{name}.out", self._logs / f"{name}.err"
         # Opened here: the file of a user that may not read the program's own folder could not be.
@@ -115,13 +124,11 @@ class Processes:
                     stderr=err,
                     env={key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ} | dict(environment),
                     start_new_session=True,
-                    user=uid,
-                    group=uid,
-                    extra_groups=None if uid is None else (),
+                    **_as_user(uid),
                 )
         finally:
             os.close(program)
-        child = Child(name, process, output, errors)
+        child = Child(name, process, output, errors, ends_by)
         self.children.append(child)
         return child
 
@@ -146,13 +153,20 @@ def program(name: str) -> Path:
     return Path(sys.executable).parent / name
 
 
-async def run(command: Sequence[str | Path], *, timeout: float = 30, text: str | None = None) -> str:  # noqa: ASYNC109  # of the program, which is killed then
+async def run(
+    command: Sequence[str | Path],
+    *,
+    timeout: float = 30,  # noqa: ASYNC109  # of the program, which is killed then
+    text: str | None = None,
+    uid: int | None = None,
+) -> str:
     """Run a program to its end.
 
     Args:
         command: the program and its arguments.
         timeout: how many seconds it may take.
         text: what to give it on stdin.
+        uid: the user and group id it runs with; None keeps ours.
 
     Returns:
         what it printed on stdout.
@@ -166,6 +180,7 @@ async def run(command: Sequence[str | Path], *, timeout: float = 30, text: str |
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
+        **_as_user(uid),
     )
     try:
         async with asyncio.timeout(timeout):
@@ -179,3 +194,19 @@ async def run(command: Sequence[str | Path], *, timeout: float = 30, text: str |
         name = " ".join(map(str, [Path(command[0]).name, *command[1:2]]))
         raise ProcessFailed(f"{name} failed with status {process.returncode}: {err.decode(errors='replace').strip()}")
     return out.decode()
+
+
+class _User(TypedDict):
+    """What `subprocess` is told of a program's user."""
+
+    user: int | None
+    group: int | None
+    extra_groups: tuple[int, ...] | None
+    cwd: str | None
+
+
+def _as_user(uid: int | None) -> _User:
+    """None is ours. Another one may not be let into the folder that we are in."""
+    if uid is None:
+        return {"user": None, "group": None, "extra_groups": None, "cwd": None}
+    return {"user": uid, "group": uid, "extra_groups": (), "cwd": "/"}

@@ -11,10 +11,12 @@ from deploy.demo.client import CallFailed, http_get, tcp_echo
 from deploy.demo.layout import Layout
 from deploy.demo.report import Finding, Report
 from deploy.demo.rotation import Seen, Witness
+from deploy.demo.sql import Transaction, ask
 from deploy.demo.waiting import holds_within
 from deploy.demo.workloads import Workloads
 
 ROTATIONS = 3
+_SQL = "backend-sql"
 _PAUSE = 0.05  # between two calls of one flow
 _LONGEST = 60.0
 _SHOWN_FAILURES = 5
@@ -23,6 +25,15 @@ _SHOWN_FAILURES = 5
 async def run_traffic(layout: Layout, workloads: Workloads, report: Report) -> None:
     """Prove that rotation is not noticed."""
     report.title(f"Steady traffic until every certificate was replaced {ROTATIONS} times")
+    if workloads.database is None:
+        await _rotate(layout, workloads, report)
+        return
+    async with Transaction(workloads.frontend.outbound[_SQL]) as transaction:
+        await _rotate(layout, workloads, report)
+        report.add(await transaction.finding())
+
+
+async def _rotate(layout: Layout, workloads: Workloads, report: Report) -> None:
     clock, witness = asyncio.get_running_loop().time, Witness(layout, workloads)
     started, traffic = clock(), _Traffic()
     flows = [asyncio.create_task(traffic.flow(name, call)) for name, call in _flows(workloads).items()]
@@ -70,7 +81,9 @@ class _Traffic:
 def _flows(workloads: Workloads) -> Mapping[str, Callable[[], Awaitable[object]]]:
     """Every workload is a client and a server in one of them."""
     frontend, backend, intruder = (workload.outbound for workload in workloads.all)
+    sql = {"frontend to backend, SQL": partial(ask, frontend[_SQL])} if workloads.database else {}
     return {
+        **sql,
         "frontend to backend": partial(http_get, frontend["backend"]),
         "frontend to backend, TCP": partial(tcp_echo, frontend["backend-tcp"]),
         "frontend to intruder": partial(http_get, frontend["intruder"]),

@@ -1,7 +1,8 @@
 """The three workloads: their applications, and their sidecars as `node-agent sidecar-config` writes them.
 
 frontend   calls the backend, over HTTP and TCP; lets in the other two
-backend    lets in the frontend and nobody else, at one port only with a token; calls the frontend
+backend    lets in the frontend and nobody else, at one port only with a token, at another to PostgreSQL; calls the
+           frontend
 intruder   has a valid identity, but nobody at the backend has heard of it; also poses as a backend
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from deploy.demo.application import Application, application
 from deploy.demo.envoy import Envoy, start_envoy
 from deploy.demo.layout import LOOPBACK, Layout, Place
+from deploy.demo.postgresql import Database
 from deploy.demo.processes import Processes, program, run
 from deploy.demo.tokens import Issuer, bearing
 from deploy.demo.toml import table
@@ -44,12 +46,13 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Workloads:
-    """All of them, and the issuer of the tokens that the backend takes."""
+    """All of them, the issuer of the tokens that the backend takes, and its database, if there is one."""
 
     frontend: Workload
     backend: Workload
     intruder: Workload
     issuer: Issuer
+    database: Database | None
 
     @property
     def all(self) -> tuple[Workload, ...]:
@@ -58,13 +61,15 @@ class Workloads:
 
 
 @asynccontextmanager
-async def running_workloads(layout: Layout, processes: Processes) -> AsyncIterator[Workloads]:
+async def running_workloads(
+    layout: Layout, processes: Processes, database: Database | None
+) -> AsyncIterator[Workloads]:
     """Start all workloads; their sidecars end with the processes."""
     async with AsyncExitStack() as stack:
         applications = {
             place.name: await stack.enter_async_context(application(place.name)) for place in layout.workloads
         }
-        files, issuer = _sidecar_files(layout, applications), Issuer()
+        files, issuer = _sidecar_files(layout, applications, database), Issuer()
         _token_policy(layout).write_text(issuer.policy())
         layout.token_header.write_text(
             "".join(f"{name}: {value}\n" for name, value in bearing(issuer.token("alice")).items())
@@ -72,7 +77,7 @@ async def running_workloads(layout: Layout, processes: Processes) -> AsyncIterat
         frontend, backend, intruder = await asyncio.gather(
             *(_start(place, applications[place.name], files[place.name], processes) for place in layout.workloads)
         )
-        yield Workloads(frontend, backend, intruder, issuer)
+        yield Workloads(frontend, backend, intruder, issuer, database)
 
 
 async def _start(place: Place, app: Application, sidecar: str, processes: Processes) -> Workload:
@@ -89,13 +94,17 @@ async def _start(place: Place, app: Application, sidecar: str, processes: Proces
     return Workload(place, app, envoy, ports)
 
 
-def _sidecar_files(layout: Layout, applications: Mapping[str, Application]) -> dict[str, str]:
+def _sidecar_files(
+    layout: Layout, applications: Mapping[str, Application], database: Database | None
+) -> dict[str, str]:
     frontend, backend, intruder = layout.workloads
+    sql = [] if database is None else [_upstream("backend-sql", backend.ports["sql"], backend.id, protocol="tcp")]
     web, raw = applications["backend"].http_port, applications["backend"].tcp_port
     return {
         "frontend": _sidecar(
             frontend,
             _inbound(frontend, "web", applications["frontend"].http_port, [backend.id, intruder.id]),
+            *sql,
             _upstream("backend", backend.ports["web"], backend.id),
             _upstream("backend-tcp", backend.ports["tcp"], backend.id, protocol="tcp"),
             _upstream("backend-open", backend.ports["open"], backend.id),
@@ -109,12 +118,14 @@ def _sidecar_files(layout: Layout, applications: Mapping[str, Application]) -> d
             _inbound(backend, "tcp", raw, [frontend.id], protocol="tcp"),
             _inbound(backend, "open", web, [frontend.id], mode="PERMISSIVE"),
             _inbound(backend, "users", web, [frontend.id], require_token=True),
+            *([_inbound(backend, "sql", database.socket, [frontend.id], protocol="tcp")] if database else []),
             _upstream("frontend", frontend.ports["web"], frontend.id),
             request_authentication=str(_token_policy(layout)),
         ),
         "intruder": _sidecar(
             intruder,
             _inbound(intruder, "web", applications["intruder"].http_port, [frontend.id]),
+            *sql,
             _upstream("backend", backend.ports["web"], backend.id),
             _upstream("backend-tcp", backend.ports["tcp"], backend.id, protocol="tcp"),
             _upstream("frontend", frontend.ports["web"], frontend.id),
@@ -140,7 +151,7 @@ def _sidecar(place: Place, *tables: str, **settings: str) -> str:
 def _inbound(
     place: Place,
     name: str,
-    application_port: int,
+    application: int | Path,
     allow: Sequence[SpiffeID],
     *,
     protocol: str = "http",
@@ -151,7 +162,7 @@ def _inbound(
         "[inbound]",
         name=name,
         listen=f"{LOOPBACK}:{place.ports[name]}",
-        forward=f"{LOOPBACK}:{application_port}",
+        forward=f"unix:{application}" if isinstance(application, Path) else f"{LOOPBACK}:{application}",
         protocol=protocol,
         mode=mode,
         allow=[str(caller) for caller in allow],

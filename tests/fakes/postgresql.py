@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import shutil
 import socket
 import struct
 import subprocess
@@ -22,12 +21,14 @@ from typing import Self
 
 from cryptography import x509
 
+from deploy.demo.postgresql import of_machine
 from istio_auth import SpiffeID, X509Context, X509Source, is_id, peer_id, server_context, write_svid
 from istio_auth.peer import HandshakeRefused
 from tests.fakes.tcp import closed_port
 
 _SSL_REQUEST = 80877103
-INSTALLED = shutil.which("initdb") is not None
+PROGRAMS = of_machine()
+INSTALLED = PROGRAMS is not None
 _USER = 65534 if os.geteuid() == 0 else None  # PostgreSQL does not run as root
 GROUP = 65534 if os.geteuid() == 0 else os.getegid()
 
@@ -155,8 +156,8 @@ def _as_its_user(*command: str | Path) -> list[str]:
 
 
 def _program(name: str) -> Path:
-    """Beside `initdb`, wherever that really is: not all of them are always on the path."""
-    return Path(shutil.which("initdb") or "").resolve().with_name(name)
+    assert PROGRAMS is not None
+    return PROGRAMS / name
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes:

@@ -33,6 +33,9 @@ class Done:
         """Whether curl found its connection closed; it says so in several ways."""
         return self.code in {16, 52, 55, 56} and not self.out
 
+    def fails(self, pattern: str) -> bool:
+        return self.code != 0 and re.search(pattern, self.err) is not None
+
     def shows(self, *patterns: str) -> bool:
         return self.code == 0 and all(re.search(pattern, self.out) for pattern in patterns)
 
@@ -73,6 +76,8 @@ def judged(done: dict[str, Done]) -> dict[str, bool]:
         "no token": the("the port that asks for a token, without one").shows("Jwt is missing"),
         "a token": (token := the("with a token")).answered(FRONTEND) and token.shows('"x-user", "alice"'),
         "policy": the("whose tokens it takes").shows("kind: RequestAuthentication"),
+        "the database": the("through the frontend's sidecar: answered").shows(r"^ *server_version"),
+        "the database, by the intruder": the("through the intruder's").fails("closed the connection unexpectedly"),
         "presented": the("what the backend's sidecar presents").shows(BACKEND, "serial_number"),
         "verify": the("and whether it would be accepted").shows(f"accepted +yes, as {BACKEND}"),
         "inspect": the("a certificate, in words").shows(FRONTEND, "ends in"),
