@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, Histogram, PlatformCollector, ProcessCollector
@@ -27,6 +28,7 @@ from ca.platform.platform import Platform, ca_settings
 from ca.platform.standalone import open_standalone
 from ca.registrations.file import RegistrationFile
 from ca.registrations.rules import RegistrationRules
+from ca.service.sync_record import SyncRecord
 from ca.serving import ServingCertificate
 from istio_auth.authorize import member_of
 from istio_auth.clock import Clock
@@ -76,7 +78,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
         host, port = await door.listen_tls(config.listen.host, config.listen.port, context)
         daemon.readiness.add("issuer", ca.not_ready)
         daemon.readiness.add("server", serving.not_ready)
-        _look_after(daemon, alarm, platform, serving, clock)
+        _look_after(daemon, alarm, platform, serving, clock, folder=config.state_folder)
         platform.look_after(daemon, alarm)
         _log.info(
             "serving", trust_domain=str(config.trust_domain), grpc=str(HostPort(host, port)), health=str(health.address)
@@ -133,7 +135,9 @@ def _installed() -> Iterator[None]:
         raise ConfigurationError(f"{error.name} is not installed: pip install 'istio-auth[kubernetes]'") from error
 
 
-def _look_after(daemon: Daemon, alarm: Alarm, platform: Platform, serving: ServingCertificate, clock: Clock) -> None:
+def _look_after(
+    daemon: Daemon, alarm: Alarm, platform: Platform, serving: ServingCertificate, clock: Clock, *, folder: Path
+) -> None:
     """Everything that has to happen from time to time, or at SIGHUP."""
     ca = platform.ca
     watch = AuthorityWatch(ca.authority, clock, shared=platform.shares_authority)
@@ -151,6 +155,9 @@ def _look_after(daemon: Daemon, alarm: Alarm, platform: Platform, serving: Servi
     daemon.supervise("authority", alarm.repeat("authority", watch.look, watch.interval))
     daemon.supervise("warnings", alarm.repeat("warnings", warn, _HOURLY, jitter=_JITTER))
     daemon.supervise("registrations", alarm.repeat("registrations", ca.reload_if_changed, _RELOAD_EVERY))
+    record = SyncRecord(folder, ca.sync_book.entries)
+    heard = partial(asyncio.to_thread, record.write)
+    daemon.supervise("agents heard", alarm.repeat("agents heard", heard, _RELOAD_EVERY))
     sweep = partial(asyncio.to_thread, ca.sweep)
     daemon.supervise("join tokens", alarm.repeat("join tokens", sweep, _HOURLY, jitter=_JITTER))
     daemon.on_reload("registrations", reload_registrations)

@@ -11,6 +11,7 @@ from istio_auth.daemon.output import Output, iso, print_json, print_table, shown
 
 if TYPE_CHECKING:
     from ca.agents.agent import AgentRecord
+    from ca.service.sync_book import Acknowledgement
     from istio_auth.bundle import JSON
 
 app = typer.Typer(help="List and evict node agents.", no_args_is_help=True)
@@ -18,12 +19,17 @@ app = typer.Typer(help="List and evict node agents.", no_args_is_help=True)
 
 @app.command("list")
 def list_agents(*, state_folder: StateOption = None, output: OutputOption = Output.TABLE) -> None:
-    """List the enrolled agents, with the end of their last SVID."""
-    from ca.cli.state import StateFolder
+    """List the enrolled agents, with the end of their last SVID and who on their nodes has taken the trust bundle.
 
-    agents = StateFolder.existing(state_folder).agents().list()
+    TAKEN counts the streams and files of the node that want the bundle, and of them those that have taken BUNDLE.
+    """
+    from ca.cli.state import StateFolder
+    from ca.service.sync_record import read_record
+
+    state = StateFolder.existing(state_folder)
+    agents, heard = state.agents().list(), read_record(state.path)
     if output is Output.JSON:
-        print_json([_json(agent) for agent in agents])
+        print_json([_json(agent) | {"heard": _heard(heard.get(agent.name))} for agent in agents])
         return
     rows = [
         (
@@ -32,10 +38,12 @@ def list_agents(*, state_folder: StateOption = None, output: OutputOption = Outp
             shown(agent.enrolled_at),
             shown(agent.svid_end) if agent.svid_end else "(none yet)",
             str(len(agent.identities)),
+            *_taken(heard.get(agent.name)),
         )
         for agent in agents
     ]
-    print_table(("AGENT", "STATE", "ENROLLED", "SVID ENDS", "IDENTITIES"), rows, empty="no agent is enrolled")
+    columns = ("AGENT", "STATE", "ENROLLED", "SVID ENDS", "IDENTITIES", "BUNDLE", "TAKEN", "LAGGARDS")
+    print_table(columns, rows, empty="no agent is enrolled")
 
 
 @app.command()
@@ -71,3 +79,18 @@ def _json(agent: AgentRecord) -> dict[str, JSON]:
         "identities": [str(identity) for identity in sorted(agent.identities)],
         "evicted_at": None if agent.evicted_at is None else iso(agent.evicted_at),
     }
+
+
+def _taken(word: Acknowledgement | None) -> tuple[str, str, str]:
+    if word is None:
+        return "-", "-", ""
+    counts = f"{word.consumers_current} of {word.consumers}{'' if word.streams else ', away'}"
+    more = word.consumers - word.consumers_current - len(word.laggards)
+    names = [*word.laggards, *([f"and {more} more"] if more > 0 else [])]
+    return str(word.sequence), counts, ", ".join(names)
+
+
+def _heard(word: Acknowledgement | None) -> dict[str, JSON] | None:
+    from ca.service.sync_record import acknowledgement_document
+
+    return None if word is None else acknowledgement_document(word)

@@ -23,7 +23,8 @@ SERVICE = "/envoy.service.secret.v3.SecretDiscoveryService"
 class SDSStream:
     """One stream, from entering to leaving. It accepts what it receives, unless told otherwise."""
 
-    def __init__(self, path: Path, *names: str) -> None:
+    def __init__(self, path: Path, *names: str, node: str = "test-sidecar") -> None:
+        self._node = node
         self._requests: asyncio.Queue[DiscoveryRequest] = asyncio.Queue()
         self._channel = grpc.aio.insecure_channel(f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)])
         self.names = names
@@ -57,7 +58,7 @@ class SDSStream:
         request = DiscoveryRequest(
             resource_names=self.names, type_url=type_url, version_info=self.version, response_nonce=nonce
         )
-        request.node.id = "test-sidecar"
+        request.node.id = self._node
         if refusal:
             request.error_detail.message = refusal
         self._requests.put_nowait(request)

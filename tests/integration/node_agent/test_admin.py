@@ -11,17 +11,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryResponse
 
-from istio_auth.proto import workload_api_pb2
 from tests.fakes.ca import CAServer
 from tests.fakes.certificate_client import FakeCA, Fault
 from tests.fakes.clock import FakeClock
 from tests.fakes.running_agent import MINE, RunningAgent, registration
 from tests.fakes.sds_client import SDSStream
 from tests.fakes.waiting import until
+from tests.fakes.workload_api_stream import WorkloadAPIStream
 
 EXECUTABLE = Path("/proc/self/exe").readlink()
 
@@ -167,17 +166,10 @@ async def test_nobody_but_the_agents_user_can_ask(agent: RunningAgent) -> None:
 
 
 async def test_status_tells_what_a_stream_of_the_workload_api_has_taken(agent: RunningAgent) -> None:
-    channel = grpc.aio.insecure_channel(f"unix:{agent.socket}")
-    call = channel.unary_stream(
-        "/SpiffeWorkloadAPI/FetchX509SVID",
-        request_serializer=workload_api_pb2.X509SVIDRequest.SerializeToString,
-        response_deserializer=workload_api_pb2.X509SVIDResponse.FromString,
-    )(workload_api_pb2.X509SVIDRequest(), metadata=(("workload.spiffe.io", "true"),))
-    await call.read()
-    await until(lambda: agent.agent.workloads.workload_api.consumers().current == 1)
-    (stream,) = (await document(agent, "status"))["clients"]
-    assert (stream["api"], stream["resources"]) == ("workload-api", ["FetchX509SVID"])
-    assert (stream["bundle"], stream["bundle_sequence"], stream["refusals"]) == ("current", 1, 0)
-    assert stream["version"]
-    call.cancel()
-    await channel.close(None)
+    async with WorkloadAPIStream(agent.socket) as client:
+        await client.receive()
+        await until(lambda: agent.agent.workloads.workload_api.consumers().current == 1)
+        (stream,) = (await document(agent, "status"))["clients"]
+        assert (stream["api"], stream["resources"]) == ("workload-api", ["FetchX509SVID"])
+        assert (stream["bundle"], stream["bundle_sequence"], stream["refusals"]) == ("current", 1, 0)
+        assert stream["version"]

@@ -1,0 +1,85 @@
+"""The agents' last words as a file in the state folder, so that `ca-cli agent list` can show who has taken the bundle.
+
+The CA writes it after a change and reads it never: after a restart the agents tell again. A file of another version, or
+a damaged one, counts as none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+from ca.service.sync_book import Acknowledgement, Entries
+from istio_auth.daemon.output import iso
+from istio_auth.errors import IstioAuthError
+from istio_auth.files import atomic_write, read_bounded
+from istio_auth.strict_json import JSON, parse_json
+
+FILE = "agents-heard.json"
+_VERSION = 1
+_LARGEST = 64 << 20
+
+
+class SyncRecord:
+    """Writes the file.
+
+    Args:
+        folder: the state folder.
+        entries: the last words, by agent.
+    """
+
+    def __init__(self, folder: Path, entries: Entries) -> None:
+        self._path, self._entries = folder / FILE, entries
+        self._written: bytes | None = None
+
+    def write(self) -> None:
+        """Write what changed, if anything did. Blocks.
+
+        Raises:
+            NotReady, ConfigurationError: it can not be written.
+        """
+        agents = {name: acknowledgement_document(word) for name, word in sorted(dict(self._entries).items())}
+        text = json.dumps({"version": _VERSION, "agents": agents}, indent=1).encode() + b"\n"
+        if text != self._written:
+            atomic_write(self._path, text)
+            self._written = text
+
+
+def read_record(folder: Path) -> dict[str, Acknowledgement]:
+    """What the CA of this folder last heard, by agent."""
+    try:
+        found = cast("dict[str, JSON]", parse_json(read_bounded(folder / FILE, _LARGEST), limit=_LARGEST))
+        if found["version"] != _VERSION:
+            return {}
+        agents = cast("dict[str, dict[str, JSON]]", found["agents"])
+        return {name: _acknowledgement(word) for name, word in agents.items()}
+    except (IstioAuthError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def acknowledgement_document(word: Acknowledgement) -> dict[str, JSON]:
+    """An agent's last word as plain data."""
+    return {
+        "at": iso(word.at),
+        "bundle_sequence": word.sequence,
+        "consumers": word.consumers,
+        "consumers_current": word.consumers_current,
+        "laggards": list(word.laggards),
+        "version": word.version,
+        "streams": word.streams,
+    }
+
+
+def _acknowledgement(word: Mapping[str, JSON]) -> Acknowledgement:
+    return Acknowledgement(
+        at=datetime.fromisoformat(str(word["at"])),
+        sequence=int(cast("int", word["bundle_sequence"])),
+        consumers=int(cast("int", word["consumers"])),
+        consumers_current=int(cast("int", word["consumers_current"])),
+        laggards=tuple(str(name) for name in cast("list[JSON]", word["laggards"])),
+        version=str(word["version"]),
+        streams=int(cast("int", word["streams"])),
+    )
