@@ -83,6 +83,9 @@ class Config:
     mounted: Annotated[
         Path | None, Setting("a folder with a certificate that somebody else renews: it is served, and no CA is asked")
     ] = None
+    mounted_roots: Annotated[
+        Path | None, Setting("where the roots of that certificate are, if they are not in its folder")
+    ] = None
     registrations: Annotated[
         Path | None, Setting("a file of workloads, for a CA that sends none: it has Istio's contract only")
     ] = None
@@ -116,6 +119,8 @@ class Config:
             raise ConfigurationError(f"{self.name[:100]!r} can not be our name: {error}; set another") from error
         if not self.ca_address.host or not self.ca_address.port:
             raise ConfigurationError(f"ca_address {str(self.ca_address)!r} can not be dialled: give host and port")
+        if self.mounted_roots is not None and self.mounted is None:
+            raise ConfigurationError("mounted_roots belongs to mounted, which is not set")
         if self.mounted is not None and self.csi.endpoint is not None:
             raise ConfigurationError(
                 "mounted and csi.endpoint exclude each other: an agent that asks no CA has no volumes"

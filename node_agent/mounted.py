@@ -46,7 +46,7 @@ class MountedAgent:
 
     def __init__(self, config: Config, folder: Path, clock: Clock) -> None:
         self.config, self.clock, self.metrics = config, clock, Metrics()
-        self.source = FileSource(folder, clock=clock)
+        self.source = FileSource(folder, roots=config.mounted_roots, clock=clock)
         self.cache = WorkloadCache(BundleSet())
         self.trouble: str | None = "nothing was read yet"
         self.workloads = Workloads(

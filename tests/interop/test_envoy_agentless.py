@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from cryptography import x509
 from typer.testing import CliRunner
 
 from deploy.demo.application import Application, application
 from deploy.demo.client import CallFailed, http_get, tcp_echo, tls_client
-from deploy.demo.envoy import Envoy, start_envoy
-from deploy.demo.processes import Processes
+from deploy.demo.envoy import Envoy, envoy_binary, start_envoy
+from deploy.demo.processes import Processes, run
 from deploy.demo.waiting import holds_within
 from istio_auth.bundle import BundleSet, TrustBundle
 from istio_auth.sources.svid_files import SVIDLayout
@@ -297,6 +299,27 @@ async def test_an_envoy_that_starts_too_early_lets_nobody_in_and_takes_what_come
     frontend = Volume(cluster.folder / "frontend", Layout.TLS)
     frontend.mount(authority.svid(FRONTEND.path), authority)
     await answered((await cluster.frontend(frontend, backend)).port)
+
+
+async def test_what_the_guide_says_makes_what_its_pod_starts_with(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs/guides/node-agent.md").read_text().split("## Without an agent")[1]
+    (command,) = re.findall(r"^node-agent sidecar-config (.*?)^kubectl", guide, re.DOTALL | re.MULTILINE)
+    words = [str(tmp_path) if word == "web-envoy" else word for word in shlex.split(command.replace("\\\n", " "))]
+    app = typer.Typer(add_completion=False)
+    app.command()(sidecar_config)
+    assert CliRunner().invoke(app, words).exit_code == 0
+    bootstrap = (tmp_path / "envoy.json").read_text()
+    here = bootstrap.replace("/etc/envoy", str(tmp_path)).replace("/var/run/identity", str(tmp_path))
+    (tmp_path / "here.json").write_text(here)
+    await run([envoy_binary(), "--mode", "validate", "-c", tmp_path / "here.json"])
+    pod = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)[0])
+    mounts = {mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    sources = pod["spec"]["volumes"][1]["projected"]["sources"]
+    names = {sources[0]["podCertificate"]["credentialBundlePath"], sources[1]["clusterTrustBundle"]["path"]}
+    told = "".join((tmp_path / name).read_text() for name in ("envoy.json", "certificate.json", "roots.json"))
+    assert mounts == {"/etc/envoy", "/var/run/identity"}
+    assert all(f'"/var/run/identity/{name}"' in told for name in names)
+    assert '"path": "/etc/envoy/certificate.json"' in told
 
 
 async def presented(port: int) -> int:

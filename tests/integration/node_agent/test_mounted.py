@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -78,7 +79,9 @@ def pod(tmp_path: Path, authority: FakeAuthority) -> Pod:
     return Pod(tmp_path, authority)
 
 
-@pytest.mark.parametrize("layout", [SVIDLayout.ISTIO, SVIDLayout.KUBERNETES_TLS])
+@pytest.mark.parametrize(
+    "layout", [SVIDLayout.ISTIO, SVIDLayout.KUBERNETES_TLS, SVIDLayout.CREDENTIAL_BUNDLE], ids=lambda one: one.chain
+)
 async def test_a_sidecar_and_an_application_have_what_is_mounted(
     tmp_path: Path, authority: FakeAuthority, layout: SVIDLayout
 ) -> None:
@@ -90,6 +93,34 @@ async def test_a_sidecar_and_an_application_have_what_is_mounted(
         assert stream.roots() == authority.bundle().x509_authorities
         assert names(await state(workload.svids())) == [f"spiffe://cluster.local{WEB}"]
         assert not pod.daemon.readiness.problems()
+
+
+async def test_roots_in_a_volume_of_their_own_are_served(pod: Pod) -> None:
+    pod.layout = SVIDLayout.CREDENTIAL_BUNDLE
+    pod.mount()
+    roots = pod.folder.parent / "anchors.pem"
+    roots.write_bytes(pod.authority.bundle().to_pem())
+    (pod.folder / "trust-bundle.pem").unlink()
+    pod.config = replace(pod.config, mounted_roots=roots)
+    async with pod.running(), SDSStream(pod.socket, "ROOTCA") as stream:
+        await stream.receive()
+        assert stream.roots() == pod.authority.bundle().x509_authorities
+
+
+async def test_what_vanishes_or_breaks_is_served_on_until_it_is_back(pod: Pod) -> None:
+    pod.mount()
+    async with pod.running() as agent:
+        first = next(iter(agent.cache.snapshot.held.values())).svid
+        away = pod.folder.with_name("away")
+        pod.folder.rename(away)
+        await until(lambda: agent.source.status().trouble)
+        agent.look()
+        assert next(iter(agent.cache.snapshot.held.values())).svid is first
+        assert "No such file" in str(agent.source.status().trouble)
+        away.rename(pod.folder)
+        pod.mount()
+        await until(lambda: next(iter(agent.cache.snapshot.held.values())).svid is not first)
+        assert agent.source.status().trouble is None
 
 
 async def test_both_follow_what_is_mounted_next(pod: Pod) -> None:

@@ -110,6 +110,59 @@ def test_bad_flags_are_told_apart_from_a_sidecar(arguments: tuple[str, ...]) -> 
     assert told.stdout == ""
 
 
+def test_without_an_agent_all_but_where_secrets_come_from_is_the_same(tmp_path: Path) -> None:
+    words = [
+        *FLAGS[:2],
+        *FLAGS[4:],
+        "--agentless",
+        "/etc/certs",
+        "--output",
+        str(tmp_path / "a"),
+        "--found-at",
+        "/etc/e",
+    ]
+    assert run(*words).stdout == ""
+    file = tmp_path / "sidecar.toml"
+    file.write_text(FILE.replace('agent_socket = "/run/agent.sock"', "") + '[agentless]\nfolder = "/etc/certs"\n')
+    assert run("--file", str(file), "--output", str(tmp_path / "b"), "--found-at", "/etc/e").stdout == ""
+    for name in ("envoy.json", "certificate.json", "roots.json"):
+        assert (tmp_path / "a" / name).read_text() == (tmp_path / "b" / name).read_text()
+
+    def without_sources(tree: object) -> object:
+        if isinstance(tree, dict):
+            return {key: without_sources(value) for key, value in tree.items() if key != "sds_config"}
+        if isinstance(tree, list):
+            return [
+                without_sources(each)
+                for each in tree
+                if not (isinstance(each, dict) and each.get("name") == "sds-grpc")
+            ]
+        return tree
+
+    bootstrap = json.loads((tmp_path / "a" / "envoy.json").read_text())
+    assert without_sources(bootstrap) == without_sources(sidecar_bootstrap(SPEC))
+    assert json.dumps(bootstrap).count('"path": "/etc/e/certificate.json"') == 2
+    assert "sds-grpc" not in json.dumps(bootstrap)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--agentless", "/etc/certs"), "--output"),
+        (("--agentless", "etc/certs", "--output", "/tmp/x"), "absolute"),
+        (("--roots", "/etc/roots.pem", "--output", "/tmp/x"), "folder"),
+        (("--agentless", "/etc/certs", "--output", "/tmp/x", "--agent-socket", "/run/agent.sock"), "exclude"),
+        (("--agentless", "/etc/certs", "--output", "/tmp/x", "--certificate", str(SELF)), "one certificate"),
+        (("--agentless", "/etc/certs", "--output", "/tmp/x", "--allow", "spiffe://other.test/web"), "need an agent"),
+        (("--agentless", "/etc/certs", "--found-at", "/etc/e"), "--output"),
+    ],
+)  # fmt: skip
+def test_what_no_envoy_could_follow_is_refused_with_what_to_do(arguments: tuple[str, ...], words: str) -> None:
+    told = run(*FLAGS[:2], *FLAGS[4:], *arguments)
+    assert isinstance(told.exception, ConfigurationError)
+    assert words in str(told.exception)
+
+
 @pytest.mark.parametrize(("flag", "value"), [("--mode", "strict"), ("--protocol", "udp")])
 def test_a_word_that_is_no_choice_is_wrong_usage(flag: str, value: str) -> None:
     assert run(*FLAGS, flag, value).exit_code == 2
