@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from istio_auth.authorize import is_id
@@ -52,6 +52,11 @@ class Standing(Protocol):
     @property
     def trouble(self) -> str | None:
         """Why the latest attempt failed."""
+        ...
+
+    @property
+    def failing_for(self) -> timedelta | None:
+        """How long attempts have failed; None if they have not, or that is not known."""
         ...
 
     @property

@@ -25,7 +25,8 @@ from node_agent.config import Config
 from node_agent.csi.mounts import Mounts
 from node_agent.csi.plugin import Plugin, measure, volumes_folder
 from node_agent.front import front
-from node_agent.kept_workloads import Keeping, WorkloadFolder, file_system, is_in_memory
+from node_agent.keeping import Keeping
+from node_agent.kept_workloads import WorkloadFolder, file_system, is_in_memory
 from node_agent.metrics import Metrics
 from node_agent.mounted import MountedAgent
 from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
@@ -96,6 +97,7 @@ class Agent:
 
     def __init__(self, config: Config, state: StateFolder, clock: Clock, *, mounts: Mounts | None = None) -> None:
         self.config, self.clock, self.metrics = config, clock, Metrics()
+        self._state = state
         self._pinned = trust_bundle(config.trust_bundle, config.trust_domain)
         self._local: OperatorFile[tuple[Registration, ...]] | None = None
         registered: tuple[Registration, ...] = ()
@@ -173,6 +175,7 @@ class Agent:
             lambda: self.identity.svid.not_after if self.identity.svid else None,
             now,
         )
+        gauge("unwritten", "Whether a restart would lose what could not be written", lambda: bool(self._unwritten()))
         gauge("workloads", "Identities registered for this node", lambda: len(self.cache.snapshot.wanted))
         gauge("svids_held", "Of these, how many have a certificate", lambda: len(self.cache.snapshot.held))
         gauge("sync_connected", "Whether the stream with the CA is open", lambda: self.sync.connected)
@@ -183,6 +186,7 @@ class Agent:
         """Serve workloads from entering to leaving; leaving ends calls and streams in good order."""
         daemon.readiness.add("identity", lambda: self.identity.problem)
         daemon.readiness.add("registrations", self._registrations_missing)
+        daemon.readiness.mention("unwritten", self._unwritten)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._access.close)
             alarm = await stack.enter_async_context(Alarm())
@@ -211,12 +215,17 @@ class Agent:
             clock=self.clock,
             cache=self.cache,
             workloads=self.workloads,
-            own=lambda: own_document(self.identity),
-            ca=lambda: ca_document(self.sync, self.renewals, self.trust),
+            own=lambda: own_document(self.identity, self.clock.now()),
+            ca=lambda: ca_document(self.sync, self.renewals, self.trust, self.clock.now()),
             refusal=self.renewals.refusal,
+            refused_for=self.renewals.refused_for,
             problems=daemon.readiness.problems,
+            remarks=daemon.readiness.remarks,
             csi=lambda: self.csi.document() if self.csi else None,
         )
+
+    def _unwritten(self) -> str | None:
+        return self._state.trouble or (self._keeping.trouble if self._keeping else None)
 
     def _registrations_missing(self) -> str | None:
         if self._local is not None or self.sync.heard or self._restored or self.config.istio_ca.server_name:
@@ -231,8 +240,9 @@ class Agent:
 
     async def _follow_files(self, alarm: Alarm) -> None:
         async for _ in alarm.every(LOOK_AT_FILES):
-            await self.identity.look_for_token()
             try:
+                await asyncio.to_thread(self._state.catch_up)
+                await self.identity.look_for_token()
                 if (pinned := await asyncio.to_thread(self._pinned.read_change)) is not None:
                     await self.trust.pin(pinned)
                 if self._local and (rows := await asyncio.to_thread(self._local.read_change)) is not None:

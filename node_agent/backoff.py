@@ -38,6 +38,7 @@ class Backoff:
         self._first, self._longest = first, longest
         self._monotonic, self._draw = monotonic, draw
         self._until = 0.0
+        self._since: float | None = None
         self.attempts = 0
 
     def failed(self, retry_after: timedelta | None = None) -> timedelta:
@@ -50,6 +51,8 @@ class Backoff:
             how long to wait.
         """
         self.attempts += 1
+        if self._since is None:
+            self._since = self._monotonic()
         wait = retry_delay(self.attempts, draw=self._draw(), first=self._first, longest=self._longest)
         if retry_after is not None:
             wait = max(wait, min(retry_after, _LONGEST_HINT) * (1 + self._draw() / 4))
@@ -58,7 +61,15 @@ class Backoff:
 
     def succeeded(self) -> None:
         """Forget the failures."""
+        self.attempts, self._until, self._since = 0, 0.0, None
+
+    def hurry(self) -> None:
+        """Do not wait: something may have changed. It is failing all the same until it has succeeded."""
         self.attempts, self._until = 0, 0.0
+
+    def failing_for(self) -> timedelta | None:
+        """How long it has been failing; None if it is not."""
+        return None if self._since is None else timedelta(seconds=self._monotonic() - self._since)
 
     def remaining(self) -> timedelta:
         """How long to wait still; never negative."""

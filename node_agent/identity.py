@@ -1,7 +1,8 @@
 """The agent's own SVID, never missed: held, on disk, renewed at half of its life, and got anew when it has lapsed.
 
-An SVID counts as ours only after it is on disk: an agent that is killed in between comes back by its node key, and one
-that is restarted needs no token. A new SVID never takes the place of the held one before it was checked.
+A new SVID never takes the place of the held one before it was checked. It is put on disk before it is used, so that an
+agent that is restarted needs no token; one that is killed in between comes back by its node key. So does one whose disk
+is full: what can not be written is used all the same (see `state`).
 """
 
 from __future__ import annotations
@@ -107,13 +108,18 @@ class Identity:
         """When it is to be renewed; None if there is none."""
         return self._due
 
+    @property
+    def failing_for(self) -> timedelta | None:
+        """How long it could not be renewed; None if it could."""
+        return self._backoff.failing_for()
+
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` after each new SVID, and when the one held has lapsed, for as long as we run."""
         self._subscribers.add(changed)
 
     def look_again(self) -> None:
         """Something may have changed, a new join token for instance: try at once."""
-        self._backoff.succeeded()
+        self._backoff.hurry()
         self._look.set()
 
     async def look_for_token(self) -> None:
@@ -140,7 +146,10 @@ class Identity:
         """
         if self.svid is not None and not self.lives():
             self._tell_lapsed(self.svid)
-        if left := self._backoff.remaining() or self._until_due():
+        if left := self._until_due():
+            self._note_well()
+            return min(LONGEST_WAIT, left)
+        if left := self._backoff.remaining():
             return min(LONGEST_WAIT, left)
         try:
             svid = await self._enrolment.obtain(lives=self.lives())
@@ -169,6 +178,15 @@ class Identity:
         )
         self._publish()
         self._subscribers.tell()
+
+    def _note_well(self) -> None:
+        """Nothing is due: what failed before was for a clock that has been set back since."""
+        self._backoff.succeeded()
+        self.trouble = None
+        if self._lapse_told and self.lives():
+            self._lapse_told = False
+            log.info("the clock was set back: the agent's own SVID has not ended")
+            self._subscribers.tell()
 
     def _publish(self) -> None:
         svids = () if self.svid is None else (self.svid,)

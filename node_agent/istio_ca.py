@@ -105,6 +105,7 @@ class TokenStanding:
 
     svid: X509SVID | None = None
     due: datetime | None = None
+    failing_for: timedelta | None = None
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

@@ -2,9 +2,13 @@
 
 * A due time is drawn once for each SVID, around half of its life; a lifetime or name that changed makes it due now,
   and so does a validity that has not begun, which is a clock that was set back.
-* The most urgent come first, in batches. A CA that is away is asked again with backoff, by one batch at a time; an
-  entry that was refused, or answered wrongly, waits for itself and holds up nobody.
-* What is held is served until its real end. It is dropped only then, or when nobody is registered for it.
+* The most urgent come first, in batches. A CA that is away, or too slow for a batch, is asked again with backoff, by
+  one batch at a time and each half of the one before; when it answers they grow again, so that one that has just come
+  back is not met by everything at once.
+* An entry that was refused, or answered wrongly, waits for itself and holds up nobody; nor does one that makes the CA
+  fail whatever it is asked with.
+* What is held is served until its real end. It is dropped only then, or when nobody is registered for it. If a clock
+  said that end too early, and is set back, it is served again.
 * Waits are short enough to notice a wall clock that jumped; backoff is measured on a monotonic clock.
 """
 
@@ -21,7 +25,7 @@ import structlog
 
 from istio_auth.bundle import BundleSource
 from istio_auth.clock import Clock, in_words
-from istio_auth.errors import IstioAuthError
+from istio_auth.errors import Exhausted, IstioAuthError, NotAuthenticated, NotAuthorized, NotReady
 from istio_auth.keys import PrivateKey, new_private_key
 from istio_auth.rotation import renewal_due
 from istio_auth.spiffe_id import SpiffeID
@@ -115,6 +119,9 @@ class Renewals:
         self._ca = backoff(LONGEST_AWAY)
         self._refused: dict[Want, Backoff] = {}
         self._reasons: dict[Want, str] = {}
+        self._ended: dict[SpiffeID, Held] = {}  # until others are held in their place
+        self._suspects: set[Want] = set()  # with which the CA failed when it was asked for nothing else
+        self._size = MAX_BATCH
         self.trouble: str | None = None  # why the CA gives nothing at present
         self._look = asyncio.Event()
 
@@ -143,32 +150,45 @@ class Renewals:
         Returns:
             how long to wait before the next step.
         """
+        self._take_back()
         todo = plan(self._cache.snapshot, self._left_alone(), self._clock.now())
         if todo.lapsed:
-            self._tell_lapsed(todo.lapsed)
-            self._cache.drop(todo.lapsed)
+            self._drop(todo.lapsed)
+        if not todo.renew and not self._refused:
+            self.trouble = None  # nobody needs the CA now
+            self._ca.succeeded()
         if not todo.renew or not self._ready():
             return self._wait(todo)
         if left := self._ca.remaining():
             return min(self._wait(todo), left)
+        batch = self._next_batch(todo.renew)
         try:
-            await self._renew(todo.renew[:MAX_BATCH])
+            await self._renew(batch)
         except IstioAuthError as error:
-            self.trouble = str(error)
-            wait = self._ca.failed(error.retry_after)
-            self._tell_away(error, len(todo.renew), wait)
+            wait = self._note_failure(error, batch, len(todo.renew))
             return min(self._wait(todo), wait)
         self._ca.succeeded()
+        self._size = min(MAX_BATCH, self._size * 2)
         self.trouble = None
         return timedelta()
+
+    @property
+    def failing_for(self) -> timedelta | None:
+        """How long the CA has been giving nothing; None if it gives."""
+        return self._ca.failing_for()
+
+    def refused_for(self, want: Want) -> timedelta | None:
+        """How long it has been refused; None if it is not."""
+        return self._refused[want].failing_for() if want in self._refused else None
 
     def refusal(self, want: Want) -> str | None:
         """Why the latest question for it was refused; None if it was not."""
         return self._reasons.get(want) if want in self._refused else None
 
     def _left_alone(self) -> frozenset[SpiffeID]:
-        current = set(self._cache.snapshot.wanted.values())
-        self._refused = {want: backoff for want, backoff in self._refused.items() if want in current}
+        snapshot, now = self._cache.snapshot, self._clock.now()
+        due = {want for spiffe_id, want in snapshot.wanted.items() if is_due(snapshot.held.get(spiffe_id), want, now)}
+        self._refused = {want: backoff for want, backoff in self._refused.items() if want in due}
         self._reasons = {want: reason for want, reason in self._reasons.items() if want in self._refused}
         return frozenset(want.spiffe_id for want, backoff in self._refused.items() if backoff.remaining())
 
@@ -195,6 +215,39 @@ class Renewals:
             self._metrics.issued.labels("workload").inc()
             serial, end = f"{held.svid.leaf.serial_number:x}", f"{held.svid.not_after:%FT%TZ}"
             log.info("a workload has a new SVID", spiffe_id=str(held.svid.id), serial=serial, not_after=end)
+
+    def _next_batch(self, due: Sequence[Want]) -> Sequence[Want]:
+        """The most urgent; those that the CA may not bear are asked for last, and alone."""
+        self._suspects &= self._refused.keys()
+        return [want for want in due if want not in self._suspects][: self._size] or due[:1]
+
+    def _take_back(self) -> None:
+        """Serve again what ended by a clock that has been set back since."""
+        now, snapshot = self._clock.now(), self._cache.snapshot
+        self._ended = {
+            spiffe_id: held
+            for spiffe_id, held in self._ended.items()
+            if spiffe_id in snapshot.wanted and spiffe_id not in snapshot.held
+        }
+        if live := [held for held in self._ended.values() if held.svid.not_before <= now < held.svid.not_after]:
+            self._cache.put(live)
+            log.warning("the clock was set back: SVIDs that seemed to have ended are served again", svids=len(live))
+
+    def _drop(self, lapsed: AbstractSet[SpiffeID]) -> None:
+        self._tell_lapsed(lapsed)
+        self._ended |= {spiffe_id: self._cache.snapshot.held[spiffe_id] for spiffe_id in lapsed}
+        self._cache.drop(lapsed)
+
+    def _note_failure(self, error: IstioAuthError, batch: Sequence[Want], due: int) -> timedelta:
+        """Nothing came of a batch: how long to wait before the next."""
+        self.trouble = str(error)
+        self._size = max(1, len(batch) // 2)
+        if len(batch) == 1 and not isinstance(error, NotReady | NotAuthenticated | NotAuthorized | Exhausted):
+            self._suspects.add(batch[0])
+            self._note_refusal(batch[0], error)
+        wait = self._ca.failed(error.retry_after)
+        self._tell_away(error, due, wait)
+        return wait
 
     def _note_refusal(self, want: Want, error: IstioAuthError) -> None:
         backoff = self._refused.setdefault(want, self._new_backoff(LONGEST_REFUSAL))

@@ -8,18 +8,23 @@
 | `spent-token`      | the hash of the join token that was used, to know a new one from it                   |
 | `lock`             | held while an agent runs: two of them in one folder would undo each other             |
 
-Secrets of workloads are never here. A damaged SVID or bundle file counts as not there, and is told; a damaged node
-key, or a secret that others can read, stops the start: only the operator can say what happened.
+Secrets of workloads are never here. What can not be written, because the disk is full for instance, is used from
+memory and written as soon as that is possible; nobody loses by it, for the node key brings back who lost the rest. Only
+the node key itself must be here before it is used.
+
+A damaged SVID or bundle file counts as not there, and is told; a damaged node key, or a secret that others can read,
+stops the start: only the operator can say what happened.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import structlog
 
-from istio_auth.errors import ConfigurationError, MalformedError, MissingError
+from istio_auth.errors import ConfigurationError, IstioAuthError, MalformedError, MissingError
 from istio_auth.files import FileLock, atomic_write, private_folder, read_bounded, read_secret, remove_leftovers
 from istio_auth.keys import PrivateKey, new_private_key
 from istio_auth.pem import read_private_key, write_private_key
@@ -41,10 +46,16 @@ class StateFolder:
 
     Raises:
         ConfigurationError: it is not ours alone.
+
+    Attributes:
+        trouble: why what is in use is not on disk; None if it is.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = private_folder(path)
+        self.trouble: str | None = None
+        self._unwritten: dict[str, bytes] = {}
+        self._writing = threading.Lock()
         self.lock = FileLock(self.path / "lock")
 
     def tidy(self) -> None:
@@ -93,7 +104,7 @@ class StateFolder:
 
     def keep_svid(self, svid: X509SVID) -> None:
         """Put the agent's own SVID in the place of the old one."""
-        atomic_write(self.path / "svid.pem", svid.key_pem() + svid.chain_pem())
+        self._write("svid.pem", svid.key_pem() + svid.chain_pem())
 
     def trust(self) -> KeptTrust | None:
         """The bundles that the CA sent last; None if none are kept that are of use."""
@@ -110,10 +121,12 @@ class StateFolder:
 
     def keep_trust(self, kept: KeptTrust) -> None:
         """Put these bundles in the place of the old ones."""
-        atomic_write(self.path / "bundles.json", kept.to_json())
+        self._write("bundles.json", kept.to_json())
 
     def is_spent(self, token: str) -> bool:
         """Whether this join token was used here before."""
+        if self._unwritten.get("spent-token") == _noted(token):
+            return True
         try:
             return read_bounded(self.path / "spent-token", 1024).decode(errors="replace").strip() == _hash(token)
         except MissingError:
@@ -121,7 +134,34 @@ class StateFolder:
 
     def note_spent(self, token: str) -> None:
         """Remember that this join token was used."""
-        atomic_write(self.path / "spent-token", _hash(token).encode() + b"\n")
+        self._write("spent-token", _noted(token))
+
+    def catch_up(self) -> None:
+        """Write what could not be written before."""
+        if self._unwritten:
+            with self._writing:
+                self._settle()
+
+    def _write(self, name: str, content: bytes) -> None:
+        with self._writing:
+            self._unwritten[name] = content
+            self._settle()
+
+    def _settle(self) -> None:
+        trouble = None
+        for name, content in list(self._unwritten.items()):
+            try:
+                atomic_write(self.path / name, content)
+            except IstioAuthError as error:
+                trouble = str(error)
+            else:
+                del self._unwritten[name]
+        if trouble != self.trouble:
+            if trouble is None:
+                log.info("what is in use is on disk again", folder=str(self.path))
+            else:
+                log.error("what is in use could not be written, and will be as soon as it can", reason=trouble)
+        self.trouble = trouble
 
 
 def read_token(path: Path | None) -> str | None:
@@ -139,6 +179,10 @@ def read_token(path: Path | None) -> str | None:
     if any(character <= " " or character > "~" for character in text):
         raise ConfigurationError(f"{path} holds no join token: a token is one word")
     return text or None
+
+
+def _noted(token: str) -> bytes:
+    return _hash(token).encode() + b"\n"
 
 
 def _hash(token: str) -> str:

@@ -90,6 +90,11 @@ class Sync:
         self.trouble: str | None = None  # why there is no stream at present
         self.heard = False  # whether the CA ever told us anything
 
+    @property
+    def failing_for(self) -> timedelta | None:
+        """How long there has been no stream; None if there is one, or none was tried."""
+        return self._backoff.failing_for()
+
     def look_again(self) -> None:
         """What we prove ourselves by has changed: a stream that ends now ends for that, and the next comes at once."""
         self._expected_end = True

@@ -78,7 +78,7 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
     """A status for people."""
     now = datetime.fromisoformat(str(found["now"]))
     agent, ca = (cast("dict[str, JSON]", found[name]) for name in ("agent", "ca"))
-    problems = cast("dict[str, str]", found["problems"])
+    problems, degraded = (cast("dict[str, str]", found[name]) for name in ("problems", "degraded"))
     sections = [
         Section(
             "Agent",
@@ -86,6 +86,7 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
                 Fact.of("identity", str(agent["spiffe_id"] or "none yet"), _life(agent, now)),
                 *_trouble(agent),
                 *(Fact.of("not ready", f"{name}: {reason}", tone=Tone.BAD) for name, reason in problems.items()),
+                *(Fact.of("degraded", f"{name}: {reason}", tone=Tone.ODD) for name, reason in degraded.items()),
             ],
         ),
         Section(
@@ -202,7 +203,8 @@ def _told(row: Mapping[str, JSON]) -> list[Fact]:
 
 
 def _trouble(row: Mapping[str, JSON]) -> list[Fact]:
-    return [Fact.of("trouble", str(row["trouble"]), tone=Tone.BAD)] if row["trouble"] else []
+    since = [f"since {row['since']}"] if row.get("since") else []
+    return [Fact.of("trouble", str(row["trouble"]), *since, tone=Tone.BAD)] if row["trouble"] else []
 
 
 def _texts(value: JSON) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
@@ -43,6 +43,8 @@ class Status:
         workload_api: its clients of the Workload API.
         files: the folders that it keeps certificates in.
         problems: what keeps it from its work.
+        refused_for: how long the CA has refused a workload's SVID.
+        remarks: what an operator should look at, though the work goes on.
         csi: its volumes, if it is a CSI node plugin.
     """
 
@@ -53,6 +55,8 @@ class Status:
     ca: Callable[[], dict[str, JSON]]
     refusal: Callable[[Want], str | None]
     problems: Callable[[], Mapping[str, str]]
+    refused_for: Callable[[Want], timedelta | None] = field(default=lambda _want: None)
+    remarks: Callable[[], Mapping[str, str]] = field(default=dict)
     csi: Callable[[], dict[str, JSON] | None] = field(default=lambda: None)
 
     def document(self) -> dict[str, JSON]:
@@ -61,11 +65,13 @@ class Status:
         return {
             "now": _iso(now),
             "problems": dict(self.problems()),
+            "degraded": dict(self.remarks()),
             "agent": self.own(),
             "ca": self.ca() | {"trust_domains": _words(sorted(each.trust_domain.name for each in snapshot.bundles))},
             "first_lapse": _iso(first_to_lapse(snapshot)),
             "workloads": [
-                svid_document(snapshot.held.get(spiffe_id), self.refusal(want)) | {"spiffe_id": str(spiffe_id)}
+                svid_document(snapshot.held.get(spiffe_id), self.refusal(want))
+                | {"spiffe_id": str(spiffe_id), "since": _since(self.refused_for(want), now)}
                 for spiffe_id, want in sorted(snapshot.wanted.items())
             ],
             "files": list(map(files_document, self.workloads.files)),
@@ -133,7 +139,7 @@ class Status:
         ]
 
 
-def own_document(standing: Standing) -> dict[str, JSON]:
+def own_document(standing: Standing, now: datetime) -> dict[str, JSON]:
     """What an agent holds itself."""
     own = standing.svid
     return {
@@ -141,14 +147,16 @@ def own_document(standing: Standing) -> dict[str, JSON]:
         "not_after": _iso(own.not_after) if own else None,
         "renewal": _iso(standing.due),
         "trouble": standing.trouble,
+        "since": _since(standing.failing_for, now),
     }
 
 
-def ca_document(sync: Sync, renewals: Renewals, trust: Trust) -> dict[str, JSON]:
+def ca_document(sync: Sync, renewals: Renewals, trust: Trust, now: datetime) -> dict[str, JSON]:
     """How an agent stands with its CA."""
     return {
         "in_sync": sync.connected,
         "trouble": renewals.trouble or sync.trouble,
+        "since": _since(renewals.failing_for if renewals.trouble else sync.failing_for, now),
         "bundle_sequence": trust.own.sequence,
     }
 
@@ -184,6 +192,10 @@ def process(pid: int) -> UnixCaller:
 
 def _words(values: Iterable[object]) -> list[JSON]:
     return [str(each) for each in values]
+
+
+def _since(failing_for: timedelta | None, now: datetime) -> str | None:
+    return None if failing_for is None else _iso(now - failing_for)
 
 
 def _iso(instant: datetime | None) -> str | None:

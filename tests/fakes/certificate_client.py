@@ -62,6 +62,8 @@ class FakeCA:
         self.set_back: timedelta | None = None  # how far before now a validity begins, whatever its length
         self.failure: IstioAuthError | None = None  # raised by every call
         self.refusals: dict[SpiffeID, IstioAuthError] = {}
+        self.most: int | None = None  # entries that it can sign before a call's deadline
+        self.poison: set[SpiffeID] = set()  # whoever asks for one of these gets nothing for the whole call
         self.tokens: set[str] = set()
         self.pod_tokens: dict[str, SpiffeID] = {}  # of whom each is, as a review finds; they can be used again
         self.node_keys: dict[SpiffeID, bytes] = {}
@@ -129,6 +131,10 @@ class FakeClient:
         ca.batches.append([request.spiffe_id for request in requests])
         if ca.failure:
             raise ca.failure
+        if ca.most is not None and len(requests) > ca.most:
+            raise NotReady("deadline exceeded")
+        if not ca.poison.isdisjoint(request.spiffe_id for request in requests):
+            raise IstioAuthError("a defect")
         if token in ca.pod_tokens:
             return [self._outcome(replace(request, spiffe_id=ca.pod_tokens[token])) for request in requests]
         if token is None and not self._is_proven:

@@ -78,6 +78,7 @@ async def test_status_tells_lives_renewals_and_clients(agent: RunningAgent) -> N
         "not_after": "2030-01-01T13:00:00Z",
         "renewal": f"{agent.agent.identity.due:%FT%TZ}",
         "trouble": None,
+        "since": None,
     }
     assert found["workloads"] == [
         {
@@ -85,6 +86,7 @@ async def test_status_tells_lives_renewals_and_clients(agent: RunningAgent) -> N
             "not_after": "2030-01-01T13:00:00Z",
             "renewal": f"{held.due:%FT%TZ}",
             "trouble": None,
+            "since": None,
         }
     ]
     assert found["first_lapse"] == "2030-01-01T13:00:00Z"

@@ -57,3 +57,17 @@ def test_what_remains_runs_down_and_never_below_nothing() -> None:
 
 def test_two_clients_do_not_come_back_together() -> None:
     assert backoff(draw=0.1)[0].failed() != backoff(draw=0.9)[0].failed()
+
+
+def test_it_is_known_since_when_it_fails_also_where_it_is_to_be_tried_at_once() -> None:
+    seconds = 100.0
+    backoff = Backoff(monotonic=lambda: seconds, draw=lambda: 0.5)
+    assert backoff.failing_for() is None
+    backoff.failed()
+    seconds = 130.0
+    backoff.failed()
+    assert backoff.failing_for() == timedelta(seconds=30)
+    backoff.hurry()
+    assert (backoff.remaining(), backoff.failing_for()) == (timedelta(), timedelta(seconds=30))
+    backoff.succeeded()
+    assert backoff.failing_for() is None

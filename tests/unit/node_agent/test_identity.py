@@ -89,6 +89,10 @@ class Agent:
             self.clock.advance(timedelta(seconds=wait))
 
 
+def full(_path: Path, _content: bytes) -> None:
+    raise NotReady("disk full")
+
+
 @pytest.fixture
 def agent(clock: FakeClock, tmp_path: Path) -> Agent:
     return Agent(clock, tmp_path)
@@ -258,17 +262,44 @@ async def test_a_bad_answer_never_replaces_the_svid(agent: Agent, fault: Fault) 
     assert agent.source.svid() is not good
 
 
-async def test_an_svid_that_could_not_be_kept_is_not_used(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: object) -> None:
-        raise NotReady("disk full")
+@pytest.mark.parametrize("life", ["the first", "a renewal", "after a lapse"])
+async def test_an_svid_that_could_not_be_written_is_used_and_written_as_soon_as_that_is_possible(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, life: str
+) -> None:
+    if life != "the first":
+        await agent.enrol()
+        agent.clock.advance(HOUR * (0.6 if life == "a renewal" else 2))
+    before = agent.identity.svid
+    with monkeypatch.context() as broken:
+        broken.setattr("node_agent.state.atomic_write", full)
+        agent.give_token("token-2")
+        with capture_logs() as lines:
+            await agent.pass_time(10 * MINUTE)
+        assert agent.identity.lives()
+        assert agent.identity.svid is not before
+        assert len([call for call in agent.ca.calls if call != "challenge /agent/node-1"]) == 1  # the CA, once
+        agent.state.catch_up()
+        assert [line["reason"] for line in lines if "could not be written" in line["event"]] == ["disk full"]
+    assert "disk full" in str(agent.state.trouble)
+    agent.state.catch_up()
+    assert not agent.state.trouble
+    found = agent.state.svid(ME)
+    assert found is not None
+    assert found.chain == agent.source.svid().chain
 
+
+async def test_who_is_killed_while_the_disk_is_full_comes_back_by_the_node_key(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     agent.give_token()
     with monkeypatch.context() as broken:
-        broken.setattr(agent.state, "keep_svid", full)
+        broken.setattr("node_agent.state.atomic_write", full)
         await agent.identity.step()
-        assert not agent.identity.lives()
-    await agent.pass_time(MINUTE)
-    assert agent.identity.lives()
+        agent.state = StateFolder(agent.state.path)
+        agent.start()  # the node key was there before
+        await agent.identity.step()
+        assert agent.identity.lives()
+    assert agent.ca.calls == ["enrol", "enrol", "challenge /agent/node-1", "recover"]
 
 
 async def test_a_change_of_trust_reaches_what_we_present(agent: Agent) -> None:
@@ -294,6 +325,43 @@ async def test_a_clock_set_back_on_this_machine_alone_makes_no_storm_and_loses_n
     await agent.pass_time(HOUR)
     assert agent.source.svid() is good
     assert len(agent.ca.calls) < 100
+
+
+async def test_a_clock_that_is_ahead_of_the_cas_makes_no_storm(agent: Agent) -> None:
+    agent.ca.clock = FakeClock(agent.clock.now() - timedelta(minutes=40))
+    await agent.enrol()
+    await agent.pass_time(5 * MINUTE)
+    assert agent.ca.calls == []
+
+
+async def test_a_clock_set_forward_a_day_and_back_loses_nothing_even_while_the_ca_is_away(agent: Agent) -> None:
+    await agent.enrol()
+    good, told = agent.source.svid(), []
+    agent.identity.subscribe(lambda: told.append(agent.identity.lives()))
+    agent.ca.failure = away()
+    for _ in range(2):
+        agent.clock.advance(timedelta(days=1))
+        await agent.pass_time(MINUTE)
+        assert "connection refused" in str(agent.identity.trouble)
+        agent.clock.advance(-timedelta(days=1))
+        await agent.pass_time(MINUTE)
+        assert agent.identity.lives()
+        assert not agent.identity.trouble
+        assert agent.identity.failing_for is None
+    assert agent.source.svid() is good
+    assert told == [False, True] * 2
+
+
+async def test_it_is_known_since_when_it_could_not_be_renewed(agent: Agent) -> None:
+    await agent.enrol()
+    agent.ca.failure = away()
+    agent.clock.advance(HOUR * 0.6)
+    await agent.pass_time(10 * MINUTE)
+    agent.identity.look_again()
+    assert agent.identity.failing_for == 10 * MINUTE
+    agent.ca.failure = None
+    await agent.identity.step()
+    assert agent.identity.failing_for is None
 
 
 async def test_no_wait_is_negative_or_longer_than_it_takes_to_notice_a_jump(agent: Agent) -> None:

@@ -132,15 +132,52 @@ async def test_nothing_is_asked_before_we_can_prove_ourselves(clock: FakeClock) 
     assert node.ca.signed == 1
 
 
-async def test_a_ca_that_is_away_is_asked_by_one_batch_at_a_time_and_ever_more_rarely(clock: FakeClock) -> None:
+async def test_a_ca_that_is_away_is_asked_by_one_batch_at_a_time_ever_smaller_and_ever_more_rarely(
+    clock: FakeClock,
+) -> None:
     node = Node(clock, *range(200))
     node.ca.failure = away()
     await node.pass_time(10 * MINUTE)
-    assert all(len(batch) == MAX_BATCH for batch in node.ca.batches)
+    assert [len(batch) for batch in node.ca.batches[:7]] == [50, 25, 12, 6, 3, 1, 1]
     assert 10 <= len(node.ca.batches) <= 30
     node.ca.failure = None
+    node.ca.batches.clear()
     await node.pass_time(MINUTE)
+    assert [len(batch) for batch in node.ca.batches] == [1, 2, 4, 8, 16, 32, 50, 50, 37]
     assert len(node.cache.snapshot.held) == 200
+
+
+async def test_a_ca_too_slow_for_a_batch_is_asked_for_as_much_as_it_can(clock: FakeClock) -> None:
+    node = Node(clock, *range(200))
+    node.ca.most = 7
+    await node.pass_time(5 * MINUTE)
+    assert len(node.cache.snapshot.held) == 200
+
+
+async def test_an_entry_that_makes_the_ca_fail_holds_up_no_other(clock: FakeClock) -> None:
+    node = Node(clock, *range(60))
+    node.ca.poison = {ident(0)}
+    await node.pass_time(5 * MINUTE)
+    assert node.cache.snapshot.wanted.keys() - node.cache.snapshot.held.keys() == {ident(0)}
+    refusal = node.renewals.refusal(node.cache.snapshot.wanted[ident(0)])
+    assert refusal is not None
+    assert "a defect" in refusal
+    node.ca.batches.clear()
+    await node.pass_time(20 * MINUTE)
+    assert len(node.ca.batches) < 100
+    node.ca.poison.clear()
+    await node.pass_time(6 * MINUTE)
+    assert ident(0) in node.cache.snapshot.held
+
+
+async def test_a_ca_that_is_away_is_not_taken_for_one_that_an_entry_makes_fail(clock: FakeClock) -> None:
+    node = Node(clock, *range(3))
+    node.ca.failure = away()
+    await node.pass_time(10 * MINUTE)
+    assert not any(map(node.renewals.refusal, node.cache.snapshot.wanted.values()))
+    node.ca.failure = None
+    await node.pass_time(MINUTE)
+    assert len(node.cache.snapshot.held) == 3
 
 
 async def test_a_ca_away_for_longer_than_half_a_life_costs_nobody_a_certificate(clock: FakeClock) -> None:
@@ -255,6 +292,85 @@ async def test_a_clock_set_back_on_this_machine_alone_makes_no_storm_and_loses_n
     await node.pass_time(HOUR)
     assert node.serial("a") == good
     assert node.ca.signed < 40
+
+
+async def test_a_clock_that_is_ahead_of_the_cas_makes_no_storm(clock: FakeClock) -> None:
+    node = Node(clock, "a")
+    node.ca.clock = FakeClock(clock.now() - timedelta(minutes=40))  # what is new is past its half already
+    await node.pass_time(5 * MINUTE)
+    assert node.ca.signed == 1
+    assert node.cache.snapshot.held
+
+
+async def test_a_clock_set_forward_a_day_and_back_loses_nothing_even_while_the_ca_is_away(clock: FakeClock) -> None:
+    node = Node(clock, "a", "b", "gone")
+    await node.settle()
+    good = {name: node.serial(name) for name in "ab"}
+    node.ca.failure = away()
+    clock.advance(timedelta(days=1))
+    await node.pass_time(MINUTE)
+    assert not node.cache.snapshot.held
+    node.register("a", "b")
+    clock.advance(-timedelta(days=1))
+    await node.pass_time(MINUTE)
+    assert {name: node.serial(name) for name in "ab"} == good
+    assert len(node.cache.snapshot.held) == 2
+    assert node.renewals.trouble is None
+    node.ca.failure = None
+    await node.pass_time(HOUR * 0.6)
+    assert node.serial("a") != good["a"]
+
+
+async def test_a_clock_set_forward_on_this_machine_alone_refuses_what_it_takes_for_expired_and_heals(
+    clock: FakeClock,
+) -> None:
+    node = Node(clock, "a")
+    await node.settle()
+    good = node.serial("a")
+    node.ca.clock = FakeClock(clock.now())
+    clock.advance(timedelta(days=1))
+    await node.pass_time(5 * MINUTE)
+    assert not node.cache.snapshot.held
+    assert node.value("bad_answers_total", fault="expired") > 0
+    clock.advance(-timedelta(days=1))
+    await node.pass_time(MINUTE)
+    assert node.serial("a") == good
+    assert node.renewals.refusal(node.cache.snapshot.wanted[ident("a")]) is None
+
+
+async def test_what_ended_is_not_served_again_in_the_place_of_what_came_since(clock: FakeClock) -> None:
+    node = Node(clock, "a")
+    await node.settle()
+    clock.advance(2 * HOUR)
+    await node.settle()
+    fresh = node.serial("a")
+    clock.advance(-90 * MINUTE)  # now the first would live, and the second not yet
+    node.ca.failure = away()
+    await node.pass_time(MINUTE)
+    assert node.serial("a") == fresh
+
+
+async def test_trouble_is_told_with_its_beginning_and_is_over_when_nobody_needs_the_ca(clock: FakeClock) -> None:
+    node = Node(clock, "a")
+    node.ca.failure = away()
+    await node.pass_time(10 * MINUTE)
+    assert "connection refused" in str(node.renewals.trouble)
+    assert node.renewals.failing_for == 10 * MINUTE
+    node.register()
+    await node.settle()
+    assert not node.renewals.trouble
+    assert node.renewals.failing_for is None
+
+
+async def test_a_refusal_is_told_with_its_beginning(clock: FakeClock) -> None:
+    node = Node(clock, "a")
+    node.ca.refusals[ident("a")] = NotAuthorized("no")
+    await node.pass_time(10 * MINUTE)
+    want = node.cache.snapshot.wanted[ident("a")]
+    assert node.renewals.refused_for(want) == 10 * MINUTE
+    node.ca.refusals.clear()
+    await node.pass_time(6 * MINUTE)
+    assert node.renewals.refused_for(want) is None
 
 
 async def test_a_clock_set_forward_is_noticed_within_half_a_minute(clock: FakeClock) -> None:
