@@ -31,12 +31,9 @@ test-root: $(READY)  ## the tests that need root
 test-interop: $(READY)  ## the tests with foreign clients that are built first (Go)
 	@$(BIN)/python -m tests --group interop
 
-test-test-node: $(READY)  ## the tests with a real kubelet and pods, which are built first, once (Go, root)
-	@$(BIN)/python -m tests.node.build
-	@$(BIN)/python -m tests --group node
-
-cluster: $(READY)  ## the tests with a real Kubernetes API server, which is built first, once (Go)
+test-cluster: $(READY)  ## the tests with a real Kubernetes API server and istiod, which are built first, once (Go)
 	@$(BIN)/python -m tests.cluster.build
+	@$(BIN)/python -m tests.cluster.istio.build
 	@$(BIN)/python -m tests --group cluster
 
 test-node: $(READY)  ## the tests with a real kubelet and pods, which are built first, once (Go, root)

@@ -118,7 +118,7 @@ async def test_a_token_that_istiod_does_not_take_is_told_as_such(mesh: Mesh, tmp
     agent.show(await mesh.agent_token("somebody-else"))
     async with agent:
         line = await agent.process.says("the CA gives no certificates; those held are served on")
-        assert "the CA does not take our service-account token: request authenticate failure" in str(line["reason"])
+        assert "UNAUTHENTICATED: request authenticate failure" in str(line["reason"])
         assert "does not take our service-account token" in agent.not_ready()
         told = await agent.status()
         assert "does not take our service-account token" in str(told["ca"])

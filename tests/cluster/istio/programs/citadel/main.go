@@ -85,10 +85,13 @@ func ask(options *security.Options, roots, token, identity string) (answer, erro
 		return answer{}, err
 	}
 	given := answer{Chain: string(workload.CertificateChain), Root: string(root.RootCert), Verified: "yes"}
-	fields := &pkiutil.VerifyFields{ // what Istio's own CA gives
+	fields := &pkiutil.VerifyFields{ // what Istio's own CA gives, save what RFC 8813 3 does not allow of ECDSA
 		Host:        identity,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+	}
+	if options.ECCSigAlg == "" {
+		fields.KeyUsage |= x509.KeyUsageKeyEncipherment
 	}
 	if err := pkiutil.VerifyCertificate(workload.PrivateKey, workload.CertificateChain, root.RootCert, fields); err != nil {
 		given.Verified = err.Error()
