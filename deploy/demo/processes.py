@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict
+from typing import Self
 
 _GRACE = 10.0
 
@@ -124,7 +124,9 @@ class Processes:
                     stderr=err,
                     env={key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ} | dict(environment),
                     start_new_session=True,
-                    **_as_user(uid),
+                    user=uid,
+                    group=uid,
+                    extra_groups=None if uid is None else (),
                 )
         finally:
             os.close(program)
@@ -153,20 +155,13 @@ def program(name: str) -> Path:
     return Path(sys.executable).parent / name
 
 
-async def run(
-    command: Sequence[str | Path],
-    *,
-    timeout: float = 30,  # noqa: ASYNC109  # of the program, which is killed then
-    text: str | None = None,
-    uid: int | None = None,
-) -> str:
+async def run(command: Sequence[str | Path], *, timeout: float = 30, text: str | None = None) -> str:  # noqa: ASYNC109  # of the program, which is killed then
     """Run a program to its end.
 
     Args:
         command: the program and its arguments.
         timeout: how many seconds it may take.
         text: what to give it on stdin.
-        uid: the user and group id it runs with; None keeps ours.
 
     Returns:
         what it printed on stdout.
@@ -180,7 +175,6 @@ async def run(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        **_as_user(uid),
     )
     try:
         async with asyncio.timeout(timeout):
@@ -194,19 +188,3 @@ async def run(
         name = " ".join(map(str, [Path(command[0]).name, *command[1:2]]))
         raise ProcessFailed(f"{name} failed with status {process.returncode}: {err.decode(errors='replace').strip()}")
     return out.decode()
-
-
-class _User(TypedDict):
-    """What `subprocess` is told of a program's user."""
-
-    user: int | None
-    group: int | None
-    extra_groups: tuple[int, ...] | None
-    cwd: str | None
-
-
-def _as_user(uid: int | None) -> _User:
-    """None is ours. Another one may not be let into the folder that we are in."""
-    if uid is None:
-        return {"user": None, "group": None, "extra_groups": None, "cwd": None}
-    return {"user": uid, "group": uid, "extra_groups": (), "cwd": "/"}

@@ -94,7 +94,13 @@ class TestAnAgentThatStartsAnew:
         told = tmp_path / "told"
         command = [sys.executable, "-m", "tests.unit.node_agent.files.killed", world.folder, told, moment]
         killed = await asyncio.create_subprocess_exec(*map(str, command))
-        assert await killed.wait() == -signal.SIGKILL
+        try:
+            async with asyncio.timeout(60):
+                assert await killed.wait() == -signal.SIGKILL
+        finally:
+            if killed.returncode is None:
+                killed.kill()
+                await killed.wait()
         before = (world.folder / "..data").readlink()
         bundle = TrustBundle.from_pem(WEB.trust_domain, (world.folder / "root-cert.pem").read_bytes())
         world.cache.trust(BundleSet((bundle,)))
