@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.build import built
+from tests.cluster.istio.build import ISTIO
 from tests.fakes import nginx, postgresql
 from tests.fakes.go_module import BuildFailed
 
@@ -23,7 +24,7 @@ _BIN = Path(sys.executable).parent
 _LEFT_OUT = {
     "root": "tests that need root (own user ids for workloads, PID 1)",
     "interop": "tests with a foreign client that is built first (Go)",
-    "cluster": "tests with a real Kubernetes API server that is built first (Go)",
+    "cluster": "tests with a real Kubernetes API server and istiod, built first (Go)",
     "node": "tests with a real kubelet and pods, built first (Go, root)",
 }
 
@@ -75,7 +76,7 @@ def _cluster_belongs_here() -> bool:
     if os.environ.get("CI"):
         return False
     try:
-        return built() is not None
+        return built() is not None and ISTIO.built() is not None
     except BuildFailed:
         return True  # what is wrong, the tests will say
 
