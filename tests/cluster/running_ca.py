@@ -97,6 +97,11 @@ class RunningCA:
         with suppress(ProcessLookupError, AssertionError):
             await self.process.kill()
 
+    @property
+    def address(self) -> str:
+        """Where it serves gRPC."""
+        return f"127.0.0.1:{self._port}"
+
     async def start(self) -> None:
         """Start it, and return when it is ready."""
         self._begun = self.mark()
