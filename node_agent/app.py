@@ -17,20 +17,23 @@ from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
 from istio_auth.errors import ConfigurationError, IstioAuthError
 from istio_auth.registration import Registration
 from istio_auth.system_clock import SystemClock
+from node_agent import renewal
 from node_agent.access import access
 from node_agent.admin.status import Status, ca_document, own_document
 from node_agent.attest.kubelet import credentials
 from node_agent.cache import WorkloadCache
 from node_agent.config import Config
+from node_agent.csi import plugin
 from node_agent.csi.mounts import Mounts
-from node_agent.csi.plugin import Plugin, measure, volumes_folder
+from node_agent.csi.plugin import Plugin, volumes_folder
 from node_agent.front import front
 from node_agent.keeping import Keeping
 from node_agent.kept_workloads import WorkloadFolder, file_system, is_in_memory
 from node_agent.metrics import Metrics
 from node_agent.mounted import MountedAgent
 from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
-from node_agent.renewal import Renewals, first_to_lapse
+from node_agent.registrations import observable
+from node_agent.renewal import Renewals
 from node_agent.state import StateFolder, read_token
 from node_agent.sync import Consumers, Sync
 from node_agent.trust import Trust, at_start
@@ -129,7 +132,7 @@ class Agent:
             trust=self.trust,
             ready=self.identity.lives,
             consumers=self._consumers,
-            registered=None if self._local else self.cache.register,
+            registered=None if self._local else self._register,
             metrics=self.metrics,
         )
         self._wire()
@@ -149,6 +152,15 @@ class Agent:
             self.config, self._access.bare, trust=self.trust, clock=self.clock, metrics=self.metrics, mounts=mounts
         )
 
+    def _register(self, registrations: tuple[Registration, ...]) -> None:
+        """Take what the CA has registered; without a kubelet to ask, no caller is known by its pod."""
+        unobserved = frozenset({"k8s"} if self.config.kubernetes.kubelet is None else ())
+        taken = observable(registrations, unobserved=unobserved)
+        if len(taken) < len(registrations):
+            aside = len(registrations) - len(taken)
+            log.info("registrations of pods are left aside, for kubernetes.kubelet is not set", registrations=aside)
+        self.cache.register(taken)
+
     def _wire(self) -> None:
         """Who is told of what."""
         self.trust.subscribe(lambda: self.cache.trust(self.trust.bundles))
@@ -161,23 +173,16 @@ class Agent:
         return self.workloads.consumers() + (self.csi.consumers() if self.csi else Consumers())
 
     def _measure(self) -> None:
-        measure(self.metrics, self.csi)
-        gauge, until, now = self.metrics.gauge, self.metrics.seconds_until, self.clock.now
-        until(
-            "seconds_until_first_lapse",
-            "Until the first workload loses its certificate, if no more of them come",
-            lambda: first_to_lapse(self.cache.snapshot),
-            now,
-        )
-        until(
+        plugin.measure(self.metrics, self.csi)
+        renewal.measure(self.metrics, self.cache, self.clock)
+        gauge = self.metrics.gauge
+        self.metrics.seconds_until(
             "seconds_until_own_lapse",
             "Until the agent's own SVID ends",
             lambda: self.identity.svid.not_after if self.identity.svid else None,
-            now,
+            self.clock.now,
         )
         gauge("unwritten", "Whether a restart would lose what could not be written", lambda: bool(self._unwritten()))
-        gauge("workloads", "Identities registered for this node", lambda: len(self.cache.snapshot.wanted))
-        gauge("svids_held", "Of these, how many have a certificate", lambda: len(self.cache.snapshot.held))
         gauge("sync_connected", "Whether the stream with the CA is open", lambda: self.sync.connected)
         gauge("bundle_sequence", "Of the bundle of our own trust domain", lambda: self.trust.own.sequence or 0)
 

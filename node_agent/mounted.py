@@ -29,6 +29,7 @@ from node_agent.config import Config
 from node_agent.front import front
 from node_agent.metrics import Metrics
 from node_agent.registrations import Want
+from node_agent.renewal import measure
 from node_agent.workloads import Workloads
 
 LOOK = timedelta(seconds=5)  # how late it may be noticed that what is held has ended
@@ -53,18 +54,25 @@ class MountedAgent:
             config, self.cache, clock=clock, metrics=self.metrics, registrations_missing=lambda: self.trouble
         )
         self._taken: X509Context | None = None
+        measure(self.metrics, self.cache, clock)
+
+    @property
+    def delay(self) -> str | None:
+        """Why what is served is not what is in the folder now; None if it is, or if nothing is served."""
+        return None if self.trouble else self.source.status().trouble
 
     @asynccontextmanager
     async def serving(self, daemon: Daemon) -> AsyncIterator[None]:
         """Serve workloads from entering to leaving."""
         daemon.readiness.add("mounted", lambda: self.trouble)
+        daemon.readiness.mention("mounted", lambda: self.delay)
         status = Status(
             clock=self.clock,
             cache=self.cache,
             workloads=self.workloads,
-            own=lambda: svid_document(next(iter(self.cache.snapshot.held.values()), None), self.trouble),
+            own=lambda: svid_document(next(iter(self.cache.snapshot.held.values()), None), self._trouble()),
             ca=lambda: {"in_sync": False, "trouble": "none is asked: the certificate is mounted", "bundle_sequence": 0},
-            refusal=lambda _want: None,
+            refusal=lambda _want: self._trouble(),
             problems=daemon.readiness.problems,
         )
         self.look()
@@ -109,6 +117,9 @@ class MountedAgent:
         if context is not self._taken:
             self._taken = context
             self._take(context)
+
+    def _trouble(self) -> str | None:
+        return self.trouble or self.delay
 
     def _check(self, context: X509Context) -> None:
         found = context.svid.id.trust_domain

@@ -89,6 +89,18 @@ def first_to_lapse(snapshot: Snapshot) -> datetime | None:
     return min((held.svid.not_after for held in snapshot.held.values()), default=None)
 
 
+def measure(metrics: Metrics, cache: WorkloadCache, clock: Clock) -> None:
+    """Show what workloads hold, and for how long."""
+    metrics.seconds_until(
+        "seconds_until_first_lapse",
+        "Until the first workload loses its certificate, if no more of them come",
+        lambda: first_to_lapse(cache.snapshot),
+        clock.now,
+    )
+    metrics.gauge("workloads", "Identities registered for this node", lambda: len(cache.snapshot.wanted))
+    metrics.gauge("svids_held", "Of these, how many have a certificate", lambda: len(cache.snapshot.held))
+
+
 class Renewals:
     """The loop.
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from istio_auth.host_port import HostPort
 from istio_auth.pem import write_der
 from istio_auth.sources.svid_files import SVIDLayout
 from istio_auth.x509_source import X509Context
+from node_agent.admin.commands import asked
 from node_agent.config import Config, SocketSettings
 from node_agent.mounted import MountedAgent
 from tests.fakes.authority import FakeAuthority
@@ -107,20 +110,72 @@ async def test_roots_in_a_volume_of_their_own_are_served(pod: Pod) -> None:
         assert stream.roots() == pod.authority.bundle().x509_authorities
 
 
-async def test_what_vanishes_or_breaks_is_served_on_until_it_is_back(pod: Pod) -> None:
+async def told(pod: Pod) -> Any:
+    """What `node-agent status` is answered."""
+    return await asyncio.to_thread(asked, pod.config.admin_at, "/status")
+
+
+def vanish(pod: Pod) -> None:
+    pod.folder.rename(pod.folder.with_name("away"))
+
+
+def damage(pod: Pod) -> None:
+    content = pod.folder / "cert-chain.pem"
+    pem = content.read_bytes()
+    content.unlink()
+    content.write_bytes(pem[: len(pem) // 2])
+
+
+def take_the_key_of_another(pod: Pod) -> None:
+    key = pod.folder / "key.pem"
+    key.unlink()
+    key.write_bytes(pod.authority.svid(WEB).key_pem())
+    key.chmod(0o600)
+
+
+def loop(pod: Pod) -> None:
+    roots = pod.folder / "root-cert.pem"
+    roots.unlink()
+    roots.symlink_to("root-cert.pem")
+
+
+def overflow(pod: Pod) -> None:
+    roots = pod.folder / "root-cert.pem"
+    roots.unlink()
+    with roots.open("wb") as file:
+        file.truncate(1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (vanish, "No such file"),
+        (damage, "cert-chain.pem"),
+        (take_the_key_of_another, "key"),
+        (loop, "root-cert.pem"),
+        (overflow, "root-cert.pem"),
+    ],
+)
+async def test_what_vanishes_or_breaks_is_served_on_and_told_until_it_is_mended(
+    pod: Pod, change: Callable[[Pod], None], words: str
+) -> None:
     pod.mount()
-    async with pod.running() as agent:
+    async with pod.running() as agent, at(pod.socket) as workload:
         first = next(iter(agent.cache.snapshot.held.values())).svid
-        away = pod.folder.with_name("away")
-        pod.folder.rename(away)
-        await until(lambda: agent.source.status().trouble)
+        change(pod)
+        await until(lambda: words in pod.daemon.readiness.remarks().get("mounted", ""))
         agent.look()
         assert next(iter(agent.cache.snapshot.held.values())).svid is first
-        assert "No such file" in str(agent.source.status().trouble)
-        away.rename(pod.folder)
+        assert names(await state(workload.svids())) == [str(first.id)]
+        assert not pod.daemon.readiness.problems()
+        status = await told(pod)
+        assert words in status["agent"]["trouble"]
+        assert words in status["workloads"][0]["trouble"]
+        shutil.rmtree(pod.folder, ignore_errors=True)
         pod.mount()
         await until(lambda: next(iter(agent.cache.snapshot.held.values())).svid is not first)
-        assert agent.source.status().trouble is None
+        assert agent.delay is None
+        assert (await told(pod))["agent"]["trouble"] is None
 
 
 async def test_both_follow_what_is_mounted_next(pod: Pod) -> None:
@@ -147,6 +202,13 @@ async def test_what_is_mounted_later_is_served_then(pod: Pod) -> None:
         await stream.receive()
         assert names(await state(workload.svids())) == [f"spiffe://cluster.local{WEB}"]
         assert not pod.daemon.readiness.problems()
+
+
+async def test_how_long_it_lasts_is_measured(pod: Pod) -> None:
+    pod.mount()
+    async with pod.running() as agent:
+        left = agent.metrics.registry.get_sample_value("istio_auth_agent_seconds_until_first_lapse")
+        assert left == (next(iter(agent.cache.snapshot.held.values())).svid.not_after - pod.clock.now()).total_seconds()
 
 
 async def test_what_has_ended_is_served_no_more_until_another_is_mounted(pod: Pod) -> None:
