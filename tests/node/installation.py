@@ -13,16 +13,16 @@ from tests.cluster.manifests import KUBERNETES, Installation, ca_account, enviro
 from tests.cluster.running_ca import published_roots
 from tests.cluster.server import Server
 from tests.fakes.processes import fetch, free_port, program, run, status
-from tests.node.machine import KUBELET
+from tests.node.machine import ADDRESS, KUBELET
 from tests.node.node import Node
 
 NAMESPACE = "istio-system"
 SIGNER = "istio-auth.io/workload"
 RUN = Path("/run/istio-auth")
-_INSTALLATION = Installation(components=("node-agent",))
+INSTALLATION = Installation(components=("node-agent",))
 _AGENT = """
 name = "{node}"
-ca_address = "127.0.0.1:{port}"
+ca_address = "{ca}"
 ca_timeout = "5s"
 trust_bundle = "{folder}/roots.pem"
 state_folder = "{run}/state"
@@ -48,6 +48,7 @@ class Installed:
         ca: the CA's process.
         agent: the agent's.
         roots: whom workloads trust, in PEM.
+        ca_address: where the CA listens.
     """
 
     ca: Server
@@ -56,7 +57,8 @@ class Installed:
 
     def __init__(self, node: Node) -> None:
         self._node, self._plane = node, node.plane
-        self._ca_port, self._ca_health, self._agent_health = free_port(), free_port(), free_port()
+        self._ca_health, self._agent_health = free_port(), free_port()
+        self.ca_address = f"{ADDRESS}:{free_port()}"  # pods reach it as well
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -104,13 +106,13 @@ class Installed:
         return server
 
     async def _ca_command(self) -> list[object]:
-        kubeconfig = await ca_account(self._plane, self._plane.folder / "istio-ca.kubeconfig", _INSTALLATION)
-        variables = environment(await rendered(self._plane, _INSTALLATION))
+        kubeconfig = await ca_account(self._plane, self._plane.folder / "istio-ca.kubeconfig", INSTALLATION)
+        variables = environment(await rendered(self._plane, INSTALLATION))
         return [
             *("env", *(f"{name}={value}" for name, value in variables.items())),
             *(program("istio-ca"), "--config", KUBERNETES / "base" / "ca.toml", "--kubeconfig", kubeconfig),
             *("--state-folder", self._plane.folder / "istio-ca"),
-            *("--listen", f"127.0.0.1:{self._ca_port}"),
+            *("--listen", self.ca_address),
             *("--metrics-listen", f"127.0.0.1:{self._ca_health}"),
         ]
 
@@ -119,7 +121,7 @@ class Installed:
         config.write_text(
             _AGENT.format(
                 node=self._node.name,
-                port=self._ca_port,
+                ca=self.ca_address,
                 folder=self._plane.folder,
                 run=RUN,
                 health=self._agent_health,

@@ -106,8 +106,17 @@ class Pods:
             await appears(self.admin, f"{accounts}/default")
         elif await self.admin.find(f"{accounts}/{spec.service_account}") is None:
             await self.admin.create_service_account(self.namespace, spec.service_account)
-        made = await self.admin.create(f"/api/v1/namespaces/{self.namespace}/pods", spec.manifest(self.node.name))
-        return Pod(self, made)
+        return await self.make(spec.manifest(self.node.name))
+
+    async def make(self, manifest: JSON) -> Pod:
+        """Make a pod of any kind."""
+        return Pod(self, await self.admin.create(f"/api/v1/namespaces/{self.namespace}/pods", manifest))
+
+    async def delete_all(self) -> None:
+        """Delete all that are there, and wait until they are gone."""
+        path = f"/api/v1/namespaces/{self.namespace}/pods"
+        for each in await self.admin.list(path):
+            await Pod(self, each).delete()
 
     async def start(self, spec: PodSpec | None = None) -> Pod:
         """Make a pod, and wait until it runs."""
