@@ -16,7 +16,11 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from istio_auth.door import UnixCaller
 from istio_auth.registration import Selector
@@ -31,7 +35,10 @@ _File = tuple[int, int, int, int, int]  # which file, and which content, as far 
 
 
 class ProcessAttestor:
-    """A `WorkloadAttestor` for what is under /proc. It reads whole files, on a thread.
+    """A `WorkloadAttestor` for what is under /proc.
+
+    Whole files are read, on a thread of their own, for one process of a user at a time: whoever runs large programs, or
+    changes them again and again, keeps others waiting for one file at most, and nobody whose program is known.
 
     Args:
         proc: where processes are shown.
@@ -40,36 +47,69 @@ class ProcessAttestor:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
         self._hashes: OrderedDict[_File, str] = OrderedDict()
-        self._lock = threading.Lock()  # also: one file is hashed at a time, and once
+        self._lock = threading.Lock()  # of the hashes that are known
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="executables")
+        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()  # by user
 
     async def attest(self, peer: UnixCaller) -> frozenset[Selector]:
         """The caller's groups, executable, and that one's hash, as far as they can be seen."""
-        return await asyncio.to_thread(self._look, self._proc / str(peer.pid))
-
-    def _look(self, folder: Path) -> frozenset[Selector]:
-        seen = {Selector("unix", f"supplementary_gid:{group}") for group in _groups(folder)}
-        if (path := _executable(folder)) is not None:
-            seen.add(Selector("unix", f"path:{path}"))
-        if (digest := self._hash(folder / "exe")) is not None:
+        folder = self._proc / str(peer.pid)
+        seen = await asyncio.to_thread(_look, folder)
+        if (digest := await self._digest(folder / "exe", peer.uid)) is not None:
             seen.add(Selector("unix", f"sha256:{digest}"))
         return frozenset(seen)
 
+    async def _digest(self, link: Path, uid: int) -> str | None:
+        is_known, digest = await asyncio.to_thread(self._known, link)
+        if is_known:
+            return digest
+        turn = self._turns.setdefault(uid, asyncio.Lock())
+        async with turn:
+            return await asyncio.get_running_loop().run_in_executor(self._hashing, self._hash, link)
+
+    def _known(self, link: Path) -> tuple[bool, str | None]:
+        """Whether a file need not be read, and the hash of one that was read before."""
+        with _opened(link) as found:
+            if found is None:
+                return True, None
+            with self._lock:
+                return found[1] in self._hashes, self._hashes.get(found[1])
+
     def _hash(self, link: Path) -> str | None:
-        try:
-            file = link.open("rb", buffering=0)  # what runs, whatever has its name by now
-        except OSError:
-            return None
-        with file, self._lock:
-            found = os.fstat(file.fileno())
-            if found.st_size > _MAX_HASHED:
+        with _opened(link) as found:
+            if found is None:
                 return None
-            key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            if key not in self._hashes:
-                self._hashes[key] = _sha256(file)
-            self._hashes.move_to_end(key)
-            while len(self._hashes) > _KEPT_HASHES:
-                self._hashes.popitem(last=False)
-            return self._hashes[key]
+            file, key = found
+            with self._lock:
+                digest = self._hashes.get(key)
+            digest = digest or _sha256(file)
+            with self._lock:
+                self._hashes[key] = digest
+                self._hashes.move_to_end(key)
+                while len(self._hashes) > _KEPT_HASHES:
+                    self._hashes.popitem(last=False)
+            return digest
+
+
+@contextmanager
+def _opened(link: Path) -> Iterator[tuple[io.RawIOBase, _File] | None]:
+    """What runs, whatever has its name by now, and which file that is; None if it has no hash."""
+    try:
+        file = link.open("rb", buffering=0)
+    except OSError:
+        yield None
+        return
+    with file:
+        found = os.fstat(file.fileno())
+        key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        yield None if found.st_size > _MAX_HASHED else (file, key)
+
+
+def _look(folder: Path) -> set[Selector]:
+    seen = {Selector("unix", f"supplementary_gid:{group}") for group in _groups(folder)}
+    if (path := _executable(folder)) is not None:
+        seen.add(Selector("unix", f"path:{path}"))
+    return seen
 
 
 def _groups(folder: Path) -> list[int]:

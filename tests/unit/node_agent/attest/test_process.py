@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,9 @@ import pytest
 
 from istio_auth.door import UnixCaller
 from istio_auth.registration import Selector
+from node_agent.attest import process
 from node_agent.attest.process import ProcessAttestor
+from tests.fakes.waiting import until
 
 
 def caller(pid: int) -> UnixCaller:
@@ -77,6 +81,39 @@ def test_a_file_is_hashed_once_and_again_when_it_has_changed(tmp_path: Path, mon
             program.write_bytes(content)
         assert f"unix:sha256:{hashlib.new('sha256', content).hexdigest()}" in seen(attestor, 7)
         assert len(counted) == times
+
+
+async def test_whoever_has_large_programs_read_keeps_nobody_else_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid, content in {1: b"known", 2: b"large", 3: b"larger"}.items():
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / f"program-{pid}").write_bytes(content)
+        (tmp_path / str(pid) / "exe").symlink_to(tmp_path / f"program-{pid}")
+    attestor, may_end, begun = ProcessAttestor(tmp_path), threading.Event(), list[object]()
+    known = await attestor.attest(UnixCaller(1000, 1000, 1, "main"))
+    real = process._sha256
+
+    def slow(file: io.RawIOBase) -> str:
+        begun.append(None)
+        may_end.wait(60)
+        return real(file)
+
+    monkeypatch.setattr(process, "_sha256", slow)
+    hostile = [
+        asyncio.create_task(attestor.attest(UnixCaller(uid, uid, pid, "main")))
+        for uid, pid in ((2000, 2), (3000, 3))
+        for _ in range(50)
+    ]
+    try:
+        await until(lambda: begun)
+        async with asyncio.timeout(20):
+            assert await attestor.attest(UnixCaller(1000, 1000, 1, "main")) == known
+        assert not any(each.done() for each in hostile)
+    finally:
+        may_end.set()
+        found = set(await asyncio.gather(*hostile))
+    assert len(found) == len(begun) == 2  # each file was read once
 
 
 @pytest.mark.parametrize("name", ["x\rGroups:\t0", "x\x0bGroups:\t0", "x\x1cGroups:\t0", "x\u2028Groups:0"])
