@@ -19,6 +19,7 @@ from node_agent.attest.settings import KubernetesSettings
 from node_agent.csi.settings import CSISettings
 from node_agent.files.settings import FilesSettings
 from node_agent.istio_ca import IstioCASettings
+from node_agent.limits import LimitsSettings
 
 PREFIX = "ISTIO_AUTH_AGENT__"
 CA_ADDRESS = HostPort("localhost", 15012)
@@ -106,6 +107,7 @@ class Config:
     ] = False
     metrics_listen: Annotated[HostPort, Setting("where health and metrics are served")] = METRICS_LISTEN
     log: LogSettings = field(default_factory=LogSettings)
+    limits: LimitsSettings = field(default_factory=LimitsSettings)
     istio_ca: IstioCASettings = field(default_factory=IstioCASettings)
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     csi: CSISettings = field(default_factory=CSISettings)

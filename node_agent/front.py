@@ -16,12 +16,14 @@ from istio_auth.rpc.server import Limits, RpcServer
 from node_agent.admin.server import AdminServer
 from node_agent.admin.status import Status
 from node_agent.config import Config
+from node_agent.limits import descriptors
 from node_agent.metrics import Metrics
 from node_agent.workloads import Workloads
 
 DRAIN = timedelta(seconds=5)
 # A local connection is cheap to keep. What is looked at when it opens is looked at again after half a day.
-LIMITS = Limits(connection_age=timedelta(hours=12))
+# How many streams there may be, the quota says.
+LIMITS = Limits(connection_age=timedelta(hours=12), streams=1_000_000)
 log = structlog.get_logger()
 
 
@@ -49,13 +51,25 @@ async def front(
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(HealthServer(config.metrics_listen, daemon.readiness, metrics.registry))
-        door = await stack.enter_async_context(Door(on_refused=refused))
-        server = RpcServer(door, workloads.services(lambda: not daemon.readiness.problems()), limits=LIMITS)
+        at_the_door = config.limits.at_the_door(descriptors())
+        if at_the_door.connections < config.limits.connections:
+            log.warning("the limit of open files allows fewer connections", connections=at_the_door.connections)
+        door = await stack.enter_async_context(Door(limits=at_the_door, on_refused=refused))
+        metrics.gauge("connections", "Open connections at the sockets", lambda: door.connections)
+        server = RpcServer(
+            door,
+            workloads.services(lambda: not daemon.readiness.problems()),
+            limits=LIMITS,
+            guard=workloads.quota.stream,
+        )
         await server.start()
         stack.push_async_callback(server.stop, DRAIN)
         await workloads.listen(door)
         stack.callback(door.stop_listening)
-        await stack.enter_async_context(AdminServer(config.admin_at, status))
+        daemon.readiness.add("sockets", workloads.socket_trouble)
+        daemon.supervise("sockets", workloads.keep_listening(door))
+        admin = await stack.enter_async_context(AdminServer(config.admin_at, status))
+        daemon.supervise("admin socket", admin.keep_listening())
         for writer in workloads.files:
             daemon.supervise(f"files {writer.settings.name}", writer.run())
         yield

@@ -23,6 +23,9 @@ class Metrics:
         self.bundle_refused = self._counter("bundles_refused", "Bundles of the CA that were not taken")
         self.bad_registrations = self._counter("bad_registrations", "Registrations that could not be used")
         self.callers_refused = self._counter("callers_refused", "Callers refused at a socket", "socket")
+        self.streams_refused = self._counter(
+            "streams_refused", "Times that a caller was refused for being over a limit", "limit"
+        )
         self.callers_unknown = self._counter("callers_unknown", "Streams of callers that no registration fits")
         self.sds_requests = self._counter("sds_requests", "Requests of SDS clients, by what they were", "kind")
         self.sds_responses = self._counter("sds_responses", "Answers sent to SDS clients")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
 from istio_auth.clock import Clock
 from istio_auth.door import Door, UnixCaller
-from istio_auth.errors import NotAuthorized
+from istio_auth.errors import IstioAuthError, NotAuthorized
 from istio_auth.rpc.server import Service
 from istio_auth.subscribers import Subscribers
 from node_agent.attest import WorkloadAttestor
@@ -21,12 +23,14 @@ from node_agent.cache import WorkloadCache
 from node_agent.config import Config, SocketSettings
 from node_agent.files.writer import FilesWriter
 from node_agent.metrics import Metrics
+from node_agent.quota import Quota
 from node_agent.sds.service import SecretDiscovery
 from node_agent.sync import Consumers
 from node_agent.workload_api.health import Health
 from node_agent.workload_api.reflection import reflection
 from node_agent.workload_api.service import WorkloadAPI
 
+LOOK_AT_SOCKETS = 2.0  # seconds
 log = structlog.get_logger()
 
 
@@ -44,6 +48,7 @@ class Workloads:
         trust_domain: our own.
         kubernetes: tells pods from each other; None if no kubelet is asked.
         observing: look at any process of this machine, whether it called or not.
+        quota: what callers may have open.
         discovery: Envoy's secret discovery service.
         workload_api: the SPIFFE Workload API.
         files: the folders that certificates are kept in.
@@ -60,11 +65,20 @@ class Workloads:
     ) -> None:
         self.trust_domain = config.trust_domain
         self._sockets, self._subscribers = config.sockets, Subscribers()
+        self._run_folder = config.run_folder
+        self._lost: dict[Path, str] = {}
         self.kubernetes = KubernetesAttestor.of(config.kubernetes)
         observing: list[WorkloadAttestor] = [UnixAttestor(), ProcessAttestor(), SystemdAttestor()]
         self.observing = (*observing, self.kubernetes) if self.kubernetes else tuple(observing)
         attestors = (*self.observing, SocketAttestor())
-        self.discovery = SecretDiscovery(cache, config.trust_domain, attestors=attestors, metrics=metrics)
+        self.quota = Quota(config.limits, lambda limit: metrics.streams_refused.labels(limit).inc())
+        self.discovery = SecretDiscovery(
+            cache,
+            config.trust_domain,
+            attestors=attestors,
+            metrics=metrics,
+            max_names=config.limits.names_per_stream,
+        )
         self.workload_api = WorkloadAPI(
             cache, attestors=attestors, registrations_missing=registrations_missing, metrics=metrics
         )
@@ -112,8 +126,39 @@ class Workloads:
             NotReady: another process listens there.
         """
         for each in self._sockets:
-            await door.listen_unix(each.path, name=each.name, mode=each.permissions, admit=admission(each))
-            log.info("workloads are served", socket=str(each.path), name=each.name)
+            await _listen(door, each)
+
+    async def keep_listening(self, door: Door) -> None:
+        """Listen again where a socket was removed, for as long as we run: who starts then would find nobody."""
+        while True:
+            await asyncio.sleep(LOOK_AT_SOCKETS)
+            for each in self._sockets:
+                await self._find_again(door, each)
+
+    def socket_trouble(self) -> str | None:
+        """Which sockets nobody can find, and why; None if all is well."""
+        return "; ".join(self._lost.values()) or None
+
+    async def _find_again(self, door: Door, settings: SocketSettings) -> None:
+        if not door.is_lost(settings.path) and settings.path not in self._lost:
+            return
+        door.stop_listening_at(settings.path)
+        try:
+            if settings.path.parent == self._run_folder:
+                await asyncio.to_thread(self._run_folder.mkdir, mode=0o755, parents=True, exist_ok=True)
+            await _listen(door, settings)
+        except (IstioAuthError, OSError) as error:
+            reason = f"socket {settings.path} is gone, and can not be made again: {error}"
+            if self._lost.get(settings.path) != reason:
+                log.warning("a socket is gone", reason=reason)
+            self._lost[settings.path] = reason
+        else:
+            self._lost.pop(settings.path, None)
+
+
+async def _listen(door: Door, settings: SocketSettings) -> None:
+    await door.listen_unix(settings.path, name=settings.name, mode=settings.permissions, admit=admission(settings))
+    log.info("workloads are served", socket=str(settings.path), name=settings.name)
 
 
 def admission(settings: SocketSettings) -> Callable[[UnixCaller], None] | None:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from istio_auth.door.callers import Caller, UnixCaller
 from istio_auth.door.register import DoorLimits, Register
@@ -54,7 +54,7 @@ class Door:
         self._server_path = self._private.socket_path("server")
         self.target = f"unix:{self._server_path}"
         self._register = Register(self._server_path, limits or DoorLimits(), on_refused)
-        self._listeners: list[tuple[asyncio.Server, Path | None]] = []
+        self._listeners: list[tuple[asyncio.Server, _Place | None]] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,7 +127,7 @@ class Door:
         listener = await asyncio.get_running_loop().create_unix_server(
             lambda: UnixVisit(self._register, name, admit, as_one=as_one).end, sock=listening, backlog=BACKLOG
         )
-        self._listeners.append((listener, path))
+        self._listeners.append((listener, _Place.of(path)))
 
     def caller(self, peer: str) -> Caller:
         """Who is behind a connection to the private server.
@@ -140,18 +140,22 @@ class Door:
         """
         return self._register.caller(peer)
 
+    def is_lost(self, path: Path) -> bool:
+        """Whether we listen at this socket, and nobody can find it: it was removed, or another is in its place."""
+        return any(place is not None and place.path == path and not place.is_there() for _, place in self._listeners)
+
     def stop_listening(self) -> None:
         """Take no new callers; those that are here stay."""
-        for listener, path in self._listeners:
-            _end(listener, path)
+        for listener, place in self._listeners:
+            _end(listener, place)
         self._listeners.clear()
 
     def stop_listening_at(self, path: Path) -> None:
         """Take no new callers at this socket; those that are here stay. One where nobody listens does no harm."""
-        here = [each for each in self._listeners if each[1] == path]
-        self._listeners = [each for each in self._listeners if each[1] != path]
-        for listener, _ in here:
-            _end(listener, path)
+        here = [each for each in self._listeners if each[1] is not None and each[1].path == path]
+        self._listeners = [each for each in self._listeners if each not in here]
+        for listener, place in here:
+            _end(listener, place)
 
     async def close(self, grace: timedelta) -> None:
         """Stop listening, give those that are here so long to leave, then end their connections."""
@@ -167,7 +171,29 @@ class Door:
         self._private.remove()
 
 
-def _end(listener: asyncio.Server, path: Path | None) -> None:
-    if path is not None:  # while it is live, nobody has put another in its place
-        path.unlink(missing_ok=True)
+class _Place(NamedTuple):
+    """Where a Unix listener is to be found."""
+
+    path: Path
+    file: tuple[int, int]  # device and inode: a socket of the same path may be another's
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        return cls(path, _file(path))
+
+    def is_there(self) -> bool:
+        try:
+            return _file(self.path) == self.file
+        except OSError:
+            return False
+
+
+def _file(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
+
+
+def _end(listener: asyncio.Server, place: _Place | None) -> None:
+    if place is not None and place.is_there():
+        place.path.unlink(missing_ok=True)
     close_listener(listener)

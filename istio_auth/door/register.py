@@ -26,11 +26,17 @@ class DoorLimits:
     Args:
         connections: open at once, over all listeners.
         per_caller: open at once from one address, or from one user id.
+        per_process: open at once from one process of this machine.
+        reserve: kept free for callers that have few open, so that those with many can not take all.
+        few: up to so many of one caller are few.
         handshake: how long a caller may take to prove itself.
     """
 
     connections: int = 10_000
     per_caller: int = 2_000
+    per_process: int = 2_000
+    reserve: int = 0
+    few: int = 8
     handshake: timedelta = timedelta(seconds=10)
 
 
@@ -66,7 +72,7 @@ class Register:
         self.empty = asyncio.Event()
         self.empty.set()
         self._on_refused = on_refused
-        self._guests: dict[Guest, str] = {}
+        self._guests: dict[Guest, tuple[str, ...]] = {}
         self._guests_of: Counter[str] = Counter()
         self._callers: dict[str, Caller] = {}
         self._closed = False
@@ -76,12 +82,13 @@ class Register:
         """How many are here."""
         return len(self._guests)
 
-    def enter(self, guest: Guest, whose: str) -> None:
+    def enter(self, guest: Guest, whose: str, *, process: str | None = None) -> None:
         """Count a connection in.
 
         Args:
             guest: the connection.
             whose: what its caller's connections are counted under.
+            process: what its process's are counted under as well, if it is one of this machine.
 
         Raises:
             NotReady: all were sent away; it is not counted.
@@ -89,21 +96,24 @@ class Register:
         """
         if self._closed:
             raise NotReady("the door is closed")
-        if len(self._guests) >= self.limits.connections:
-            raise Exhausted(f"{len(self._guests)} connections are open, no more are taken")
-        if self._guests_of[whose] >= self.limits.per_caller:
-            raise Exhausted(f"{self._guests_of[whose]} connections of {whose} are open, no more are taken")
-        self._guests[guest] = whose
-        self._guests_of[whose] += 1
+        limits, here, theirs = self.limits, len(self._guests), self._guests_of[whose]
+        if here >= limits.connections - (limits.reserve if theirs >= limits.few else 0):
+            raise Exhausted(f"{here} connections are open, no more are taken")
+        counted = {whose: limits.per_caller} | ({process: limits.per_process} if process else {})
+        for name, limit in counted.items():
+            if self._guests_of[name] >= limit:
+                raise Exhausted(f"{self._guests_of[name]} connections of {name} are open, no more are taken")
+        self._guests[guest] = tuple(counted)
+        self._guests_of.update(counted.keys())
         self.empty.clear()
 
     def leave(self, guest: Guest, name: str) -> None:
         """Count a connection out, if it was counted in, and forget its name."""
         self._callers.pop(name, None)
-        if (whose := self._guests.pop(guest, None)) is not None:
-            self._guests_of[whose] -= 1
-            if not self._guests_of[whose]:
-                del self._guests_of[whose]
+        for counted in self._guests.pop(guest, ()):
+            self._guests_of[counted] -= 1
+            if not self._guests_of[counted]:
+                del self._guests_of[counted]
         if not self._guests:
             self.empty.set()
 

@@ -163,7 +163,10 @@ class UnixVisit(_Visit):
         try:
             self._caller = caller = UnixCaller.of(connection, name=self.listener)
             self._address = f"pid {caller.pid} uid {caller.uid}"
-            self._register.enter(self, f"socket {self.listener}" if self._as_one else f"uid {caller.uid}")
+            if self._as_one:
+                self._register.enter(self, f"socket {self.listener}")
+            else:
+                self._register.enter(self, f"uid {caller.uid}", process=f"process {caller.pid}" if caller.pid else None)
             if self._admit is not None:
                 self._admit(caller)
         except IstioAuthError as error:

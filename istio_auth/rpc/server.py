@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 _MOMENT = 0.1  # seconds; in less, a busy machine may not get from one waiting call to the next
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+Guard: TypeAlias = Callable[[Call], contextlib.AbstractAsyncContextManager[Callable[[], None]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Limits:
         keepalive: after this long without a sign of life a caller is asked for one.
         keepalive_timeout: how long it may take to give it.
         min_ping_interval: callers that ask more often than this without need are sent away.
+        first_word: a connection that has not begun to speak HTTP/2 after this long is closed.
     """
 
     in_flight: int = 256
@@ -65,6 +67,7 @@ class Limits:
     keepalive: timedelta = timedelta(seconds=30)
     keepalive_timeout: timedelta = timedelta(seconds=10)
     min_ping_interval: timedelta = timedelta(seconds=5)
+    first_word: timedelta = timedelta(seconds=20)
 
 
 class RpcServer:
@@ -75,6 +78,8 @@ class RpcServer:
         services: what it answers.
         limits: how much it takes on.
         on_call: told of each answered call: its path, the code of its error or None, and the seconds it took.
+        guard: entered for as long as a stream is open; what it gives is called before each of its requests is looked
+            at. Both raise to refuse, and log that themselves if the reason is that somebody asks too much.
     """
 
     def __init__(
@@ -84,7 +89,9 @@ class RpcServer:
         *,
         limits: Limits | None = None,
         on_call: Callable[[str, Code | None, float], None] | None = None,
+        guard: Guard | None = None,
     ) -> None:
+        self.guard = guard
         self._door = door
         self._services = tuple(services)
         self._limits = limits or Limits()
@@ -141,8 +148,9 @@ class RpcServer:
             except DecodeError as error:
                 raise MalformedError("the request does not parse", public="the request does not parse") from error
 
-        async def each_parsed(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async def each_parsed(requests: AsyncIterator[bytes], spend: Callable[[], None]) -> AsyncIterator[Message]:
             async for data in requests:  # begun only by who reads: gRPC complains of an iterator that nobody used
+                spend()
                 yield parsed(data)
 
         async def unary(data: bytes, context: _Context) -> bytes:
@@ -151,7 +159,9 @@ class RpcServer:
 
         async def stream(requests: AsyncIterator[bytes], context: _Context) -> None:
             async with _Answer(self, path, context) as answer:
-                await self._stream(method, each_parsed(requests), answer.call, context)
+                guard = self.guard or _unguarded
+                async with guard(answer.call) as spend:
+                    await self._stream(method, each_parsed(requests, spend), answer.call, context)
 
         if method.unary_function is not None:
             return grpc.unary_unary_rpc_method_handler(unary)
@@ -248,8 +258,14 @@ class _Answer:
     async def _refuse(self, error: IstioAuthError) -> NoReturn:
         self._done(error.code)
         status = CODES[error.code]
-        _log.info(
-            "call refused: method=%s caller=%s status=%s reason=%s", self._path, self._caller(), status.name, error
+        told_already = error.code is Code.EXHAUSTED and self._server.guard is not None
+        _log.log(
+            logging.DEBUG if told_already else logging.INFO,
+            "call refused: method=%s caller=%s status=%s reason=%s",
+            self._path,
+            self._caller(),
+            status.name,
+            error,
         )
         await self._context.abort(status, error.public, retry_metadata(error))
         raise AssertionError("abort always raises")
@@ -266,6 +282,11 @@ class _Answer:
 
     def _done(self, code: Code | None) -> None:
         self._server.done(self._path, code, time.monotonic() - self._began)
+
+
+@contextlib.asynccontextmanager
+async def _unguarded(_call: Call) -> AsyncIterator[Callable[[], None]]:
+    yield lambda: None
 
 
 async def _closable(items: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
@@ -293,5 +314,6 @@ def _options(limits: Limits, largest_request: int) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", milliseconds(limits.keepalive)),
         ("grpc.keepalive_timeout_ms", milliseconds(limits.keepalive_timeout)),
         ("grpc.http2.min_ping_interval_without_data_ms", milliseconds(limits.min_ping_interval)),
+        ("grpc.server_handshake_timeout_ms", milliseconds(limits.first_word)),
         ("grpc.so_reuseport", 0),
     ]

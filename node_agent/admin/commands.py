@@ -101,6 +101,7 @@ def status_sections(found: Mapping[str, JSON]) -> list[Section]:
     ]
     workloads = cast("list[dict[str, JSON]]", found["workloads"])
     sections += [Section(f"Workload {row['spiffe_id']}", [_held(row, now), *_trouble(row)]) for row in workloads]
+    sections.append(Section("Streams", _limits(cast("dict[str, JSON]", found["limits"]))))
     files = cast("list[dict[str, JSON]]", found["files"])
     if found["kubelet"] is not None:
         trouble = _trouble(cast("dict[str, JSON]", found["kubelet"]))
@@ -200,6 +201,14 @@ def _told(row: Mapping[str, JSON]) -> list[Fact]:
             Fact.of("next attempt", f"{row['next_attempt']}, after {row['failed_attempts']} that failed", tone=Tone.BAD)
         )
     return told
+
+
+def _limits(found: Mapping[str, JSON]) -> list[Fact]:
+    busiest = [f"{row['streams']} of uid {row['uid']}" for row in cast("list[dict[str, JSON]]", found["busiest"])]
+    return [
+        Fact.of("open", f"{found['streams']} of at most {found['streams_allowed']}"),
+        *([Fact("most", [", ".join(busiest) + f" (at most {found['streams_per_user_allowed']})"])] if busiest else []),
+    ]
 
 
 def _trouble(row: Mapping[str, JSON]) -> list[Fact]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -9,8 +11,10 @@ from typing import Self
 from aiohttp import web
 
 from istio_auth.door.unix_socket import listening_socket
-from istio_auth.errors import MissingError
+from istio_auth.errors import IstioAuthError, MissingError
 from node_agent.admin.status import Status
+
+_LOOK = 2.0  # seconds
 
 
 class AdminServer:
@@ -25,6 +29,7 @@ class AdminServer:
         self._path, self._status = path, status
         site = web.Application()
         site.add_routes([web.get("/status", self._tell), web.get("/explain", self._explain)])
+        self._site: web.SockSite | None = None
         self._runner = web.AppRunner(site, access_log=None, shutdown_timeout=1.0)
 
     async def __aenter__(self) -> Self:
@@ -34,9 +39,8 @@ class AdminServer:
             ConfigurationError: that is not possible there.
             NotReady: another process listens there.
         """
-        listening = listening_socket(self._path, 0o600)
         await self._runner.setup()
-        await web.SockSite(self._runner, listening).start()
+        await self._listen()
         return self
 
     async def __aexit__(
@@ -44,6 +48,21 @@ class AdminServer:
     ) -> None:
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
+
+    async def keep_listening(self) -> None:
+        """Listen again where the socket was removed, for as long as we run."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            if not self._path.exists():
+                with suppress(IstioAuthError):  # a folder that is gone is told of by the workloads' own sockets
+                    await self._listen()
+
+    async def _listen(self) -> None:
+        listening = listening_socket(self._path, 0o600)
+        if self._site is not None:
+            await self._site.stop()
+        self._site = web.SockSite(self._runner, listening)
+        await self._site.start()
 
     async def _tell(self, _request: web.Request) -> web.Response:
         return web.json_response(self._status.document())

@@ -77,6 +77,7 @@ class Status:
             "files": list(map(files_document, self.workloads.files)),
             "csi": self.csi(),
             "kubelet": {"trouble": self.workloads.kubernetes.pods.trouble} if self.workloads.kubernetes else None,
+            "limits": self.workloads.quota.document(),
             "clients": self._streams(),
         }
 

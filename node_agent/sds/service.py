@@ -31,7 +31,7 @@ from node_agent.sds.client import Request, SDSClient
 from node_agent.sds.delta import DeltaSession
 from node_agent.sds.secrets import Renderer
 from node_agent.sds.served import AnySession, Served
-from node_agent.sds.session import Answer, Session
+from node_agent.sds.session import MAX_NAMES, Answer, Session
 from node_agent.sync import Consumers
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
@@ -46,6 +46,7 @@ class SecretDiscovery:
         trust_domain: our own.
         attestors: look at callers.
         metrics: counts.
+        max_names: how many names one stream may subscribe to.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class SecretDiscovery:
         *,
         attestors: Iterable[WorkloadAttestor],
         metrics: Metrics,
+        max_names: int = MAX_NAMES,
     ) -> None:
+        self._max_names = max_names
         self._cache, self._trust_domain = cache, trust_domain
         self._attestors, self._metrics = tuple(attestors), metrics
         self._render = Renderer()
@@ -91,12 +94,12 @@ class SecretDiscovery:
         return Consumers.of(current + len(behind), behind)
 
     def _stream(self, requests: AsyncIterator[DiscoveryRequest], call: Call) -> AsyncIterator[DiscoveryResponse]:
-        return self._served(requests, call, Session())
+        return self._served(requests, call, Session(max_names=self._max_names))
 
     def _delta(
         self, requests: AsyncIterator[DeltaDiscoveryRequest], call: Call
     ) -> AsyncIterator[DeltaDiscoveryResponse]:
-        return self._served(requests, call, DeltaSession())
+        return self._served(requests, call, DeltaSession(max_names=self._max_names))
 
     async def _served(
         self, requests: AsyncIterator[Request], call: Call, session: AnySession[Request, Answer]
