@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,24 +11,7 @@ from istio_auth.bundle import JSON
 from istio_auth.envoy.mounted_secrets import MountedSecrets
 from istio_auth.errors import ConfigurationError
 from istio_auth.files import atomic_write, file_error
-from istio_auth.sources.svid_files import SVIDLayout
-
-
-class Layout(enum.Enum):
-    """What the mounted files are called."""
-
-    ISTIO = "istio"  # cert-chain.pem, key.pem, root-cert.pem
-    TLS = "tls"  # tls.crt, tls.key, ca.crt
-    CREDENTIAL_BUNDLE = "credential-bundle"  # credential-bundle.pem (key and chain), trust-bundle.pem
-
-    @property
-    def names(self) -> SVIDLayout:
-        """The names."""
-        return {
-            Layout.ISTIO: SVIDLayout.ISTIO,
-            Layout.TLS: SVIDLayout.KUBERNETES_TLS,
-            Layout.CREDENTIAL_BUNDLE: SVIDLayout.CREDENTIAL_BUNDLE,
-        }[self]
+from node_agent.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

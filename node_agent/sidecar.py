@@ -25,7 +25,8 @@ from istio_auth.envoy.spec import (
 from istio_auth.envoy.token_rules import TokenRules
 from istio_auth.errors import ConfigurationError, MalformedError
 from istio_auth.spiffe_id import SpiffeID
-from node_agent.agentless import Agentless, Layout, write_sidecar
+from node_agent.agentless import Agentless, write_sidecar
+from node_agent.layout import Layout
 
 _UPSTREAM_FORM = "NAME[/PROTOCOL]=LISTEN->CONNECT,ID[,ID...]"
 

@@ -9,7 +9,7 @@ account's. Nothing here proves it: the CA does, which reviews the token and name
 | `form`        | `sockets` (default): SDS and the Workload API on a socket of this pod alone; or `files` |
 | `ttl`         | the lifetime to ask for, for instance `1h`                                        |
 | `socket`      | the socket's name (`agent.sock`)                                                  |
-| `layout`      | the files' names: `istio` (default) or `tls`                                      |
+| `layout`      | the files' names: `istio` (default), `tls` or `credential-bundle`                 |
 | `keyEncoding` | `PKCS8` (default), or `PKCS1` for the older forms: PKCS#1 for RSA, SEC 1 for EC    |
 | `combined`    | the name of one more file that holds the key and then the chain                   |
 | `keyMode`     | 0600, 0400, or with an fsGroup 0640 (then the default) or 0440                    |
@@ -30,6 +30,7 @@ from istio_auth.proto.csi_pb2 import NodePublishVolumeRequest
 from istio_auth.sources.svid_files import SVIDLayout
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.strict_json import JSON, parse_json
+from node_agent.layout import KEY_MODES, LAYOUTS
 
 KUBELETS_OWN = "csi.storage.k8s.io/"
 TOKENS = f"{KUBELETS_OWN}serviceAccount.tokens"
@@ -37,9 +38,7 @@ EPHEMERAL = f"{KUBELETS_OWN}ephemeral"
 SOCKET = "agent.sock"
 LONGEST_SOCKET = 32
 _POD = ("pod.namespace", "pod.name", "pod.uid", "serviceAccount.name")
-_LAYOUTS = {"istio": SVIDLayout.ISTIO, "tls": SVIDLayout.KUBERNETES_TLS}
 _ENCODINGS = {"PKCS8": False, "PKCS1": True}
-_MODES = {"0600": 0o600, "0640": 0o640, "0400": 0o400, "0440": 0o440}
 _FOR_ALL = frozenset({"form", "ttl"})
 _MAX_TOKENS = 64 << 10
 _MAX_ID = 256
@@ -286,8 +285,8 @@ def _check_known(attributes: Mapping[str, str], form: Form) -> None:
 
 
 def _files(attributes: Mapping[str, str], group: str) -> FilesForm:
-    layout = _LAYOUTS[_one_of(attributes, "layout", _LAYOUTS, "istio")]
-    mode = _MODES[_one_of(attributes, "keyMode", _MODES, "0640" if group else "0600")]
+    layout = LAYOUTS[_one_of(attributes, "layout", LAYOUTS, "istio")]
+    mode = KEY_MODES[_one_of(attributes, "keyMode", KEY_MODES, "0640" if group else "0600")]
     if mode & 0o040 and not group:
         raise _refused(f"keyMode {attributes['keyMode']} lets a group read the key: set fsGroup in the pod")
     traditional = _ENCODINGS[_one_of(attributes, "keyEncoding", _ENCODINGS, "PKCS8")]

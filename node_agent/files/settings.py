@@ -13,10 +13,9 @@ from urllib.parse import urlsplit
 
 from istio_auth.errors import ConfigurationError
 from istio_auth.sources.svid_files import SVIDLayout
+from node_agent.layout import KEY_MODES, LAYOUTS
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_LAYOUTS = {"istio": SVIDLayout.ISTIO, "tls": SVIDLayout.KUBERNETES_TLS}
-_MODES = {"0600": 0o600, "0640": 0o640, "0400": 0o400, "0440": 0o440}
 _SIGNALS = ("HUP", "USR1", "USR2", "TERM", "INT")
 
 
@@ -27,8 +26,8 @@ class FilesSettings:
     Args:
         name: what it earns its identity by: a registration with the selector `files:<name>`.
         folder: where; made if it is not there.
-        layout: the names of the files: `istio` (cert-chain.pem, key.pem, root-cert.pem) or `tls` (tls.crt, tls.key,
-            ca.crt).
+        layout: the names of the files: `istio` (cert-chain.pem, key.pem, root-cert.pem), `tls` (tls.crt, tls.key,
+            ca.crt) or `credential-bundle` (credential-bundle.pem with key and chain, trust-bundle.pem).
         key_mode: of the private key's file: 0600, 0640, 0400 or 0440.
         group: the group that may read them, by name or number; needs a key_mode that lets it.
         command: run after each change, without a shell.
@@ -56,10 +55,10 @@ class FilesSettings:
             raise ConfigurationError(f"{self.name[:100]!r} is no name for files: use a-z, 0-9, '.', '_' and '-'")
         if not self.folder.is_absolute():
             raise ConfigurationError(f"files {self.name}: {self.folder} is no absolute path")
-        if self.layout not in _LAYOUTS:
-            raise ConfigurationError(f"files {self.name}: layout {self.layout!r} is none of {', '.join(_LAYOUTS)}")
-        if self.key_mode not in _MODES:
-            raise ConfigurationError(f"files {self.name}: key_mode {self.key_mode!r} is none of {', '.join(_MODES)}")
+        if self.layout not in LAYOUTS:
+            raise ConfigurationError(f"files {self.name}: layout {self.layout!r} is none of {', '.join(LAYOUTS)}")
+        if self.key_mode not in KEY_MODES:
+            raise ConfigurationError(f"files {self.name}: key_mode {self.key_mode!r} is none of {', '.join(KEY_MODES)}")
         if self.group and not self.mode & 0o040:
             raise ConfigurationError(f"files {self.name}: group {self.group} can not read the key: set key_mode 0640")
         self._check_hook()
@@ -83,12 +82,12 @@ class FilesSettings:
     @property
     def names(self) -> SVIDLayout:
         """The names of the files."""
-        return _LAYOUTS[self.layout]
+        return LAYOUTS[self.layout]
 
     @property
     def mode(self) -> int:
         """The mode of the key's file."""
-        return _MODES[self.key_mode]
+        return KEY_MODES[self.key_mode]
 
     @property
     def signal_number(self) -> Signals:

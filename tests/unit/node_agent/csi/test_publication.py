@@ -81,7 +81,7 @@ def test_without_a_group_nobody_but_the_owner_reads_the_key() -> None:
         ({"colour": "red"}, "attribute 'colour' is unknown for form 'sockets'"),
         ({"layout": "tls"}, "attribute 'layout' is unknown for form 'sockets'"),
         ({"form": "files", "socket": "a"}, "attribute 'socket' is unknown for form 'files'"),
-        ({"form": "files", "layout": "java"}, "attribute layout 'java' is none of istio, tls"),
+        ({"form": "files", "layout": "java"}, "attribute layout 'java' is none of istio, tls, credential-bundle"),
         ({"form": "files", "keyEncoding": "PKCS12"}, "attribute keyEncoding 'PKCS12' is none of PKCS8, PKCS1"),
         ({"form": "files", "keyMode": "0644"}, "attribute keyMode '0644' is none of"),
         ({"form": "files", "keyMode": "0640"}, "set fsGroup in the pod"),

@@ -19,7 +19,7 @@ FOLDER = Path("/run/certs")
     [
         ({"name": "a b"}, "is no name for files"),
         ({"folder": Path("certs")}, "is no absolute path"),
-        ({"layout": "pkcs12"}, "none of istio, tls"),
+        ({"layout": "pkcs12"}, "none of istio, tls, credential-bundle"),
         ({"key_mode": "0644"}, "none of 0600, 0640, 0400, 0440"),
         ({"group": "0"}, "can not read the key: set key_mode 0640"),
         ({"command": ("nginx",)}, "is no absolute path"),

@@ -125,16 +125,19 @@ async def test_files_that_no_registration_fits_are_told_of_and_written_as_soon_a
 
 
 @pytest.mark.parametrize(
-    ("layout", "names"),
-    [("istio", {"cert-chain.pem", "key.pem", "root-cert.pem"}), ("tls", {"tls.crt", "tls.key", "ca.crt"})],
+    ("layout", "key", "others"),
+    [
+        ("istio", "key.pem", {"cert-chain.pem", "root-cert.pem"}),
+        ("tls", "tls.key", {"tls.crt", "ca.crt"}),
+        ("credential-bundle", "credential-bundle.pem", {"trust-bundle.pem"}),
+    ],
 )
-async def test_names_modes_and_group_are_as_they_are_set(world: World, layout: str, names: set[str]) -> None:
+async def test_names_modes_and_group_are_as_they_are_set(world: World, layout: str, key: str, others: set[str]) -> None:
     async with world.writing(layout=layout, key_mode="0640", group="0") as writer:
         world.renew()
         await until(writer.is_current)
     files = {path.name: path.stat() for path in world.folder.iterdir() if not path.name.startswith("..")}
-    assert set(files) == names
-    key = next(name for name in names if "key" in name)
+    assert set(files) == {key, *others}
     assert (files[key].st_mode & 0o777, files[key].st_gid) == (0o640, 0)
 
 
