@@ -176,3 +176,17 @@ def _texts(table: Mapping[str, object], name: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ConfigurationError(f"{name} is a list of strings")
     return value
+
+
+def observable(registrations: Iterable[Registration], *, unobserved: frozenset[str]) -> tuple[Registration, ...]:
+    """Those that a workload of this node can fit at all: for the others no certificate need be had.
+
+    Args:
+        registrations: all of them.
+        unobserved: the types of selectors that nobody observes here.
+    """
+    return tuple(
+        registration
+        for registration in registrations
+        if unobserved.isdisjoint(selector.type for selector in registration.selectors)
+    )

@@ -132,7 +132,8 @@ def environment(objects: Iterable[JSON], kind: str = "Deployment") -> dict[str, 
     """The environment of the CA in its pod, or of the agent in that of the DaemonSet, as a kubelet would set it."""
     workload = of_kind(objects, kind)
     (container,) = workload["spec"]["template"]["spec"]["containers"]
-    of_pod = {"metadata.namespace": workload["metadata"]["namespace"], "spec.nodeName": NODE}
+    namespace = workload["metadata"]["namespace"]
+    of_pod = {"metadata.namespace": namespace, "spec.nodeName": NODE, "status.hostIP": "192.0.2.1"}
     found: dict[str, str] = {}
     for each in container["env"]:
         value = each["value"] if "value" in each else of_pod[each["valueFrom"]["fieldRef"]["fieldPath"]]

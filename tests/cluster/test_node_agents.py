@@ -99,6 +99,7 @@ class NodeAgent:
             f'name = "{node}"\nca_address = "{place.ca.address}"\nca_timeout = "5s"\n'
             f'ca_token_file = "{self.token}"\ntrust_bundle = "{folder}/roots.pem"\n'
             f'run_folder = "{folder}"\nstate_folder = "{folder}/state"\nmetrics_listen = "127.0.0.1:{self.health}"\n'
+            '[kubernetes]\nkubelet = "127.0.0.1:1"\n'  # nobody: no caller is looked up here
             '[log]\nformat = "json"\nlevel = "debug"\n'
         )
         self.process = Program(

@@ -26,6 +26,7 @@ from tests.fakes.processes import program
 
 HIGH_AVAILABILITY = Installation("overlays/high-availability")
 WITH_AGENTS = Installation(components=("node-agent",))
+WITH_SOCKETS = Installation(components=("node-agent", "shared-socket"))
 INCLUDED = {"node-agent"}  # by the component of that name
 ALL_COMPONENTS = ("offline-tokens", "without-secrets")
 INSTALLATIONS = {
@@ -34,7 +35,8 @@ INSTALLATIONS = {
     "offline": Installation(components=("offline-tokens",)),
     "no-secrets": Installation(components=("without-secrets",)),
     "agents": WITH_AGENTS,
-    "all": replace(HIGH_AVAILABILITY, components=(*ALL_COMPONENTS, "node-agent")),
+    "sockets": WITH_SOCKETS,
+    "all": replace(HIGH_AVAILABILITY, components=(*ALL_COMPONENTS, "node-agent", "shared-socket")),
 }
 every_installation = pytest.mark.parametrize("installation", INSTALLATIONS.values(), ids=INSTALLATIONS)
 

@@ -9,7 +9,7 @@ import pytest
 from istio_auth.errors import ConfigurationError, ConflictError
 from istio_auth.registration import Registration, Selector
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
-from node_agent.registrations import Delta, Registrations, Want, checked, from_file, wants
+from node_agent.registrations import Delta, Registrations, Want, checked, from_file, observable, wants
 
 LOCAL = TrustDomain("cluster.local")
 UID = frozenset({Selector("unix", "uid:1")})
@@ -120,3 +120,9 @@ class TestAFile:
     def test_that_is_no_text_is_refused(self) -> None:
         with pytest.raises(ConfigurationError):
             from_file(b"\xff\xfe", LOCAL)
+
+
+def test_a_registration_that_asks_for_what_nobody_observes_here_is_left_aside() -> None:
+    of_pod = Registration(SpiffeID(LOCAL, "/pod"), frozenset({Selector("k8s", "ns:shop"), Selector("unix", "uid:1")}))
+    assert observable((A, of_pod, B), unobserved=frozenset({"k8s"})) == (A, B)
+    assert observable((A, of_pod, B), unobserved=frozenset()) == (A, of_pod, B)
