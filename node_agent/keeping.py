@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -19,6 +19,7 @@ from node_agent.cache import WorkloadCache
 from node_agent.kept_workloads import WorkloadFolder
 
 _SETTLE = 0.1  # seconds; what changes within this time is written once
+_LONGEST = timedelta(seconds=10)  # between two attempts to write
 _LOOK = 30.0  # seconds; so often is looked whether what was written is still there
 log = structlog.get_logger()
 
@@ -48,7 +49,7 @@ class Keeping:
     ) -> None:
         self._folder, self._cache = folder, cache
         self._trust_domain, self._from_ca = trust_domain, from_ca
-        self._backoff = backoff or Backoff()
+        self._backoff = backoff or Backoff(longest=_LONGEST)
         self.trouble: str | None = None
 
     def restore(self, now: datetime, draw: Callable[[], float]) -> bool:

@@ -59,6 +59,7 @@ class FakeCA:
         self.authority = FakeAuthority(trust_domain, parent=self.root, now=now, lifetime=timedelta(days=3650))
         self.foreign = FakeAuthority(trust_domain, now=now, lifetime=timedelta(days=3650))
         self.fault = Fault.NONE
+        self.fault_of: SpiffeID | None = None  # whose certificates alone have the fault; None for everybody's
         self.set_back: timedelta | None = None  # how far before now a validity begins, whatever its length
         self.failure: IstioAuthError | None = None  # raised by every call
         self.refusals: dict[SpiffeID, IstioAuthError] = {}
@@ -90,26 +91,27 @@ class FakeCA:
 
     def issue(self, spiffe_id: SpiffeID, key: object, ttl: timedelta | None = None) -> Chain:
         """A chain, with the one fault that was asked for."""
+        fault = self.fault if self.fault_of in {None, spiffe_id} else Fault.NONE
         public_key = allowed_public_key(key)
         now, life = self.clock.now(), ttl or self.ttl
-        authority = self.foreign if self.fault is Fault.UNKNOWN_ROOT else self.authority
+        authority = self.foreign if fault is Fault.UNKNOWN_ROOT else self.authority
         set_back = min(timedelta(minutes=2), life / 10) if self.set_back is None else self.set_back
         leaf = authority.leaf(spiffe_id.path, not_before=now - set_back, not_after=now + life)
-        if self.fault is Fault.WRONG_KEY:
+        if fault is Fault.WRONG_KEY:
             public_key = ec.generate_private_key(ec.SECP256R1()).public_key()
-        elif self.fault is Fault.WRONG_NAME:
+        elif fault is Fault.WRONG_NAME:
             leaf = replace(leaf, uris=[f"{spiffe_id}-other"])
-        elif self.fault is Fault.EXPIRED:
+        elif fault is Fault.EXPIRED:
             leaf = replace(leaf, not_before=now - timedelta(hours=2), not_after=now - timedelta(hours=1))
-        elif self.fault is Fault.NOT_YET_VALID:
+        elif fault is Fault.NOT_YET_VALID:
             leaf = replace(leaf, not_before=now + timedelta(minutes=10), not_after=now + timedelta(hours=1))
-        elif self.fault is Fault.TOO_SHORT:
+        elif fault is Fault.TOO_SHORT:
             leaf = replace(leaf, not_after=now + timedelta(seconds=2))
-        elif self.fault is Fault.CA_CERTIFICATE:
+        elif fault is Fault.CA_CERTIFICATE:
             leaf = replace(leaf, ca=True)
-        elif self.fault is Fault.EMPTY:
+        elif fault is Fault.EMPTY:
             return ()
-        intermediates = () if self.fault is Fault.SHORT_CHAIN else authority.intermediates
+        intermediates = () if fault is Fault.SHORT_CHAIN else authority.intermediates
         return (authority.sign(leaf, public_key), *intermediates)
 
     def register(self, **registrations: Registration) -> News:

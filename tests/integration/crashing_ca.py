@@ -67,17 +67,17 @@ class Disk:
 
     def open(self, path: str | Path, flags: int, mode: int = 0o777) -> int:
         if flags & os.O_CREAT and not Path(path).exists():
-            self._step("create", str(path))
+            self.step("create", str(path))
             self._safe[str(path)] = 0
         return _open(path, flags, mode)
 
     def write(self, descriptor: int, content: bytes) -> int:
         path = _path(descriptor)
-        self._step("write", path)
+        self.step("write", path)
         self._safe.setdefault(path, os.fstat(descriptor).st_size)
         half = len(content) // 2
         written = _write(descriptor, content[:half])
-        self._step("write the rest", path)
+        self.step("write the rest", path)
         return written + _write(descriptor, content[half:])
 
     def fdopen(self, descriptor: int, mode: str, **named: bool) -> io.BufferedIOBase:
@@ -86,34 +86,35 @@ class Disk:
         return io.BufferedWriter(_File(self, descriptor))  # type: ignore[type-var]  # a RawIOBase, as it asks for
 
     def fsync(self, descriptor: int) -> None:
-        self._step("sync", _path(descriptor))
+        self.step("sync", _path(descriptor))
         _fsync(descriptor)
         self._safe.pop(_path(descriptor), None)
 
     def fdatasync(self, descriptor: int) -> None:
-        self._step("sync data", _path(descriptor))
+        self.step("sync data", _path(descriptor))
         _fdatasync(descriptor)
         self._safe.pop(_path(descriptor), None)
 
     def replace(self, old: str | Path, new: str | Path) -> None:
-        self._step("rename to", str(new))
+        self.step("rename to", str(new))
         _replace(old, new)
         if (safe := self._safe.pop(str(old), None)) is not None:
             self._safe[str(new)] = safe
 
     def ftruncate(self, descriptor: int, size: int) -> None:
-        self._step("truncate", _path(descriptor))
+        self.step("truncate", _path(descriptor))
         _ftruncate(descriptor, size)
 
     def mkdir(self, path: str | Path, mode: int = 0o777) -> None:
-        self._step("make folder", str(path))
+        self.step("make folder", str(path))
         _mkdir(path, mode)
 
     def fchmod(self, descriptor: int, mode: int) -> None:
-        self._step("set mode", _path(descriptor))
+        self.step("set mode", _path(descriptor))
         _fchmod(descriptor, mode)
 
-    def _step(self, what: str, path: str) -> None:
+    def step(self, what: str, path: str) -> None:
+        """Count this, and die before it if it is the one."""
         name = Path(path).name
         self.trace.append(f"{what} {'temporary' if name.endswith('.tmp') else name}")
         if len(self.trace) == self._stop:
@@ -187,12 +188,12 @@ def main(base: Path, *, lose_unsynced: bool) -> None:
         folder = base / str(number)
         folder.mkdir()
         disk = Disk(number, lose_unsynced=lose_unsynced)
-        survived = _fork(lambda folder=folder, disk=disk: _first_life(folder, disk))  # type: ignore[misc]  # bound now
+        survived = fork(lambda folder=folder, disk=disk: _first_life(folder, disk))  # type: ignore[misc]  # bound now
         if survived:
             break
         if (stored := folder / "ca/authority.json").exists():
             shutil.copy(stored, folder / "stored")
-        if not _fork(lambda folder=folder: live(folder, folder / "second")):  # type: ignore[misc]  # bound now
+        if not fork(lambda folder=folder: live(folder, folder / "second")):  # type: ignore[misc]  # bound now
             sys.exit(f"step {number}: the second life did not end well")
 
 
@@ -202,7 +203,7 @@ def _first_life(folder: Path, disk: Disk) -> None:
     (folder / "trace").write_text("\n".join(disk.trace))
 
 
-def _fork(life: Callable[[], None]) -> bool:
+def fork(life: Callable[[], None]) -> bool:
     """Live in a process of its own; whether it came to its end and was not killed."""
     child = os.fork()
     if not child:
