@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.build import PARTS, built, main, servers
+from tests.cluster.build import CONTROL_PLANE, PARTS, built, main, servers
 from tests.fakes.go_module import BuildFailed
+from tests.node.build import KUBELET
 
 _GO = """#!/bin/sh
 case $1 in
@@ -71,6 +72,10 @@ def test_what_was_built_is_found_again(go: Path, capfd: pytest.CaptureFixture[st
     told = capfd.readouterr().err
     assert [name for name in PARTS if name not in told] == []
     assert all("gitVersion=v1." in line for line in builds(go))
+
+
+def test_a_kubelet_is_of_the_version_of_its_control_plane() -> None:
+    assert KUBELET.version("k8s.io/kubernetes") == CONTROL_PLANE.version("k8s.io/kubernetes")
 
 
 def test_two_that_ask_at_once_share_one_build(go: Path) -> None:

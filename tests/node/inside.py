@@ -18,7 +18,6 @@ import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from pathlib import Path
 
 from istio_auth import FileSource, SpiffeID, WorkloadAPISource, client_context, is_id, peer_id, server_context
 from istio_auth.sources.source import Source

@@ -18,6 +18,12 @@ from tests.node.node import Node
 MOUNTED = "/identity"  # where containers see the volume of the driver
 _READY = 60.0  # seconds that a pod has, on a machine that is busy
 DRIVER = "istio-auth"
+_RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "runAsNonRoot": True,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 
 
 def inside(command: str, *words: object) -> tuple[str, ...]:
@@ -42,6 +48,7 @@ class PodSpec:
         fs_group: the group of its volumes.
         read_only: whether the volume is asked for as it must be.
         sees_machine: whether it sees the programs of this machine, Python and this project among them.
+        is_restricted: whether it gives up all that the restricted level of Pod Security wants given up.
         command: what its container runs; it sleeps if none is given.
         volumes: more volumes.
         mounts: where the container sees them.
@@ -54,6 +61,7 @@ class PodSpec:
     fs_group: int | None = None
     read_only: bool = True
     sees_machine: bool = True
+    is_restricted: bool = False
     command: Sequence[str] = ()
     volumes: Sequence[JSON] = ()
     mounts: Sequence[JSON] = ()
@@ -71,6 +79,7 @@ class PodSpec:
             "imagePullPolicy": "Never",
             "volumeMounts": [*mounts, *self.mounts],
             **({"command": list(self.command)} if self.command else {}),
+            **({"securityContext": _RESTRICTED} if self.is_restricted else {}),
         }
         security = {"runAsUser": self.user, "runAsGroup": self.user, "fsGroup": self.fs_group}
         return {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.client import JSON, Client
+from tests.cluster.client import JSON, Client, Refused
 from tests.cluster.running_ca import account_id
 from tests.cluster.waiting import eventually
 from tests.fakes.sds_client import SDSStream
@@ -71,6 +71,16 @@ async def test_a_pod_can_change_nothing_of_its_volume(pods: Pods, installed: Ins
     pod = await pods.start(PodSpec(attributes={"form": "files"}))
     with pytest.raises(PodFailed, match="Read-only file system"):
         await pod.run("rm", f"{MOUNTED}/key.pem")
+
+
+async def test_a_pod_needs_no_privilege_whatsoever(pods: Pods, installed: Installed) -> None:
+    restricted = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    await pods.admin.patch(f"/api/v1/namespaces/{pods.namespace}", restricted)
+    with pytest.raises(Refused, match="violates PodSecurity"):
+        await pods.create(PodSpec(attributes={"form": "files"}))
+    spec = PodSpec(attributes={"form": "files"}, user=1001, fs_group=2002, sees_machine=False, is_restricted=True)
+    pod = await pods.start(spec)
+    assert "PRIVATE KEY" in await pod.run("/busybox", "cat", f"{MOUNTED}/key.pem")
 
 
 @pytest.mark.parametrize("form", ["files", "sockets"])
