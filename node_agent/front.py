@@ -68,8 +68,7 @@ async def front(
         stack.callback(door.stop_listening)
         daemon.readiness.add("sockets", workloads.socket_trouble)
         daemon.supervise("sockets", workloads.keep_listening(door))
-        admin = await stack.enter_async_context(AdminServer(config.admin_at, status))
-        daemon.supervise("admin socket", admin.keep_listening())
+        await stack.enter_async_context(AdminServer(config.admin_at, status))
         for writer in workloads.files:
             daemon.supervise(f"files {writer.settings.name}", writer.run())
         yield
