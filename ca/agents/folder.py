@@ -78,7 +78,7 @@ class AgentFolder:
         return record
 
     def is_known(self, name: str) -> bool:
-        """Whether an agent of this name ever enrolled, or was evicted.
+        """Whether an agent of this name ever enrolled, or was evicted. A damaged record is one.
 
         Raises:
             ConfigurationError, NotReady: the look-up failed.
@@ -91,6 +91,8 @@ class AgentFolder:
             self._record(name)
         except MissingError:
             return name in self.evictions().since
+        except ConfigurationError:
+            return True  # who asks further hears that it is damaged
         return True
 
     def unnoted(self, name: str, identities: Iterable[SpiffeID]) -> frozenset[SpiffeID]:

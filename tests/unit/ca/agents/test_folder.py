@@ -230,3 +230,27 @@ def test_agents_have_a_room_of_their_own_in_the_trust_domain(path: str, name: st
     spiffe_id = SpiffeID.parse(f"spiffe://cluster.local{path}")
     assert agent_name(spiffe_id) == name
     assert in_agents_room(spiffe_id) is inside
+
+
+def test_an_agent_is_known_that_ever_enrolled_or_was_evicted(
+    agents: AgentFolder, clock: FakeClock, tmp_path: Path
+) -> None:
+    assert not agents.is_known("node-1")
+    enrolled(agents, clock)
+    enrolled(agents, clock, "node-2")
+    assert agents.is_known("node-1")
+    assert not agents.is_known("n" * 200)  # no agent with a record has such a name
+    agents.evict("node-1", clock.now())
+    (tmp_path / "agents" / "node-1.json").unlink()
+    assert agents.is_known("node-1")
+    (tmp_path / "agents" / "node-2.json").write_text("{")
+    assert agents.is_known("node-2")
+    with pytest.raises(NotAuthorized, match="damaged"):
+        agents.unnoted("node-2", [])
+
+
+def test_what_is_on_record_need_not_be_noted_again(agents: AgentFolder, clock: FakeClock) -> None:
+    enrolled(agents, clock)
+    assert agents.unnoted("node-1", [WEB, DB]) == {WEB, DB}
+    agents.note_identities("node-1", [WEB])
+    assert agents.unnoted("node-1", [WEB, DB]) == {DB}

@@ -172,6 +172,15 @@ async def test_eviction_by_another_process_ends_the_stream(ca: StandaloneCA) -> 
     assert (await other.hear()).registrations.put
 
 
+async def test_nobody_waits_for_an_agent_that_is_away_and_not_welcome_any_more(ca: StandaloneCA) -> None:
+    for name in ("node-1", "node-2"):
+        stream, _ = await opened(ca, await ca.enrolled(name))
+        await stream.close()
+    (ca.folder / "agents" / "node-1.json").unlink()  # as if its node had gone
+    await ca.platform.reload_if_changed()
+    assert set(ca.platform.sync_book.entries) == {"node-2"}
+
+
 async def test_the_stream_ends_with_the_certificate(ca: StandaloneCA) -> None:
     stream, _ = await opened(ca, await ca.enrolled())
     ca.clock.advance(timedelta(hours=25))
