@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from istio_auth.keys import public_key_der
 from istio_auth.pem import read_private_key
 from tests.integration.crashing_agent import ME
@@ -18,10 +16,20 @@ from tests.integration.crashing_agent import ME
 WRITTEN = ["node-key.pem", "boot-id", "spent-token", "svid.pem", "registrations.json", "bundles.json"]
 
 
-@pytest.fixture(scope="module")
-def lives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The folders of all lives, the one that nothing ended last."""
-    base = tmp_path_factory.mktemp("lives")
+def test_an_agent_killed_at_any_write_comes_back_by_itself_with_nothing_half_lost_or_open_to_others(
+    tmp_path: Path,
+) -> None:
+    lives = all_lives(tmp_path)
+    every_single_write_was_visited(lives)
+    the_next_start_comes_back_by_itself(lives)
+    the_key_that_the_ca_counts_on_is_the_one_that_is_kept(lives)
+    a_token_that_was_spent_and_not_noted_costs_one_question(lives)
+    what_was_kept_before_the_death_is_served_after_it(lives)
+    nothing_is_open_to_others_or_left_lying_about(lives)
+
+
+def all_lives(base: Path) -> list[Path]:
+    """The folders of all lives, the one that nothing ended last. They cost ten seconds: one test looks at them all."""
     command = [sys.executable, "-m", "tests.integration.crashing_agent", str(base)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
@@ -34,7 +42,7 @@ def second(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_every_single_write_was_visited(lives: list[Path]) -> None:
+def every_single_write_was_visited(lives: list[Path]) -> None:
     steps = (lives[-1] / "trace").read_text().splitlines()
     assert [int(folder.name) for folder in lives] == list(range(1, len(steps) + 2))
     assert [name for name in WRITTEN if f"rename to {name}" not in steps] == []
@@ -42,27 +50,27 @@ def test_every_single_write_was_visited(lives: list[Path]) -> None:
     assert steps.index("rename to node-key.pem") < steps.index("rename to spent-token")
 
 
-def test_the_next_start_comes_back_by_itself(lives: list[Path]) -> None:
+def the_next_start_comes_back_by_itself(lives: list[Path]) -> None:
     for folder in lives[:-1]:
         found = second(folder)
         assert (found["lives"], found["trouble"], found["sequence"]) == (True, None, 2), folder.name
         assert found["held"] == ["/web"], folder.name
 
 
-def test_the_key_that_the_ca_counts_on_is_the_one_that_is_kept(lives: list[Path]) -> None:
+def the_key_that_the_ca_counts_on_is_the_one_that_is_kept(lives: list[Path]) -> None:
     for folder in lives:
         key = read_private_key((folder / "state/node-key.pem").read_bytes())
         remembered = json.loads((folder / "ca").read_text())["keys"][str(ME)]
         assert remembered == hashlib.sha256(public_key_der(key.public_key())).hexdigest(), folder.name
 
 
-def test_a_token_that_was_spent_and_not_noted_costs_one_question(lives: list[Path]) -> None:
+def a_token_that_was_spent_and_not_noted_costs_one_question(lives: list[Path]) -> None:
     ways = {tuple(call for call in second(folder)["calls"] if call != "sign") for folder in lives[:-1]}
     recovered = ("challenge /agent/node-1", "recover")
     assert ways == {("enrol",), ("enrol", *recovered), recovered, ()}
 
 
-def test_what_was_kept_before_the_death_is_served_after_it(lives: list[Path]) -> None:
+def what_was_kept_before_the_death_is_served_after_it(lives: list[Path]) -> None:
     restored = [second(folder)["restored"] for folder in lives[:-1]]
     assert restored[-1] == ["/web"]
     assert ["/api", "/web"] in restored
@@ -70,7 +78,7 @@ def test_what_was_kept_before_the_death_is_served_after_it(lives: list[Path]) ->
     assert all("/web" in found for found in restored[whole:])
 
 
-def test_nothing_is_open_to_others_or_left_lying_about(lives: list[Path]) -> None:
+def nothing_is_open_to_others_or_left_lying_about(lives: list[Path]) -> None:
     for folder in lives:
         for part in (folder / "state", folder / "workloads"):
             assert part.stat().st_mode & 0o777 == 0o700
