@@ -1,14 +1,14 @@
 """The node agent: what a stream and a workload cost in memory, how soon a rotation is everywhere, and its rest.
 
-    python -m bench.agent [--json] [--streams N ...] [--workloads N] [--rest SECONDS]
+    python -m bench.agent [--json] [--streams N ...] [--workloads N ...] [--rest SECONDS] [--calls SECONDS]
 
 CA and agent are the daemons, with their logs. `streams`: so many SDS clients, each with a connection of its own, ask
 for the same certificate and the roots; `KB` is what each adds to the agent's memory. Then the workload is registered
 otherwise, so that a new certificate is issued once; `p50` and `p99` are from the agent's log line of the new
 certificate to the client's acceptance. `bare` is a server of gRPC's own that pushes as many bytes to the same clients
 (`bench/agent_reference.py`); `ratio` compares with it. `workloads`: so many registered, each with a certificate of its
-own. `start`: from the start of the process to the first certificate at a client. `rest`: the processor time of the
-agent while nothing happens.
+own. `calls`: how often in a second the Workload API answers, eight at once. `start`: from the start of the process to
+the first certificate at a client. `rest`: the processor time of the agent while nothing happens.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ from tests.fakes.waiting import until
 
 SHARED = "a-shared"  # the first by name: the default of whoever may have all
 SECRET_BYTES = 1600  # about as much as a certificate with its key, or a bundle
+# All clients here are processes of one user, and few processes.
+LIMITS = """[limits]
+connections_per_process = 10000
+streams_per_process = 10000
+request_burst = 1000000
+requests_per_second = 1000000
+"""
 AIMS = {"kb": 50, "megabytes": 55, "last_ms": 100}
 
 
@@ -55,23 +62,26 @@ class Result:
     Args:
         streams: by their number.
         idle_megabytes: the agent's memory with one workload and no client.
-        workloads: how many there were then.
-        workload_kb: what each of them adds to the agent's memory.
+        workload_kb: what each of so many workloads adds to the agent's memory.
+        calls, bare_calls: of the Workload API in a second, of the agent and of the bare server.
         start_ms: from the start of the agent to the first certificate at a client.
         rest_share: of a processor, with all the workloads and nothing to do.
     """
 
     streams: list[Streams]
     idle_megabytes: float
-    workloads: int
-    workload_kb: float
+    workload_kb: dict[int, float]
+    calls: float
+    bare_calls: float
     start_ms: float
     rest_share: float
 
 
-async def measure(folder: Path, *, streams: list[int], workloads: int, rest: float) -> Result:
+async def measure(folder: Path, *, streams: list[int], workloads: list[int], rest: float, asking: float) -> Result:
     """The figures of one run."""
     machine = Machine(folder, ttl="24h", workloads=[SHARED])
+    with (folder / "agent.toml").open("a") as file:
+        file.write(LIMITS)
     async with machine.ca:
         await machine.prepare()
         async with machine.agent:
@@ -79,17 +89,37 @@ async def measure(folder: Path, *, streams: list[int], workloads: int, rest: flo
             await machine.agent.says("a workload has a new SVID")
             idle = megabytes(machine.agent.pid)
             rows = [await one(machine, folder, number) for number in streams]
+            calls = await called(f"unix:{machine.socket}", folder, asking)
         start_ms = await start(machine, folder)
         await machine.agent.kill()
-        registrations(machine, workloads=workloads)
-        async with machine.agent:
-            await machine.agent_is_ready()
-            await until(lambda: held(machine) >= workloads + 1, within=120)
-            each = (megabytes(machine.agent.pid) - idle) * 1000 / workloads
-            before = cpu_seconds(machine.agent.pid)
-            await asyncio.sleep(rest)
-            share = (cpu_seconds(machine.agent.pid) - before) / rest
-    return Result(rows, round(idle, 1), workloads, round(each, 1), round(start_ms), round(share, 4))
+        each: dict[int, float] = {}
+        share = 0.0
+        for number in workloads:
+            registrations(machine, workloads=number)
+            async with machine.agent:
+                await machine.agent_is_ready()
+                await until(lambda number=number: held(machine) >= number + 1, within=120)  # type: ignore[misc]
+                each[number] = round((megabytes(machine.agent.pid) - idle) * 1000 / number, 1)
+                before = cpu_seconds(machine.agent.pid)
+                await asyncio.sleep(rest)
+                share = (cpu_seconds(machine.agent.pid) - before) / rest
+    bare_calls = await bare_called(folder, asking)
+    return Result(rows, round(idle, 1), each, calls, bare_calls, round(start_ms), round(share, 4))
+
+
+async def called(target: str, folder: Path, seconds: float) -> float:
+    """How often in a second the Workload API answers there."""
+    with party("bench.agent_client", target, log=folder / "clients") as client:
+        return round((await told(client, {"calls": seconds}))["per_second"], 1)
+
+
+async def bare_called(folder: Path, seconds: float) -> float:
+    """How often the bare server answers."""
+    path = folder / "bare.sock"
+    path.unlink(missing_ok=True)
+    with party("bench.agent_reference", str(path), log=folder / "bare") as server:
+        await asyncio.to_thread(server.answer)
+        return await called(f"unix:{path}", folder, seconds)
 
 
 async def one(machine: Machine, folder: Path, streams: int) -> Streams:
@@ -181,6 +211,8 @@ def spread(values: list[float]) -> tuple[float, float]:
 
 def table(result: Result) -> str:
     """The figures for people."""
+    ratio = result.calls / result.bare_calls if result.bare_calls else 0
+    each = ", ".join(f"{kb:.1f} KB at {number}" for number, kb in result.workload_kb.items())
     head = f"{'streams':>8}{'KB':>8}{'bare':>8}{'ratio':>7}{'p50 ms':>9}{'p99 ms':>9}{'bare p50':>10}{'bare p99':>10}"
     lines = [
         f"{row.streams:>8}{row.kb:>8.1f}{row.bare_kb:>8.1f}{row.kb / row.bare_kb if row.bare_kb > 0 else 0:>7.2f}"
@@ -188,8 +220,9 @@ def table(result: Result) -> str:
         for row in result.streams
     ]
     rest = (
-        f"the agent at rest: {result.idle_megabytes:.1f} MB (aim {AIMS['megabytes']}); each of {result.workloads} "
-        f"workloads adds {result.workload_kb:.1f} KB, and all take {result.rest_share:.2%} of a processor\n"
+        f"the agent at rest: {result.idle_megabytes:.1f} MB (aim {AIMS['megabytes']}); each workload adds "
+        f"{each}; at rest the most of them take {result.rest_share:.2%} of a processor\n"
+        f"Workload API: {result.calls:.0f} calls a second, the bare server {result.bare_calls:.0f}; ratio {ratio:.2f}\n"
         f"start to the first certificate at a client: {result.start_ms:.0f} ms\n"
         f"Aims: {AIMS['kb']} KB a stream, {AIMS['last_ms']} ms to the last acceptance at 1000 streams."
     )
@@ -203,12 +236,19 @@ def main() -> None:
     parser.add_argument(
         "--streams", type=int, nargs="+", default=[1, 100, 1000], help="SDS clients (default 1 100 1000)"
     )
-    parser.add_argument("--workloads", type=int, default=1000, help="registered workloads (default 1000)")
+    parser.add_argument("--workloads", type=int, nargs="+", default=[100, 1000], help="registered (default 100 1000)")
     parser.add_argument("--rest", type=float, default=20, help="seconds of rest that are looked at (default 20)")
+    parser.add_argument("--calls", type=float, default=5, help="seconds of calls of the Workload API (default 5)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-agent-") as base:
         result = asyncio.run(
-            measure(Path(base), streams=arguments.streams, workloads=arguments.workloads, rest=arguments.rest)
+            measure(
+                Path(base),
+                streams=arguments.streams,
+                workloads=arguments.workloads,
+                rest=arguments.rest,
+                asking=arguments.calls,
+            )
         )
     print(json.dumps(asdict(result), indent=2) if arguments.json else table(result))
 

@@ -4,7 +4,8 @@
 
 Reads lines of JSON on standard input. `{"streams": N, "names": [...]}` opens so many, of which number `i` asks for
 `names[i % len(names)]` and ROOTCA, and answers when all have their secrets. `{"watch": true}` waits until each of them
-has been sent something new and has accepted it, and answers with the instants at which it did.
+has been sent something new and has accepted it, and answers with the instants at which it did. `{"calls": S}` asks the
+Workload API for the SVIDs again and again for so many seconds, and answers how often in a second it was answered.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import grpc
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryRequest, DiscoveryResponse
 
 METHOD = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
+WORKLOAD_API = "/SpiffeWorkloadAPI/FetchX509SVID"
 TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 
 
@@ -65,11 +67,33 @@ class Stream:
         return DiscoveryRequest(resource_names=self._names, version_info=version, response_nonce=nonce, type_url=TYPE)
 
 
+async def calls_per_second(target: str, seconds: float, *, at_once: int = 8) -> float:
+    """How many calls of the Workload API are answered in a second, where so many are open at once."""
+    end, answered = time.monotonic() + seconds, 0
+
+    async def ask(number: int) -> None:
+        nonlocal answered
+        options = [("grpc.use_local_subchannel_pool", 1), ("bench.number", number)]
+        async with grpc.aio.insecure_channel(target, options=options) as channel:
+            fetch = channel.unary_stream(WORKLOAD_API, bytes, bytes)
+            while time.monotonic() < end:
+                call = fetch(b"", metadata=(("workload.spiffe.io", "true"),))
+                await call.read()
+                call.cancel()
+                answered += 1
+
+    await asyncio.gather(*map(ask, range(at_once)))
+    return answered / seconds
+
+
 async def _main(target: str) -> None:
     streams: list[Stream] = []
     running: list[asyncio.Task[None]] = []
     while line := await asyncio.to_thread(sys.stdin.readline):
         order = json.loads(line)
+        if seconds := order.get("calls"):
+            print(json.dumps({"per_second": await calls_per_second(target, seconds)}), flush=True)
+            continue
         if order.get("watch"):
             counts = [stream.received for stream in streams]
             print(json.dumps({"watching": len(streams)}), flush=True)

@@ -2,7 +2,8 @@
 
     python -m bench.agent_reference /path/of/the.sock
 
-No callers are looked at, nothing is subscribed, compared or counted. Each line on standard input is a push to all
+No callers are looked at, nothing is subscribed, compared or counted. Calls of the Workload API are all answered with
+the same bytes. Each line on standard input is a push to all
 streams: `{"bytes": N}` of a secret with so many bytes of content; it is answered with the instant before the push.
 """
 
@@ -18,7 +19,7 @@ import grpc
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 from envoy.service.discovery.v3.discovery_pb2 import DiscoveryResponse
 
-from bench.agent_client import METHOD, TYPE
+from bench.agent_client import METHOD, TYPE, WORKLOAD_API
 
 
 class Server:
@@ -48,6 +49,11 @@ class Server:
             self._queues.discard(queue)
             listening.cancel()
 
+    async def fetch(self, _request: bytes, _context: grpc.aio.ServicerContext[bytes, bytes]) -> AsyncIterator[bytes]:
+        """One stream of the Workload API."""
+        yield self._content
+        await asyncio.Event().wait()
+
     def push(self, size: int) -> None:
         """Send something new to all."""
         self._content = _answer(2, size)
@@ -68,9 +74,12 @@ def _answer(secrets: int, size: int) -> bytes:
 async def _main(path: str) -> None:
     service = Server()
     server = grpc.aio.server()
-    _, name, method = METHOD.split("/")
-    handlers = {method: grpc.stream_stream_rpc_method_handler(service.stream)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+    for path_of, handler in (
+        (METHOD, grpc.stream_stream_rpc_method_handler(service.stream)),
+        (WORKLOAD_API, grpc.unary_stream_rpc_method_handler(service.fetch)),
+    ):
+        _, name, method = path_of.split("/")
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {method: handler}),))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     print(json.dumps({"ready": 1}), flush=True)

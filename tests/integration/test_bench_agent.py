@@ -10,7 +10,7 @@ from bench.agent import Result, Streams, table
 
 
 def test_the_benchmark_of_the_agent_prints_a_table_and_json() -> None:
-    few = ["--streams", "1", "4", "--workloads", "4", "--rest", "0.2"]
+    few = ["--streams", "1", "4", "--workloads", "2", "4", "--rest", "0.2", "--calls", "0.5"]
     command = [sys.executable, "-m", "bench.agent", "--json", *few]
     figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=110).stdout)
     assert [row["streams"] for row in figures["streams"]] == [1, 4]
@@ -20,4 +20,7 @@ def test_the_benchmark_of_the_agent_prints_a_table_and_json() -> None:
     assert 20 < figures["idle_megabytes"] < 500
     assert 50 < figures["start_ms"] < 60_000
     rows = [Streams(**row) for row in figures.pop("streams")]
-    assert "each of 4 workloads adds" in table(Result(streams=rows, **figures))
+    assert figures["calls"] > 0
+    assert figures["bare_calls"] > 0
+    assert list(figures["workload_kb"]) == ["2", "4"]
+    assert "KB at 2, " in table(Result(streams=rows, **figures))
