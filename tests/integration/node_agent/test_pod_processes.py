@@ -140,6 +140,7 @@ async def test_who_calls_by_a_process_that_has_ended_is_not_who_has_its_id_now(
             assert await workload.refusal("FetchX509SVID") == ("PERMISSION_DENIED", "no identity issued")
         assert f"process {pid} has ended" in caplog.text
     finally:
-        await end(process)
         if pid:
             os.kill(pid, signal.SIGKILL)
+        await end(process)
+        await until(lambda: not (group / "cgroup.procs").read_text())  # or the group would stay
