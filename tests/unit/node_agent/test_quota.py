@@ -109,6 +109,16 @@ async def test_a_process_that_asks_too_often_is_refused_until_time_has_passed_an
             spend()
 
 
+async def test_a_budget_is_never_more_than_its_burst_however_long_nobody_asked() -> None:
+    async with office(request_burst=10, requests_per_second=2) as at:
+        spend = await at.open()
+        at.now += 1000
+        for _ in range(10):
+            spend()
+        with pytest.raises(Exhausted):
+            spend()
+
+
 async def test_a_user_with_many_processes_has_a_budget_for_all_of_them() -> None:
     async with office(request_burst=1, requests_per_second=1) as at:
         for pid in range(20):
