@@ -1,7 +1,7 @@
 """All volumes of this node: published, published again, unpublished, and found again after a restart.
 
 * A publish writes the record first and mounts last, and returns when the pod can use what it sees. If it can not, in
-  time, all of it is undone: there may be no unpublish for it.
+  time, all of it is undone: there may be no unpublish for it. What a pod saw before, it goes on to see.
 * A republish brings a token. It never mounts anew what the pod already sees, for running containers would not see it.
 * An unpublish takes away what is there, however much that is.
 * One thing at a time for each volume: who comes meanwhile is told to come again (CSI: ABORTED). What was begun goes on
@@ -79,7 +79,9 @@ class Volumes:
                 await self._restore(folder)
             except IstioAuthError as error:
                 log.warning(
-                    "a volume is not found again; its pod must be started anew", key=folder.key, reason=str(error)
+                    "a volume is not found again; the kubelet's next call publishes it anew",
+                    key=folder.key,
+                    reason=str(error),
                 )
 
     async def end(self) -> None:
@@ -110,13 +112,14 @@ class Volumes:
             return True
         folder = VolumeFolder(self._parent, key_of(publication.volume_id))
         volume = Volume(publication, folder, self._means)
+        is_seen = await done_in_a_thread(lambda: self._mounts.is_mounted(folder.content, publication.target))
         try:
             volume.take(token)
             await done_in_a_thread(lambda: folder.begin(publication))
             await volume.issued(within)
             await self._show(volume)
         except BaseException:
-            await self._undo(volume)
+            await (self._leave(volume) if is_seen else self._undo(volume))
             raise
         self._by_id[publication.volume_id] = volume
         volume.start()
@@ -143,9 +146,13 @@ class Volumes:
             await self._sockets.open(volume)
         await done_in_a_thread(lambda: self._mounts.mount(volume.folder.content, volume.publication.target))
 
-    async def _undo(self, volume: Volume) -> None:
+    async def _leave(self, volume: Volume) -> None:
+        """Of a volume that was not found again a running pod may still use the files: the next publish tries again."""
         self._sockets.close(volume)
         await volume.end()
+
+    async def _undo(self, volume: Volume) -> None:
+        await self._leave(volume)
         try:
             await done_in_a_thread(lambda: self._remove(volume.folder, volume.publication.target))
         except IstioAuthError as error:

@@ -40,6 +40,17 @@ async def test_pods_are_served_again_by_an_agent_that_starts_anew(
     assert [await pod.pid() for pod in running.values()] == pids
 
 
+async def test_an_agent_that_starts_while_the_ca_is_away_serves_pods_what_it_had(
+    pods: Pods, installed: Installed
+) -> None:
+    pod = await pods.start()
+    (before,) = await pod.told("who", SOCKET)
+    async with away(installed.ca):
+        async with away(installed.agent, killed=True):
+            pass
+        assert await pod.told("who", SOCKET) == [before]
+
+
 async def test_a_pod_that_starts_while_the_agent_is_away_waits_for_it(pods: Pods, installed: Installed) -> None:
     async with away(installed.agent):
         pod = await pods.create()

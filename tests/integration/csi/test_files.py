@@ -326,6 +326,25 @@ async def test_a_restart_undoes_what_was_published_by_half_and_one_bad_record_st
     assert not kept(agent)
 
 
+async def test_a_pod_whose_record_is_bad_keeps_its_files_until_the_ca_is_there_to_publish_anew(
+    agent: RunningAgent, kubelet: Kubelet, server: CAServer
+) -> None:
+    await kubelet.publish(POD, TOKEN)
+    target, before = kubelet.target(POD), svid_at(kubelet.target(POD))
+    (target.readlink().parent / "record.json").write_text("{")
+    await agent.stop()
+    await server.away()
+    await agent.start()
+    with pytest.raises(NotReady):
+        await kubelet.publish(POD, TOKEN, within=timedelta(seconds=2))
+    assert svid_at(target).leaf == before.leaf
+    await server.back()
+    await kubelet.publish(POD, TOKEN)
+    assert svid_at(target).leaf != before.leaf
+    await kubelet.unpublish(POD)
+    assert nothing_is_left(agent, kubelet)
+
+
 async def test_no_token_and_no_key_is_in_a_record_and_nobody_else_may_enter(
     agent: RunningAgent, kubelet: Kubelet
 ) -> None:
