@@ -107,8 +107,9 @@ def credentials(settings: KubernetesSettings) -> tuple[str, ssl.SSLContext]:
     if not token or any(character <= " " or character > "~" for character in token):
         raise ConfigurationError(f"{settings.token_file} holds no token: a token is one word")
     authorities = read_bounded(settings.kubelet_ca, _MAX_CA)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # a default one trusts the machine's CAs if the file is empty
     try:
-        context = ssl.create_default_context(cadata=authorities.decode("latin-1"))
+        context.load_verify_locations(cadata=authorities.decode("latin-1"))
     except (ssl.SSLError, ValueError) as error:
         raise ConfigurationError(f"{settings.kubelet_ca} holds no certificates: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2

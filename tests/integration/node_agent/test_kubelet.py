@@ -118,8 +118,9 @@ async def test_without_a_token_it_is_said_which_file_has_none(
     assert str(lister.token) in text
 
 
-async def test_without_a_ca_nobody_is_asked(lister: PodLister) -> None:
-    lister.ca.write_text("no certificates")
+@pytest.mark.parametrize("content", ["no certificates", ""])
+async def test_without_a_ca_nobody_is_asked(lister: PodLister, content: str) -> None:
+    lister.ca.write_text(content)
     assert "kubelet-ca.pem holds no certificates" in await refusal(lister)
     assert lister.asked == 0
 
