@@ -25,8 +25,11 @@ class LimitsSettings:
     streams_per_user: Annotated[int, Setting("of these, from the processes of one user")] = 8_000
     streams_per_socket: Annotated[int, Setting("of these, through one socket")] = 16_000
     streams_per_process: Annotated[int, Setting("of these, from one process")] = 500
+    streams_per_pod: Annotated[int, Setting("streams through the socket of one pod's CSI volume")] = 400
     names_per_stream: Annotated[int, Setting("secrets that one SDS stream may ask for")] = 100
-    requests_per_second: Annotated[int, Setting("requests and new streams of one process, in the long run")] = 50
+    requests_per_second: Annotated[
+        int, Setting("requests and new streams of one process, or of one pod with a CSI volume, in the long run")
+    ] = 50
     request_burst: Annotated[int, Setting("of these, how many may come at once")] = 2_000
 
     def __post_init__(self) -> None:

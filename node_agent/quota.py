@@ -4,6 +4,8 @@
   nobody can take what others need.
 * A new stream and each request take one from the budget of their process and of their user. A budget fills up again
   with time. A user's is twenty times a process's: many sidecars run as one user.
+* Behind the socket of a pod are processes that can not be told apart, of users that other pods have too. So there all
+  of a pod's streams and requests count together, and for that pod alone.
 * Whoever is over a limit is refused with RESOURCE_EXHAUSTED and the limit's name, after a moment: who asks again and
   again at once would cost more than one who is served.
 """
@@ -15,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import TypeAlias
 
 import structlog
 
@@ -30,6 +33,8 @@ _SWEEP_ABOVE = 1_000  # accounts
 _QUIET = 10.0  # seconds between two lines of the log on one account
 _SHOWN = 5  # of the busiest users
 _AGAIN = timedelta(seconds=1)
+_Key: TypeAlias = tuple[str, object]
+_Keys: TypeAlias = tuple[_Key, _Key, _Key]  # of process, user and socket
 log = structlog.get_logger()
 
 
@@ -53,6 +58,7 @@ class Quota:
     Args:
         limits: the limits.
         refused: told the name of the limit at each refusal.
+        by_pod: whether each socket is that of a pod.
         moment: how long a refusal takes, in seconds.
         now: a clock that never goes back, in seconds.
     """
@@ -62,11 +68,13 @@ class Quota:
         limits: LimitsSettings,
         refused: Callable[[str], None],
         *,
+        by_pod: bool = False,
         moment: float = 1.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits, self._refused, self._moment, self._now = limits, refused, moment, now
-        self._accounts: dict[tuple[str, object], _Account] = {}
+        self._by_pod = by_pod
+        self._accounts: dict[_Key, _Account] = {}
         self._streams = 0
 
     @asynccontextmanager
@@ -77,7 +85,9 @@ class Quota:
             Exhausted: its caller is over a limit.
         """
         caller = call.caller
-        process, user, socket = keys = _keys(caller) if isinstance(caller, UnixCaller) else _strangers(str(caller))
+        process, user, socket = keys = (
+            self._keys_of(caller) if isinstance(caller, UnixCaller) else _one(str(caller), "")
+        )
 
         def spend() -> None:
             try:
@@ -110,8 +120,15 @@ class Quota:
             "busiest": [{"uid": str(uid), "streams": streams} for uid, streams in busiest],
         }
 
-    def _check_streams(self, process: tuple[str, object], user: tuple[str, object], socket: tuple[str, object]) -> None:
+    def _keys_of(self, caller: UnixCaller) -> _Keys:
+        return _one(caller.socket, caller.socket) if self._by_pod else _keys(caller)
+
+    def _check_streams(self, process: _Key, user: _Key, socket: _Key) -> None:
         limits = self._limits
+        if self._by_pod:
+            if (is_open := self._account(socket).streams) >= limits.streams_per_pod:
+                raise _over("streams_per_pod", f"{is_open} are open, and {limits.streams_per_pod} are allowed")
+            return
         theirs = self._account(user).streams
         reserve = limits.streams // 10 if theirs >= _FEW else 0
         for name, is_open, allowed in (
@@ -123,7 +140,7 @@ class Quota:
             if is_open >= allowed:
                 raise _over(name, f"{is_open} are open, and {allowed} are allowed")
 
-    def _spend(self, process: tuple[str, object], user: tuple[str, object]) -> None:
+    def _spend(self, process: _Key, user: _Key) -> None:
         now, burst, rate = self._now(), self._limits.request_burst, self._limits.requests_per_second
         accounts = ((self._account(process), 1), (self._account(user), _USER))
         if any(each.fill(now, burst=burst * times, per_second=rate * times) < 1 for each, times in accounts):
@@ -131,19 +148,19 @@ class Quota:
         for each, _ in accounts:
             each.left -= 1
 
-    def _note(self, error: Exhausted, caller: str, process: tuple[str, object]) -> None:
+    def _note(self, error: Exhausted, caller: str, process: _Key) -> None:
         self._refused(str(error).partition(":")[0].removeprefix("limits."))
         account, now = self._account(process), self._now()
         if now - account.told >= _QUIET:
             account.told = now
             log.warning("a caller is over a limit; it is refused", caller=caller, reason=str(error))
 
-    def _count(self, keys: tuple[tuple[str, object], ...], step: int) -> None:
+    def _count(self, keys: tuple[_Key, ...], step: int) -> None:
         self._streams += step
         for key in keys:
             self._account(key).streams += step
 
-    def _account(self, key: tuple[str, object]) -> _Account:
+    def _account(self, key: _Key) -> _Account:
         if (account := self._accounts.get(key)) is None:
             if len(self._accounts) >= _SWEEP_ABOVE:
                 self._sweep()
@@ -158,13 +175,13 @@ class Quota:
             del self._accounts[key]
 
 
-def _keys(caller: UnixCaller) -> tuple[tuple[str, object], tuple[str, object], tuple[str, object]]:
+def _keys(caller: UnixCaller) -> _Keys:
     process = (caller.pid, caller.process.started) if caller.process is not None else ("unseen", caller.uid)
     return ("process", process), ("user", caller.uid), ("socket", caller.socket)
 
 
-def _strangers(caller: str) -> tuple[tuple[str, object], tuple[str, object], tuple[str, object]]:
-    return ("process", caller), ("user", caller), ("socket", "")
+def _one(caller: str, socket: str) -> _Keys:
+    return ("process", caller), ("user", caller), ("socket", socket)
 
 
 def _over(limit: str, words: str) -> Exhausted:

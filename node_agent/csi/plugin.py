@@ -70,7 +70,7 @@ class Plugin:
         place = Place(config.trust_domain, config.csi.kubelet_folder)
         ca = IstioClient(calls, timeout=config.ca_timeout, metadata=config.istio_ca.metadata)
         means = Means(ca, trust, config.trust_domain, clock, metrics)
-        self._sockets = PodSockets(config.trust_domain, metrics)
+        self._sockets = PodSockets(config.trust_domain, config.limits, metrics)
         parent = private_folder(volumes_folder(config))
         self.volumes = Volumes(parent, place, means, mounts=mounts or BindMounts(), sockets=self._sockets)
         self._registration = RegistrationService(config.csi)

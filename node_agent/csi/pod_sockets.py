@@ -2,8 +2,8 @@
 
 Whoever reaches a socket has the identity of its pod, for nobody else can reach it: it is in a private folder, and the
 pod sees it through its mount. So callers are known by the socket alone, and not by their processes, which may live
-where we can not see them; and what a pod opens is bounded for that pod, whatever users it runs as. SDS, the Workload
-API, health and reflection are served, as on the agent's own sockets.
+where we can not see them; and what a pod opens and asks for is bounded for that pod, whatever users it runs as. SDS,
+the Workload API, health and reflection are served, as on the agent's own sockets.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from google.protobuf.message import Message
 
 from istio_auth.bundle import BundleSet
 from istio_auth.door import Door, DoorLimits, UnixCaller
-from istio_auth.errors import Exhausted, IstioAuthError, NotAuthenticated
+from istio_auth.errors import IstioAuthError, NotAuthenticated
 from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.spiffe_id import TrustDomain
 from node_agent.attest.socket import SocketAttestor
 from node_agent.cache import WorkloadCache
 from node_agent.csi.volume import Volume
+from node_agent.limits import LimitsSettings
 from node_agent.metrics import Metrics
+from node_agent.quota import Quota
 from node_agent.sds.service import SecretDiscovery
 from node_agent.sync import Consumers
 from node_agent.workload_api.health import Health
@@ -35,12 +37,11 @@ from node_agent.workload_api.service import WorkloadAPI
 _LISTENER = "volumes"
 _DRAIN = timedelta(seconds=2)
 _CONNECTIONS = DoorLimits(connections=50_000, per_caller=100)
-_STREAMS = 400  # of one pod
 _LIMITS = Limits(connection_age=timedelta(hours=12), streams=100_000)
 
 
 class Served:
-    """What one pod is served, and how much of it at once.
+    """What one pod is served.
 
     Args:
         cache: what it holds.
@@ -55,28 +56,16 @@ class Served:
             cache, attestors=attestors, registrations_missing=lambda: None, metrics=metrics
         )
         self.services = (self._discovery.service(), self._workload_api.service())
-        self._streams = 0
         self._methods = {(each.name, name): method for each in self.services for name, method in each.methods.items()}
 
     async def stream(
         self, method: tuple[str, str], requests: AsyncIterator[Message], call: Call
     ) -> AsyncGenerator[Message]:
-        """Answer a call.
-
-        Raises:
-            Exhausted: the pod has too many already.
-        """
-        if self._streams >= _STREAMS:
-            message = f"{self._streams} streams of this pod are open"
-            raise Exhausted(message, public=message, retry_after=timedelta(seconds=1))
+        """Answer a call."""
         answer = self._methods[method].stream_function
         assert answer is not None
-        self._streams += 1
-        try:
-            async for response in answer(requests, call):
-                yield response
-        finally:
-            self._streams -= 1
+        async for response in answer(requests, call):
+            yield response
 
     def consumers(self) -> Consumers:
         """Who in the pod is served bundles."""
@@ -88,11 +77,13 @@ class PodSockets:
 
     Args:
         trust_domain: our own.
+        limits: how much one pod may take.
         metrics: counts.
     """
 
-    def __init__(self, trust_domain: TrustDomain, metrics: Metrics) -> None:
+    def __init__(self, trust_domain: TrustDomain, limits: LimitsSettings, metrics: Metrics) -> None:
         self._trust_domain, self._metrics = trust_domain, metrics
+        self._quota = Quota(limits, lambda limit: metrics.streams_refused.labels(limit).inc(), by_pod=True)
         self._served: dict[str, Served] = {}
         self._stack = AsyncExitStack()
         self._door: Door
@@ -100,7 +91,7 @@ class PodSockets:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             self._door = await stack.enter_async_context(Door(limits=_CONNECTIONS, on_refused=self._refused))
-            server = RpcServer(self._door, self._services(), limits=_LIMITS)
+            server = RpcServer(self._door, self._services(), limits=_LIMITS, guard=self._quota.stream)
             await server.start()
             stack.push_async_callback(server.stop, _DRAIN)
             stack.callback(self._door.stop_listening)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.rpc.channel import Channel
 from istio_auth.spiffe_id import SpiffeID
 from node_agent.csi import pod_sockets
+from node_agent.limits import LimitsSettings
 from tests.fakes.ca import CAServer
 from tests.fakes.clock import FakeClock
 from tests.fakes.kubelet import Kubelet, Pod
@@ -125,10 +127,17 @@ async def test_the_bundle_that_pods_hold_is_counted_and_reported(agent: RunningA
     await until(lambda: (csi.consumers().total, csi.consumers().current) == (1, 1))
 
 
+async def limited(agent: RunningAgent, **limits: int) -> None:
+    """Have the agent begin anew with other limits."""
+    await agent.stop()
+    agent.config = replace(agent.config, limits=LimitsSettings(**limits))
+    await agent.start()
+
+
 async def test_a_pod_that_opens_too_much_is_refused_and_no_other_pod_notices(
-    agent: RunningAgent, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+    agent: RunningAgent, kubelet: Kubelet
 ) -> None:
-    monkeypatch.setattr(pod_sockets, "_STREAMS", 3)
+    await limited(agent, streams_per_pod=3)
     twin = Pod("web-1")
     await asyncio.gather(kubelet.publish(POD, TOKEN), kubelet.publish(twin, TOKEN))
     async with AsyncExitStack() as stack:
@@ -137,11 +146,25 @@ async def test_a_pod_that_opens_too_much_is_refused_and_no_other_pod_notices(
         with pytest.raises(grpc.aio.AioRpcError) as refusal:
             await first(socket_of(kubelet))
         assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "limits.streams_per_pod" in (refusal.value.details() or "")
         assert (await first(socket_of(kubelet, twin))).svids[0].spiffe_id == str(WEB)
     assert agent.agent.csi is not None
     csi = agent.agent.csi
     await until(lambda: not csi.consumers().total)
     assert (await first(socket_of(kubelet))).svids[0].spiffe_id == str(WEB)
+
+
+async def test_a_pod_that_asks_too_often_is_refused_and_no_other_pod_of_its_user_notices(
+    agent: RunningAgent, kubelet: Kubelet
+) -> None:
+    await limited(agent, request_burst=4, requests_per_second=1)
+    twin = Pod("web-1")
+    await asyncio.gather(kubelet.publish(POD, TOKEN), kubelet.publish(twin, TOKEN))
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await asyncio.gather(*(first(socket_of(kubelet)) for _ in range(40)))
+    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "limits.requests_per_second" in (refusal.value.details() or "")
+    assert (await first(socket_of(kubelet, twin))).svids[0].spiffe_id == str(WEB)
 
 
 async def test_connections_are_counted_by_pod_and_not_by_user(

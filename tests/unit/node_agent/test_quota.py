@@ -30,9 +30,11 @@ def call(*, uid: int = 1, pid: int = 10, socket: str = "main", started: int = 5)
 class Office:
     """A quota with a clock of the test's."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, *, by_pod: bool = False, **limits: int) -> None:
         self.now, self.refusals = 0.0, list[str]()
-        self.quota = Quota(LimitsSettings(**limits), self.refusals.append, moment=0, now=lambda: self.now)
+        self.quota = Quota(
+            LimitsSettings(**limits), self.refusals.append, by_pod=by_pod, moment=0, now=lambda: self.now
+        )
         self.stack = AsyncExitStack()
 
     async def open(
@@ -43,8 +45,8 @@ class Office:
 
 
 @asynccontextmanager
-async def office(**limits: int) -> AsyncIterator[Office]:
-    found = Office(**limits)
+async def office(*, by_pod: bool = False, **limits: int) -> AsyncIterator[Office]:
+    found = Office(by_pod=by_pod, **limits)
     async with found.stack:
         yield found
     assert found.quota.document()["streams"] == 0
@@ -61,7 +63,7 @@ async def office(**limits: int) -> AsyncIterator[Office]:
 async def test_who_is_over_a_limit_is_refused_by_its_name_and_nobody_else(
     limit: str, same: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    async with office(**{limit: 3}) as at:
+    async with office(by_pod=False, **{limit: 3}) as at:
         await at.open(3, **same)
         with pytest.raises(Exhausted, match=f"limits.{limit}: 3 are open, and 3 are allowed") as refused:
             await at.open(**same)
@@ -126,6 +128,20 @@ async def test_a_user_with_many_processes_has_a_budget_for_all_of_them() -> None
         with pytest.raises(Exhausted):
             await at.open(pid=21)
         await at.open(pid=22, uid=2)
+
+
+async def test_what_a_pod_takes_counts_for_that_pod_alone_whatever_its_processes_and_users() -> None:
+    async with office(by_pod=True, streams_per_pod=3, request_burst=5, requests_per_second=1) as at:
+        spends = [await at.open(socket="one", uid=uid, pid=uid) for uid in range(3)]
+        with pytest.raises(Exhausted, match=r"limits\.streams_per_pod: 3 are open, and 3 are allowed"):
+            await at.open(socket="one", uid=9, pid=9)
+        spends[0]()
+        spends[1]()
+        with pytest.raises(Exhausted, match=r"limits\.requests_per_second"):
+            spends[2]()
+        assert at.refusals == ["streams_per_pod", "requests_per_second"]
+        other = await at.open(3, socket="two", uid=0, pid=0)
+        other()
 
 
 async def test_a_process_id_that_is_used_again_is_another_process() -> None:
