@@ -64,7 +64,7 @@ async def test_pods_are_told_for_our_token(lister: PodLister) -> None:
         (says("[" * 100_000), "no JSON"),
         (compressed(LISTED.encode()), "no JSON"),
         (cut_off(LISTED.encode(), promised=100_000), "can not be asked"),
-        (endless(b" " * (1 << 20)), "more than 33554432 bytes"),
+        (endless(b" " * (1 << 20)), "more than 16777216 bytes"),
     ],
 )
 async def test_an_answer_without_pods_is_a_reason_to_come_again(lister: PodLister, answer: Answer, reason: str) -> None:
