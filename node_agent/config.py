@@ -127,6 +127,10 @@ class Config:
             raise ConfigurationError(
                 "mounted and csi.endpoint exclude each other: an agent that asks no CA has no volumes"
             )
+        if self.mounted is not None and self.kubernetes.kubelet is not None:
+            raise ConfigurationError(
+                "mounted and kubernetes.kubelet exclude each other: whoever reaches a socket has what is mounted"
+            )
         self._check_istio_ca()
         self._check_pod_token()
         for table, rows, what in (

@@ -51,7 +51,12 @@ class MountedAgent:
         self.cache = WorkloadCache(BundleSet())
         self.trouble: str | None = "nothing was read yet"
         self.workloads = Workloads(
-            config, self.cache, clock=clock, metrics=self.metrics, registrations_missing=lambda: self.trouble
+            config,
+            self.cache,
+            clock=clock,
+            metrics=self.metrics,
+            registrations_missing=lambda: self.trouble,
+            by_socket=True,
         )
         self._taken: X509Context | None = None
         measure(self.metrics, self.cache, clock)

@@ -43,6 +43,8 @@ class Workloads:
         clock: tells the time.
         metrics: counts.
         registrations_missing: why nobody is known yet; None once registrations are there.
+        by_socket: whether callers are known by the socket alone; then their processes may live where we can not see
+            them, as in other containers of our pod.
 
     Attributes:
         trust_domain: our own.
@@ -62,6 +64,7 @@ class Workloads:
         clock: Clock,
         metrics: Metrics,
         registrations_missing: Callable[[], str | None],
+        by_socket: bool = False,
     ) -> None:
         self.trust_domain = config.trust_domain
         self._sockets, self._subscribers = config.sockets, Subscribers()
@@ -70,7 +73,7 @@ class Workloads:
         self.kubernetes = KubernetesAttestor.of(config.kubernetes)
         observing: list[WorkloadAttestor] = [UnixAttestor(), ProcessAttestor(), SystemdAttestor()]
         self.observing = (*observing, self.kubernetes) if self.kubernetes else tuple(observing)
-        attestors = (*self.observing, SocketAttestor())
+        attestors = (SocketAttestor(),) if by_socket else (*self.observing, SocketAttestor())
         self.quota = Quota(config.limits, lambda limit: metrics.streams_refused.labels(limit).inc())
         self.discovery = SecretDiscovery(
             cache,

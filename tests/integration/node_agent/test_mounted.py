@@ -240,15 +240,34 @@ async def test_a_certificate_of_another_trust_domain_is_refused_with_the_setting
         assert len(agent.cache.snapshot.held) == 1
 
 
+@pytest.mark.root
+async def test_callers_from_other_containers_of_the_pod_are_served_though_their_processes_are_out_of_sight(
+    pod: Pod,
+) -> None:
+    pod.mount()
+    alone = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")  # as the containers of a pod are
+    with tempfile.TemporaryDirectory(prefix="pod-") as name:
+        program = await asyncio.create_subprocess_exec(
+            *alone, *_command(), env=_environment(pod, name), stderr=asyncio.subprocess.DEVNULL
+        )
+        try:
+            socket = Path(name) / "agent.sock"
+            await until(socket.exists, within=60)
+            async with at(socket) as workload, SDSStream(socket, "default") as stream:
+                assert names(await state(workload.svids())) == [f"spiffe://cluster.local{WEB}"]
+                await stream.receive()
+                assert str(stream.svid().id) == f"spiffe://cluster.local{WEB}"
+        finally:
+            program.kill()
+            await program.wait()
+
+
 async def test_the_program_runs_so_and_tells_its_status(pod: Pod, authority: FakeAuthority) -> None:
     pod.mount()
     with tempfile.TemporaryDirectory(prefix="pod-") as name:  # pytest's own folders are too long for Unix sockets
-        environment = os.environ | {
-            "ISTIO_AUTH_AGENT__MOUNTED": str(pod.folder),
-            "ISTIO_AUTH_AGENT__RUN_FOLDER": name,
-            "ISTIO_AUTH_AGENT__METRICS_LISTEN": "127.0.0.1:0",
-        }
-        program = await asyncio.create_subprocess_exec(*_command(), env=environment, stderr=asyncio.subprocess.DEVNULL)
+        program = await asyncio.create_subprocess_exec(
+            *_command(), env=_environment(pod, name), stderr=asyncio.subprocess.DEVNULL
+        )
         try:
             await until((Path(name) / "agent.sock").exists, within=60)
             async with at(Path(name) / "agent.sock") as workload:
@@ -262,6 +281,14 @@ async def test_the_program_runs_so_and_tells_its_status(pod: Pod, authority: Fak
         finally:
             program.terminate()
             assert await program.wait() == 0
+
+
+def _environment(pod: Pod, run_folder: str) -> dict[str, str]:
+    return os.environ | {
+        "ISTIO_AUTH_AGENT__MOUNTED": str(pod.folder),
+        "ISTIO_AUTH_AGENT__RUN_FOLDER": run_folder,
+        "ISTIO_AUTH_AGENT__METRICS_LISTEN": "127.0.0.1:0",
+    }
 
 
 def _command(*words: str) -> list[str]:

@@ -98,3 +98,14 @@ def test_an_agent_in_a_pod_has_one_way_to_its_svid(tmp_path: Path, other: str, w
     assert loaded(tmp_path, in_a_pod).ca_token_file == Path("/var/run/secrets/istio-auth/token")
     with pytest.raises(ConfigurationError, match=words):
         loaded(tmp_path, in_a_pod + other)
+
+
+def test_who_serves_what_is_mounted_asks_no_kubelet_who_calls(tmp_path: Path) -> None:
+    mounted, kubelet = 'mounted = "/certificates"
+', '[kubernetes]
+kubelet = "localhost:10250"
+'
+    assert loaded(tmp_path, mounted).mounted
+    assert loaded(tmp_path, kubelet).kubernetes.kubelet
+    with pytest.raises(ConfigurationError, match=r"mounted and kubernetes\.kubelet exclude each other"):
+        loaded(tmp_path, mounted + kubelet)
