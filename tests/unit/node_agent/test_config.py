@@ -101,10 +101,7 @@ def test_an_agent_in_a_pod_has_one_way_to_its_svid(tmp_path: Path, other: str, w
 
 
 def test_who_serves_what_is_mounted_asks_no_kubelet_who_calls(tmp_path: Path) -> None:
-    mounted, kubelet = 'mounted = "/certificates"
-', '[kubernetes]
-kubelet = "localhost:10250"
-'
+    mounted, kubelet = 'mounted = "/certificates"\n', '[kubernetes]\nkubelet = "localhost:10250"\n'
     assert loaded(tmp_path, mounted).mounted
     assert loaded(tmp_path, kubelet).kubernetes.kubelet
     with pytest.raises(ConfigurationError, match=r"mounted and kubernetes\.kubelet exclude each other"):
