@@ -1,9 +1,9 @@
 """What each caller has open and asks for, held against the limits: per process, user and socket, and in all.
 
-* A stream counts for its process, its user and its socket. A tenth of all is kept for users that have few, so that
-  nobody can take what others need.
-* A new stream and each request take one from the budget of their process and of their user. A budget fills up again
-  with time. A user's is twenty times a process's: many sidecars run as one user.
+* A stream, or another call while it lasts, counts for its process, its user and its socket. A tenth of all is kept for
+  users that have few, so that nobody can take what others need.
+* A new call and each request on a stream take one from the budget of their process and of their user. A budget fills up
+  again with time. A user's is twenty times a process's: many sidecars run as one user.
 * Behind the socket of a pod are processes that can not be told apart, of users that other pods have too. So there all
   of a pod's streams and requests count together, and for that pod alone.
 * Whoever is over a limit is refused with RESOURCE_EXHAUSTED and the limit's name, after a moment: who asks again and
@@ -79,7 +79,7 @@ class Quota:
 
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncIterator[Callable[[], None]]:
-        """A stream, for as long as it is open; to be told of each request on it.
+        """A stream or another call, for as long as it is open; to be told of each request on a stream.
 
         Raises:
             Exhausted: its caller is over a limit.

@@ -78,7 +78,7 @@ class RpcServer:
         services: what it answers.
         limits: how much it takes on.
         on_call: told of each answered call: its path, the code of its error or None, and the seconds it took.
-        guard: entered for as long as a stream is open; what it gives is called before each of its requests is looked
+        guard: entered for as long as a call is open; what it gives is called before each request on a stream is looked
             at. Both raise to refuse, and log that themselves if the reason is that somebody asks too much.
     """
 
@@ -138,6 +138,7 @@ class RpcServer:
 
     def _handler(self, path: str, method: Method) -> grpc.RpcMethodHandler[bytes, bytes]:
         limit = method.max_request_bytes or self._limits.request_bytes
+        guard = self.guard or _unguarded
 
         def parsed(data: bytes) -> Message:
             if len(data) > limit:
@@ -154,14 +155,12 @@ class RpcServer:
                 yield parsed(data)
 
         async def unary(data: bytes, context: _Context) -> bytes:
-            async with _Answer(self, path, context) as answer:
+            async with _Answer(self, path, context) as answer, guard(answer.call):
                 return await self._unary(method, parsed(data), answer.call)
 
         async def stream(requests: AsyncIterator[bytes], context: _Context) -> None:
-            async with _Answer(self, path, context) as answer:
-                guard = self.guard or _unguarded
-                async with guard(answer.call) as spend:
-                    await self._stream(method, each_parsed(requests, spend), answer.call, context)
+            async with _Answer(self, path, context) as answer, guard(answer.call) as spend:
+                await self._stream(method, each_parsed(requests, spend), answer.call, context)
 
         if method.unary_function is not None:
             return grpc.unary_unary_rpc_method_handler(unary)

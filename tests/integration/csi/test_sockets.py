@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from istio_auth.door import DoorLimits
+from istio_auth.errors import Exhausted
 from istio_auth.pem import read_der_certificates
 from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.rpc.channel import Channel
@@ -165,6 +166,25 @@ async def test_a_pod_that_asks_too_often_is_refused_and_no_other_pod_of_its_user
     assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "limits.requests_per_second" in (refusal.value.details() or "")
     assert (await first(socket_of(kubelet, twin))).svids[0].spiffe_id == str(WEB)
+
+
+async def test_who_asks_for_its_health_alone_has_the_same_budget(agent: RunningAgent, kubelet: Kubelet) -> None:
+    await limited(agent, request_burst=4, requests_per_second=1)
+    await kubelet.publish(POD, TOKEN)
+    async with Channel(f"unix:{socket_of(kubelet)}") as channel:
+        calls = (
+            channel.unary(
+                "/grpc.health.v1.Health/Check", HealthCheckRequest(), HealthCheckResponse, timeout=timedelta(seconds=20)
+            )
+            for _ in range(40)
+        )
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    answered = [each for each in outcomes if isinstance(each, HealthCheckResponse)]
+    refused = [each for each in outcomes if isinstance(each, Exhausted)]
+    assert len(answered) >= 4
+    assert refused
+    assert len(answered) + len(refused) == 40
+    assert all("limits.requests_per_second" in str(each) for each in refused)
 
 
 async def test_connections_are_counted_by_pod_and_not_by_user(
