@@ -15,6 +15,7 @@ from istio_auth.errors import IstioAuthError, MissingError
 from node_agent.admin.status import Status
 
 _LOOK = 2.0  # seconds
+_MAX_DIGITS = 10  # of a process id
 
 
 class AdminServer:
@@ -72,7 +73,7 @@ class AdminServer:
 
     async def _explain(self, request: web.Request) -> web.Response:
         word = request.query.get("pid", "")
-        if not (word.isascii() and word.isdigit() and 0 < int(word[:10]) < 1 << 31):
+        if not (word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS and 0 < int(word) < 1 << 31):
             return web.json_response({"error": f"{word[:20]!r} is no process id"}, status=400)
         try:
             return web.json_response(await self._status.explained(int(word)))

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from istio_auth import write_svid
@@ -238,6 +239,16 @@ async def test_a_certificate_of_another_trust_domain_is_refused_with_the_setting
         pod.mount()
         await until(lambda: not agent.trouble)
         assert len(agent.cache.snapshot.held) == 1
+
+
+async def test_who_asks_an_agent_about_no_process_is_told_so(pod: Pod) -> None:
+    async with (
+        pod.running(),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(pod.config.admin_at))) as asking,
+    ):
+        for word, status in ((str(os.getpid()), 200), ("0", 400), ("-1", 400), (str(10**19), 400), ("x", 400)):
+            async with asking.get("http://agent/explain", params={"pid": word}) as answer:
+                assert answer.status == status
 
 
 @pytest.mark.root
