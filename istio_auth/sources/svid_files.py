@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from istio_auth.x509_source import X509Context
 _DATA = "..data"
 _FRESH = "..svid-"  # how the names begin of folders and links that are ours
 _TRIES = 5
+_PATIENCE = 2.0  # seconds that a writer waits for another
 
 Mark: TypeAlias = tuple[int, ...]
 Marks: TypeAlias = tuple[Mark, ...]
@@ -168,7 +170,8 @@ def write_svid(
         where they are.
 
     Raises:
-        NotReady: there is no SVID, or the disk is full or failed; the old files are as they were.
+        NotReady: there is no SVID, the disk is full or failed, or somebody keeps the folder locked; the old files are
+            as they were.
         VerificationError: there is no bundle for the trust domain of the SVID.
         ConfigurationError: the folder can not be made or may not be written to.
     """
@@ -249,8 +252,16 @@ def _read(path: Path, limit: int) -> Content:
 @contextmanager
 def _locked(folder: Path) -> Generator[None]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + _PATIENCE
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # whoever may read the folder can lock it, and keep it so
+                if time.monotonic() > deadline:
+                    raise NotReady(f"{folder} is locked by another process: see /proc/locks") from None
+                time.sleep(0.01)
         yield
     finally:
         os.close(descriptor)

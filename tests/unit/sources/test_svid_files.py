@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -183,3 +184,20 @@ class TestWriting:
         assert failed == []
         assert read(SVIDFiles.in_folder(tmp_path, SVIDLayout.ISTIO))[0] in (FIRST.svid, SECOND.svid)
         assert len(list(tmp_path.glob("..svid-*"))) == 1
+
+
+def test_whoever_keeps_the_folder_locked_holds_up_no_writer_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svid_files, "_PATIENCE", 0.05)
+    files = write_svid(tmp_path, FIRST)
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_SH)  # any reader can
+        with pytest.raises(NotReady, match="locked by another process"):
+            write_svid(tmp_path, SECOND)
+    finally:
+        os.close(held)
+    assert read(files)[0].leaf == FIRST.svid.leaf
+    write_svid(tmp_path, SECOND)
+    assert read(files)[0].leaf == SECOND.svid.leaf
