@@ -130,9 +130,12 @@ class TestASignal:
         finally:
             signal.signal(signal.SIGUSR2, before)
 
-    def test_goes_to_no_process_of_another_name_that_has_the_number_now(self, tmp_path: Path) -> None:
-        with subprocess.Popen(["sleep", "1000"]) as other:
+    async def test_goes_to_no_process_of_another_name_that_has_the_number_now(self, tmp_path: Path) -> None:
+        with subprocess.Popen(["sleep", "1000"]) as other:  # noqa: ASYNC220  # which begins at once
             try:
+                await until(
+                    lambda: Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n"
+                )  # a moment after its start
                 (tmp_path / "pid").write_text(str(other.pid))
                 settings = FilesSettings("web", tmp_path, signal="TERM", pid_file=tmp_path / "pid", process="nginx")
                 with pytest.raises(NotReady, match=f"process {other.pid} of .* is sleep, not nginx: .* out of date"):
