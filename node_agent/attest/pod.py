@@ -8,8 +8,9 @@ The kubelet makes one control group for each pod and the container's runtime one
                                                                               the kubelet has)
 
 Only the place where the kubelet's groups begin is believed. Whoever has a group delegated may call what is below it
-whatever it likes: a user of the machine `kubepods`, a container the pod of somebody else. So what is elsewhere says
-nothing, and neither does what is below a container's group.
+whatever it likes: a user of the machine `kubepods`, a container the pod of somebody else. So what is below a container's
+group says nothing; and who is in something like a pod elsewhere is refused: perhaps we were told a wrong place, and a
+pod's process must never count as one of the machine's own.
 
 In a control group namespace of our own, paths are told from our own group: `/../..` leads out of it, which nobody
 can be called, and the first names of the path are not to be seen. Of a container beside us in our own pod only its own
@@ -38,6 +39,7 @@ _WHOLE = (
 )
 _CUT = (*_WHOLE, re.compile(_OF_CGROUPFS), re.compile(_OF_SYSTEMD))  # the first names are not to be seen
 _CONTAINER = re.compile(r"(?:(?:cri-containerd|crio|docker)[-:])?(?P<id>[0-9a-f]{64})(?:\.scope)?(?:/.*)?")
+_ANYWHERE = re.compile(rf"/(?:kubepods/(?:{_CLASS}/)?|[^/]*kubepods[^/]*-)pod[0-9A-Za-z]")
 _UP = "/.."
 
 
@@ -67,10 +69,16 @@ def place_of(lines: Iterable[str], root: str = "/") -> Place | None:
         root: the group that the kubelet's own are made in, as it is called there.
 
     Raises:
-        NotAuthenticated: its hierarchies name several pods or containers.
+        NotAuthenticated: its hierarchies name several pods or containers, or something like a pod elsewhere.
     """
-    found = [each for line in lines if (each := _place(_path(line), root.rstrip("/")))]
+    paths = [_path(line) for line in lines]
+    found = [each for path in paths if (each := _place(path, root.rstrip("/")))]
     if not found:
+        if astray := next(filter(_ANYWHERE.search, paths), None):
+            raise NotAuthenticated(
+                f"its control group {astray[:200]!r} looks like a pod's and is not where the kubelet makes them: "
+                "see kubernetes.cgroup_root"
+            )
         return None
     uids = {each.uid for each in found if each.uid}
     containers = {each.container for each in found if each.container}

@@ -109,10 +109,13 @@ async def test_a_process_in_no_pod_or_in_a_group_that_only_looks_like_one_is_nob
     claimed = mine / group.relative_to(hierarchy)
     claimed.mkdir(parents=True)
     try:
-        for groups in ((), (claimed,)):
+        for groups, trouble in (((), ""), ((claimed,), "see kubernetes.cgroup_root")):
             process = await called(agent, *groups)
             try:
                 assert await lines(process) == ["PERMISSION_DENIED"]
+                found = json.loads(await said(agent, "explain", "--pid", str(process.pid), "--output", "json"))
+                assert trouble in (found["trouble"] or "")
+                assert not found["earns"]
             finally:
                 await end(process)
     finally:

@@ -85,7 +85,9 @@ def test_of_a_container_beside_the_agents_own_only_that_is_told(path: str) -> No
 )
 def test_where_the_kubelets_groups_begin_can_be_told(root: str, path: str) -> None:
     assert place(path, root=root) == Place(UID, ID)
-    assert place(path, root="/elsewhere") is None or path.startswith("/..")
+    if not path.startswith("/.."):
+        with pytest.raises(NotAuthenticated, match=r"kubernetes\.cgroup_root"):
+            place(path, root="/elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_where_the_kubelets_groups_begin_can_be_told(root: str, path: str) -> No
         "/kubepods/burstable",
         "/kubepods.slice/kubepods-burstable.slice",
         "/../../system.slice/ssh.service",
-        f"/../../user.slice/user-1000.slice/kubepods/burstable/pod{UID}/{ID}",
+        f"/pod{UID}/{ID}",
     ],
 )
 def test_who_is_in_no_pod_is_in_none(path: str) -> None:
@@ -160,12 +162,19 @@ def test_a_process_that_is_in_two_pods_is_in_neither() -> None:
         f"/kubepods/burstable/pod{UID}/{ID}",
         f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{ESCAPED}.slice/crio-{ID}.scope",
         f"/kubepods-besteffort-pod{ESCAPED}.slice:cri-containerd:{ID}",
-        f"/pod{UID}/{ID}",
     ],
 )
 def test_whoever_makes_groups_below_his_own_is_in_no_pod_by_that(mine: str, claim: str) -> None:
-    assert place(mine + claim) is None
-    assert place(f"/../..{mine}{claim}") is None
+    for path in (mine + claim, f"/../..{mine}{claim}"):
+        with pytest.raises(NotAuthenticated, match=r"kubernetes\.cgroup_root"):
+            place(path)
+
+
+def test_with_a_wrong_place_for_pods_a_pods_process_is_refused_and_not_taken_for_the_machines_own() -> None:
+    path = f"/kubelet/kubepods/burstable/pod{UID}/{ID}"
+    assert place(path, root="/kubelet") == Place(UID, ID)
+    with pytest.raises(NotAuthenticated, match=r"kubernetes\.cgroup_root"):
+        place(path)
 
 
 @pytest.mark.parametrize(
