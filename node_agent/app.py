@@ -17,27 +17,27 @@ from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
 from istio_auth.errors import ConfigurationError, IstioAuthError
 from istio_auth.registration import Registration
 from istio_auth.system_clock import SystemClock
-from node_agent import renewal
-from node_agent.access import access
 from node_agent.admin.status import Status, ca_document, own_document
 from node_agent.attest.kubelet import credentials
-from node_agent.cache import WorkloadCache
+from node_agent.ca_client.access import access
 from node_agent.config import Config
 from node_agent.csi import plugin
 from node_agent.csi.mounts import Mounts
 from node_agent.csi.plugin import Plugin, volumes_folder
 from node_agent.front import front
-from node_agent.keeping import Keeping
-from node_agent.kept_workloads import WorkloadFolder, file_system, is_in_memory
+from node_agent.identity.state import StateFolder, read_token
 from node_agent.metrics import Metrics
 from node_agent.mounted import MountedAgent
 from node_agent.operator_files import OperatorFile, local_registrations, trust_bundle
-from node_agent.registrations import observable
-from node_agent.renewal import Renewals
-from node_agent.state import StateFolder, read_token
+from node_agent.serving import Workloads
 from node_agent.sync import Consumers, Sync
 from node_agent.trust import Trust, at_start
-from node_agent.workloads import Workloads
+from node_agent.workloads import renewal
+from node_agent.workloads.cache import WorkloadCache
+from node_agent.workloads.keeping import Keeping
+from node_agent.workloads.kept import WorkloadFolder, file_system, is_in_memory
+from node_agent.workloads.registrations import observable
+from node_agent.workloads.renewal import Renewals
 
 LOOK_AT_FILES = timedelta(seconds=10)
 log = structlog.get_logger()

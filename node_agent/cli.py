@@ -8,7 +8,7 @@ from istio_auth.daemon.command import Program, run_command_line
 from istio_auth.daemon.lifecycle import Daemon
 from node_agent.admin.commands import explain, status
 from node_agent.config import PREFIX, Config
-from node_agent.sidecar import sidecar_config
+from node_agent.sidecar.command import sidecar_config
 
 
 async def _serve(config: Config, daemon: Daemon) -> None:

@@ -16,9 +16,9 @@ from istio_auth.errors import ConfigurationError, InvalidSpiffeID
 from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from node_agent.attest.settings import KubernetesSettings
+from node_agent.ca_client.istio_ca import IstioCASettings
 from node_agent.csi.settings import CSISettings
 from node_agent.files.settings import FilesSettings
-from node_agent.istio_ca import IstioCASettings
 from node_agent.limits import LimitsSettings
 
 PREFIX = "ISTIO_AUTH_AGENT__"

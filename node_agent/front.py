@@ -18,7 +18,7 @@ from node_agent.admin.status import Status
 from node_agent.config import Config
 from node_agent.limits import descriptors
 from node_agent.metrics import Metrics
-from node_agent.workloads import Workloads
+from node_agent.serving import Workloads
 
 DRAIN = timedelta(seconds=5)
 # A local connection is cheap to keep. What is looked at when it opens is looked at again after half a day.

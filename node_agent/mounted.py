@@ -24,13 +24,13 @@ from istio_auth.registration import Registration, Selector
 from istio_auth.sources.files import FileSource
 from istio_auth.x509_source import X509Context
 from node_agent.admin.status import Status, svid_document
-from node_agent.cache import Held, WorkloadCache
 from node_agent.config import Config
 from node_agent.front import front
 from node_agent.metrics import Metrics
-from node_agent.registrations import Want
-from node_agent.renewal import measure
-from node_agent.workloads import Workloads
+from node_agent.serving import Workloads
+from node_agent.workloads.cache import Held, WorkloadCache
+from node_agent.workloads.registrations import Want
+from node_agent.workloads.renewal import measure
 
 LOOK = timedelta(seconds=5)  # how late it may be noticed that what is held has ended
 log = structlog.get_logger()

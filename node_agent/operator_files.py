@@ -16,8 +16,8 @@ from istio_auth.errors import ConfigurationError, MalformedError, MissingError
 from istio_auth.files import read_bounded
 from istio_auth.registration import Registration
 from istio_auth.spiffe_id import TrustDomain
-from node_agent.registrations import from_file
 from node_agent.trust import read_pin
+from node_agent.workloads.registrations import from_file
 
 _MAX_BYTES = 16 << 20
 Content = TypeVar("Content")

@@ -18,10 +18,10 @@ import structlog
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.registration import Registration
 from node_agent.backoff import Backoff
-from node_agent.ca_client import CertificateClient, News, NotOffered, Report
+from node_agent.ca_client.port import CertificateClient, News, NotOffered, Report
 from node_agent.metrics import Metrics
-from node_agent.registrations import Delta, Registrations
 from node_agent.trust import BundleRefused, Trust
+from node_agent.workloads.registrations import Delta, Registrations
 
 REPORT_EVERY = timedelta(seconds=30)
 SETTLE = timedelta(milliseconds=200)  # what changes within this time is one report

@@ -14,16 +14,16 @@ from istio_auth.door import ProcessHandle, UnixCaller
 from istio_auth.errors import IstioAuthError, MissingError, NotAuthenticated
 from istio_auth.registration import Registration, Selector
 from istio_auth.strict_json import JSON
-from node_agent.access import Standing
 from node_agent.admin.streams import sds_streams, workload_api_streams
 from node_agent.attest.proc import lines
-from node_agent.cache import Held, WorkloadCache
+from node_agent.ca_client.access import Standing
 from node_agent.files.report import files_document
-from node_agent.registrations import Want
-from node_agent.renewal import Renewals, first_to_lapse
+from node_agent.serving import Workloads
 from node_agent.sync import Sync
 from node_agent.trust import Trust
-from node_agent.workloads import Workloads
+from node_agent.workloads.cache import Held, WorkloadCache
+from node_agent.workloads.registrations import Want
+from node_agent.workloads.renewal import Renewals, first_to_lapse
 
 _POD = "k8s:pod-uid:"
 

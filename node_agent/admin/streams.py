@@ -9,10 +9,10 @@ from istio_auth.daemon.output import Fact, Section, Tone
 from istio_auth.door import UnixCaller
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.strict_json import JSON
-from node_agent.cache import WorkloadCache
-from node_agent.entitlement import Entitlement
 from node_agent.sds.served import Served
 from node_agent.workload_api.service import Stream
+from node_agent.workloads.cache import WorkloadCache
+from node_agent.workloads.entitlement import Entitlement
 
 COLUMNS = ("API", "CLIENT", "PID", "RESOURCES", "VERSION TAKEN", "BUNDLE", "REFUSED")
 _SHOWN = 3  # names in a cell

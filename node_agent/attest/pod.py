@@ -8,9 +8,9 @@ The kubelet makes one control group for each pod and the container's runtime one
                                                                               the kubelet has)
 
 Only the place where the kubelet's groups begin is believed. Whoever has a group delegated may call what is below it
-whatever it likes: a user of the machine `kubepods`, a container the pod of somebody else. So what is below the group of a
-container says nothing; and who is in something like a pod elsewhere is refused: perhaps we were told a wrong place, and a
-pod's process must never count as one of the machine's own.
+whatever it likes: a user of the machine `kubepods`, a container the pod of somebody else. So what is below a group of a
+container says nothing. Who is in something like a pod elsewhere is refused: perhaps we were told a wrong place, and a
+process of a pod must never count as one of the machine's own.
 
 In a control group namespace of our own, paths are told from our own group: `/../..` leads out of it, which nobody
 can be called, and the first names of the path are not to be seen. Of a container beside us in our own pod only its own

@@ -27,7 +27,7 @@ from istio_auth.strict_json import parse_json
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from node_agent.csi.publication import FilesForm, Place, Publication, from_record
-from node_agent.kept_workloads import read_kept
+from node_agent.workloads.kept import read_kept
 
 KEY_LENGTH = 20
 CONTENT = "mount"

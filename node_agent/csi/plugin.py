@@ -23,7 +23,8 @@ from istio_auth.files import private_folder
 from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.strict_json import JSON
 from node_agent.admin.status import svid_document
-from node_agent.ca_client import Calls
+from node_agent.ca_client.istio_contract import IstioClient
+from node_agent.ca_client.port import Calls
 from node_agent.config import Config
 from node_agent.csi.folder import CONTENT, KEY_LENGTH
 from node_agent.csi.mounts import BindMounts, Mounts
@@ -32,11 +33,10 @@ from node_agent.csi.publication import KUBELETS_OWN, LONGEST_SOCKET, Place
 from node_agent.csi.services import IdentityService, NodeService, RegistrationService
 from node_agent.csi.volume import Means, Volume
 from node_agent.csi.volumes import Volumes
-from node_agent.istio_contract import IstioClient
-from node_agent.kept_workloads import file_system, is_in_memory
 from node_agent.metrics import Metrics
 from node_agent.sync import Consumers
 from node_agent.trust import Trust
+from node_agent.workloads.kept import file_system, is_in_memory
 
 _DRAIN = timedelta(seconds=2)
 

@@ -23,7 +23,6 @@ from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.spiffe_id import TrustDomain
 from node_agent.attest.socket import SocketAttestor
-from node_agent.cache import WorkloadCache
 from node_agent.csi.volume import Volume
 from node_agent.limits import LimitsSettings
 from node_agent.metrics import Metrics
@@ -33,6 +32,7 @@ from node_agent.sync import Consumers
 from node_agent.workload_api.health import Health
 from node_agent.workload_api.reflection import reflection
 from node_agent.workload_api.service import WorkloadAPI
+from node_agent.workloads.cache import WorkloadCache
 
 _LISTENER = "volumes"
 _DRAIN = timedelta(seconds=2)

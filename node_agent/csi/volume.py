@@ -24,16 +24,16 @@ from istio_auth.rotation import renewal_due
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.x509_source import X509Context
 from node_agent.backoff import Backoff
-from node_agent.ca_client import Outcome, SigningRequest
-from node_agent.cache import Held, WorkloadCache
+from node_agent.ca_client.istio_contract import IstioClient
+from node_agent.ca_client.port import Outcome, SigningRequest
 from node_agent.csi.folder import VolumeFolder
 from node_agent.csi.publication import Form, Publication, Token
 from node_agent.csi.threads import done_in_a_thread
-from node_agent.istio_contract import IstioClient
 from node_agent.metrics import Metrics
-from node_agent.renewal import Renewals
 from node_agent.sync import Consumers
 from node_agent.trust import Trust
+from node_agent.workloads.cache import Held, WorkloadCache
+from node_agent.workloads.renewal import Renewals
 
 log = structlog.get_logger()
 

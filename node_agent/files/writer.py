@@ -28,12 +28,12 @@ from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from node_agent.backoff import Backoff
-from node_agent.cache import WorkloadCache
-from node_agent.entitlement import Entitlement
 from node_agent.files.hook import hook_of
 from node_agent.files.record import Told, changed_at, record, recorded
 from node_agent.files.settings import FilesSettings
 from node_agent.metrics import Metrics
+from node_agent.workloads.cache import WorkloadCache
+from node_agent.workloads.entitlement import Entitlement
 
 LOOK = timedelta(minutes=1)  # how often one looks whether the files are still there
 Content: TypeAlias = tuple[X509SVID | None, TrustBundle | None]

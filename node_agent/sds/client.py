@@ -13,13 +13,13 @@ from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, Disc
 from istio_auth.door import UnixCaller
 from istio_auth.errors import Exhausted, MalformedError
 from istio_auth.spiffe_id import TrustDomain
-from node_agent.cache import WorkloadCache
-from node_agent.entitlement import Entitlement
 from node_agent.metrics import Metrics
 from node_agent.sds.acknowledgement import Holding
 from node_agent.sds.secrets import Renderer, Resource, resolve, sort_of
 from node_agent.sds.served import AnySession
 from node_agent.sds.session import Answer, Kind
+from node_agent.workloads.cache import WorkloadCache
+from node_agent.workloads.entitlement import Entitlement
 
 _MAX_TOLD = 100  # lines of the log on what one stream waits for
 _MAX_SHOWN, _MAX_LENGTH = 10, 200  # names in such a line, and how much of each

@@ -8,9 +8,9 @@ from typing import Protocol, TypeVar
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DiscoveryRequest
 
 from istio_auth.door import UnixCaller
-from node_agent.entitlement import Entitlement
 from node_agent.sds.acknowledgement import Accepted, Holding, View
 from node_agent.sds.session import Answer, Reaction
+from node_agent.workloads.entitlement import Entitlement
 
 _Request_contra = TypeVar("_Request_contra", DiscoveryRequest, DeltaDiscoveryRequest, contravariant=True)
 

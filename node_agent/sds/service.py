@@ -23,8 +23,6 @@ from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.subscribers import Subscribers
 from node_agent.attest import WorkloadAttestor, attest_all
-from node_agent.cache import WorkloadCache
-from node_agent.entitlement import Entitlement
 from node_agent.metrics import Metrics
 from node_agent.sds.acknowledgement import Holding
 from node_agent.sds.client import Request, SDSClient
@@ -33,6 +31,8 @@ from node_agent.sds.secrets import Renderer
 from node_agent.sds.served import AnySession, Served
 from node_agent.sds.session import MAX_NAMES, Answer, Session
 from node_agent.sync import Consumers
+from node_agent.workloads.cache import WorkloadCache
+from node_agent.workloads.entitlement import Entitlement
 
 SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
 _MAX_REQUEST = 512 << 10  # a hundred names of the greatest length, and what Envoy says of itself

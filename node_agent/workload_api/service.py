@@ -28,11 +28,11 @@ from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.subscribers import Subscribers
 from node_agent.attest import WorkloadAttestor, attest_all
-from node_agent.cache import WorkloadCache
-from node_agent.entitlement import Entitlement
 from node_agent.metrics import Metrics
 from node_agent.sync import Consumers
 from node_agent.workload_api.responses import Renderer
+from node_agent.workloads.cache import WorkloadCache
+from node_agent.workloads.entitlement import Entitlement
 
 SERVICE = "SpiffeWorkloadAPI"
 _SECURITY_HEADER = "workload.spiffe.io"

@@ -25,7 +25,7 @@ from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.tls import server_context
 from istio_auth.x509_source import X509Context
-from node_agent.ca_client import Chain, SigningRequest
+from node_agent.ca_client.port import Chain, SigningRequest
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.certificate_client import FakeCA, FakeClient
 

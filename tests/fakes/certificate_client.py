@@ -21,8 +21,8 @@ from istio_auth.keys import allowed_public_key, check_signature
 from istio_auth.recovery import recovery_message
 from istio_auth.registration import Registration
 from istio_auth.spiffe_id import SpiffeID
-from node_agent.ca_client import Chain, News, NotOffered, Outcome, Report, SigningRequest
-from node_agent.registrations import Delta
+from node_agent.ca_client.port import Chain, News, NotOffered, Outcome, Report, SigningRequest
+from node_agent.workloads.registrations import Delta
 from tests.fakes.authority import FakeAuthority
 
 

@@ -19,7 +19,7 @@ from istio_auth.spiffe_id import SpiffeID
 from node_agent.app import Agent
 from node_agent.config import Config, SocketSettings
 from node_agent.csi.mounts import Mounts
-from node_agent.state import StateFolder
+from node_agent.identity.state import StateFolder
 from tests.fakes.ca import CAServer
 from tests.fakes.clock import FakeClock
 from tests.fakes.waiting import until

@@ -23,15 +23,15 @@ from pathlib import Path
 from istio_auth.registration import Registration, Selector
 from istio_auth.sources.memory import MemorySource
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
-from node_agent.cache import WorkloadCache
-from node_agent.enrolment import Enrolment
-from node_agent.identity import Identity
-from node_agent.keeping import Keeping
-from node_agent.kept_workloads import WorkloadFolder
+from node_agent.identity.enrolment import Enrolment
+from node_agent.identity.identity import Identity
+from node_agent.identity.state import StateFolder
 from node_agent.metrics import Metrics
-from node_agent.renewal import Renewals
-from node_agent.state import StateFolder
 from node_agent.trust import Trust, at_start
+from node_agent.workloads.cache import WorkloadCache
+from node_agent.workloads.keeping import Keeping
+from node_agent.workloads.kept import WorkloadFolder
+from node_agent.workloads.renewal import Renewals
 from tests.fakes.certificate_client import FakeCA
 from tests.fakes.clock import FakeClock
 from tests.integration.crashing_ca import Disk, fork

@@ -30,7 +30,7 @@ from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from node_agent.layout import Layout
-from node_agent.sidecar import sidecar_config
+from node_agent.sidecar.command import sidecar_config
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.svid_folder import SVIDFolder
 from tests.interop.mesh import BACKEND, FRONTEND, INTRUDER

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from istio_auth.errors import ConfigurationError
 from istio_auth.policy.request_authentication import parse_request_authentication
-from node_agent.policy_file import read_request_authentications
+from node_agent.sidecar.policy_file import read_request_authentications
 
 NAMES = [
     "issuer",

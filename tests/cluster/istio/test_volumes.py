@@ -18,8 +18,8 @@ from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.svid import X509SVID
 from istio_auth.system_clock import SystemClock
+from node_agent.ca_client.istio_ca import IstioCASettings
 from node_agent.csi.settings import CSISettings
-from node_agent.istio_ca import IstioCASettings
 from tests.cluster.istio.istiod import Mesh
 from tests.fakes.ca import CAServer
 from tests.fakes.clock import FakeClock

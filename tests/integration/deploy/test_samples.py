@@ -16,7 +16,7 @@ from deploy.demo.envoy import envoy_binary
 from istio_auth.daemon.settings import Sources, load
 from istio_auth.registration import Selector
 from node_agent.config import Config as AgentConfig
-from node_agent.sidecar_file import read_sidecar
+from node_agent.sidecar.file import read_sidecar
 from tests.command import ca_cli
 from tests.fakes.processes import run
 

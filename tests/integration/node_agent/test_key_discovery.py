@@ -13,8 +13,8 @@ import pytest
 from istio_auth.policy.jwt_rule import JWTRule
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.tokens.key_sources import DISCOVERY
-from node_agent.key_discovery import with_key_uris
-from node_agent.token_policy import read_token_rules
+from node_agent.sidecar.key_discovery import with_key_uris
+from node_agent.sidecar.token_policy import read_token_rules
 from tests.fakes.key_server import Answer, KeyServer, says
 
 WEB = SpiffeID.parse("spiffe://cluster.local/ns/shop/sa/web")

@@ -11,7 +11,7 @@ from istio_auth.daemon.settings import Sources, load
 from istio_auth.door import UnixCaller
 from istio_auth.errors import ConfigurationError, NotAuthorized
 from node_agent.config import PREFIX, Config, SocketSettings
-from node_agent.workloads import admission
+from node_agent.serving import admission
 
 FILE = """
 ca_address = "ca.internal:15012"

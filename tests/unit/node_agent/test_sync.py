@@ -12,11 +12,11 @@ from istio_auth.errors import ConfigurationError, NotReady
 from istio_auth.registration import Registration, Selector
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from node_agent.backoff import Backoff
-from node_agent.ca_client import News
+from node_agent.ca_client.port import News
 from node_agent.metrics import Metrics
-from node_agent.registrations import Delta
 from node_agent.sync import ASK_AGAIN, Consumers, Sync
 from node_agent.trust import Trust, at_start
+from node_agent.workloads.registrations import Delta
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.certificate_client import FakeCA
 from tests.fakes.clock import FakeClock

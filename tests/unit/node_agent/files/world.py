@@ -14,11 +14,11 @@ from istio_auth.registration import Registration, Selector
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import X509SVID
 from node_agent.backoff import Backoff
-from node_agent.cache import Held, WorkloadCache
 from node_agent.files.settings import FilesSettings
 from node_agent.files.writer import FilesWriter
 from node_agent.metrics import Metrics
-from node_agent.registrations import Want
+from node_agent.workloads.cache import Held, WorkloadCache
+from node_agent.workloads.registrations import Want
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.clock import FakeClock
 from tests.fakes.waiting import until

@@ -18,12 +18,12 @@ from istio_auth.rpc.method import Call
 from istio_auth.spiffe_id import SpiffeID
 from node_agent.attest.socket import SocketAttestor
 from node_agent.attest.unix import UnixAttestor
-from node_agent.cache import Held, WorkloadCache
 from node_agent.metrics import Metrics
-from node_agent.registrations import Want
 from node_agent.sds.secrets import SECRET_TYPE, Resource, Roots
 from node_agent.sds.service import SecretDiscovery
 from node_agent.sync import Consumers
+from node_agent.workloads.cache import Held, WorkloadCache
+from node_agent.workloads.registrations import Want
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.waiting import until
 

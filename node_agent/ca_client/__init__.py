@@ -1,0 +1,1 @@
+"""How a CA is asked, whatever kind of CA it is."""

@@ -1,0 +1,1 @@
+"""`node-agent sidecar-config`: what an Envoy sidecar starts with."""
