@@ -32,12 +32,12 @@ test-interop: $(READY)  ## the tests with foreign clients that are built first (
 	@$(BIN)/python -m tests --group interop
 
 test-cluster: $(READY)  ## the tests with a real Kubernetes API server and istiod, which are built first, once (Go)
-	@$(BIN)/python -m tests.cluster.build
-	@$(BIN)/python -m tests.cluster.istio.build
+	@$(BIN)/python -m tests.cluster.build > /dev/null  # its progress is on stderr
+	@$(BIN)/python -m tests.cluster.istio.build > /dev/null
 	@$(BIN)/python -m tests --group cluster
 
 test-node: $(READY)  ## the tests with a real kubelet and pods, which are built first, once (Go, root)
-	@$(BIN)/python -m tests.node.build
+	@$(BIN)/python -m tests.node.build > /dev/null
 	@$(BIN)/python -m tests --group node
 
 cluster: $(READY)  ## a Kubernetes control plane with the CA on it, left running, with instructions to play
