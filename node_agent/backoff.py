@@ -1,10 +1,11 @@
-"""When to try again: doubling waits with jitter that honour what the other side asked for.
+"""When to try again: doubling waits with jitter that honour what the other side asked for, or at once on an event.
 
 Waits are measured on a monotonic clock: a wall clock that is set back must not turn a wait of seconds into a day.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -76,3 +77,12 @@ class Backoff:
         if not self.attempts:
             return timedelta()
         return timedelta(seconds=max(0.0, self._until - self._monotonic()))
+
+
+async def comes_within(event: asyncio.Event, wait: timedelta | None) -> bool:
+    """Wait for an event, and no longer than this unless it is None; says whether it came."""
+    try:
+        async with asyncio.timeout(None if wait is None else wait.total_seconds()):
+            return await event.wait()
+    except TimeoutError:
+        return False

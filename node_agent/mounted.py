@@ -24,6 +24,7 @@ from istio_auth.registration import Registration, Selector
 from istio_auth.sources.files import FileSource
 from istio_auth.x509_source import X509Context
 from node_agent.admin.status import Status, svid_document
+from node_agent.backoff import comes_within
 from node_agent.config import Config
 from node_agent.front import front
 from node_agent.metrics import Metrics
@@ -99,11 +100,7 @@ class MountedAgent:
             while True:
                 changed.clear()
                 self.look()
-                try:
-                    async with asyncio.timeout(LOOK.total_seconds()):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
+                await comes_within(changed, LOOK)
         finally:
             end()
 

@@ -17,7 +17,7 @@ import structlog
 
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.registration import Registration
-from node_agent.backoff import Backoff
+from node_agent.backoff import Backoff, comes_within
 from node_agent.ca_client.port import CertificateClient, News, NotOffered, Report
 from node_agent.metrics import Metrics
 from node_agent.trust import BundleRefused, Trust
@@ -109,11 +109,7 @@ class Sync:
         while True:
             self._again.clear()
             wait = await self.step() if self._ready() else REPORT_EVERY
-            try:
-                async with asyncio.timeout(wait.total_seconds()):
-                    await self._again.wait()
-            except TimeoutError:
-                continue
+            await comes_within(self._again, wait)
 
     async def step(self) -> timedelta:
         """One stream, until it ends.
@@ -141,12 +137,8 @@ class Sync:
         while True:
             self._changed.clear()
             yield self._present()
-            try:
-                async with asyncio.timeout(REPORT_EVERY.total_seconds()):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
-            await asyncio.sleep(SETTLE.total_seconds())
+            if await comes_within(self._changed, REPORT_EVERY):
+                await asyncio.sleep(SETTLE.total_seconds())
 
     def _present(self) -> Report:
         consumers = self._consumers()

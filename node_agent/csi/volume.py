@@ -23,7 +23,7 @@ from istio_auth.registration import Registration, Selector
 from istio_auth.rotation import renewal_due
 from istio_auth.spiffe_id import TrustDomain
 from istio_auth.x509_source import X509Context
-from node_agent.backoff import Backoff
+from node_agent.backoff import Backoff, comes_within
 from node_agent.ca_client.istio_contract import IstioClient
 from node_agent.ca_client.port import Outcome, SigningRequest
 from node_agent.csi.folder import VolumeFolder
@@ -247,19 +247,15 @@ class Volume:
             while True:
                 changed.clear()
                 wait = await self._tried(backoff)
-                try:
-                    async with asyncio.timeout(wait):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
+                await comes_within(changed, wait)
         finally:
             end()
 
-    async def _tried(self, backoff: Backoff) -> float | None:
+    async def _tried(self, backoff: Backoff) -> timedelta | None:
         try:
             await self.write()
         except IstioAuthError as error:
-            wait = backoff.failed(error.retry_after).total_seconds()
+            wait = backoff.failed(error.retry_after)
             if self.trouble != str(error):
                 log.warning("a volume was not written", pod=self.publication.pod, reason=str(error))
             self.trouble = str(error)

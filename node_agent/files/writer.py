@@ -27,7 +27,7 @@ from istio_auth.sources.svid_files import SVIDFiles, is_there, svid_is_written, 
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
-from node_agent.backoff import Backoff
+from node_agent.backoff import Backoff, comes_within
 from node_agent.files.hook import hook_of
 from node_agent.files.record import Told, changed_at, record, recorded
 from node_agent.files.settings import FilesSettings
@@ -116,11 +116,7 @@ class FilesWriter:
             while True:
                 changed.clear()
                 wait = await self._step()
-                try:
-                    async with asyncio.timeout(min(wait, self._look).total_seconds()):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
+                await comes_within(changed, min(wait, self._look))
         finally:
             end()
 

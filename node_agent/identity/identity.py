@@ -22,7 +22,7 @@ from istio_auth.sources.memory import MemorySource
 from istio_auth.subscribers import Subscribers
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
-from node_agent.backoff import Backoff
+from node_agent.backoff import Backoff, comes_within
 from node_agent.ca_client.answer import BadAnswer
 from node_agent.identity.state import StateFolder
 from node_agent.metrics import Metrics
@@ -132,11 +132,7 @@ class Identity:
         while True:
             self._look.clear()
             wait = await self.step()
-            try:
-                async with asyncio.timeout(wait.total_seconds()):
-                    await self._look.wait()
-            except TimeoutError:
-                continue
+            await comes_within(self._look, wait)
 
     async def step(self) -> timedelta:
         """Do what is due.

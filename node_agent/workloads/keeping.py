@@ -14,13 +14,13 @@ import structlog
 
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.spiffe_id import TrustDomain
-from node_agent.backoff import Backoff
+from node_agent.backoff import Backoff, comes_within
 from node_agent.workloads.cache import WorkloadCache
 from node_agent.workloads.kept import WorkloadFolder
 
 _SETTLE = 0.1  # seconds; what changes within this time is written once
 _LONGEST = timedelta(seconds=10)  # between two attempts to write
-_LOOK = 30.0  # seconds; so often is looked whether what was written is still there
+_LOOK = timedelta(seconds=30)  # so often is looked whether what was written is still there
 log = structlog.get_logger()
 
 
@@ -85,22 +85,18 @@ class Keeping:
             while True:
                 changed.clear()
                 wait = await self._write(registrations=self._from_ca and is_heard())
-                try:
-                    async with asyncio.timeout(wait):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
-                await asyncio.sleep(_SETTLE)
+                if await comes_within(changed, wait):
+                    await asyncio.sleep(_SETTLE)
         finally:
             end()
 
-    async def _write(self, *, registrations: bool) -> float:
-        """Write, and say after how many seconds to look again."""
+    async def _write(self, *, registrations: bool) -> timedelta:
+        """Write, and say how long after to look again."""
         try:
             await asyncio.to_thread(self._folder.keep, self._cache.snapshot, registrations=registrations)
         except (IstioAuthError, OSError) as error:
             self._note(error)
-            return self._backoff.failed().total_seconds()
+            return self._backoff.failed()
         if self.trouble is not None:
             log.info("what workloads hold is kept for the next start again", folder=str(self._folder.path))
         self.trouble = None

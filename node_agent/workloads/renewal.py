@@ -29,7 +29,7 @@ from istio_auth.errors import Exhausted, IstioAuthError, NotAuthenticated, NotAu
 from istio_auth.keys import PrivateKey, new_private_key
 from istio_auth.rotation import renewal_due
 from istio_auth.spiffe_id import SpiffeID
-from node_agent.backoff import Backoff
+from node_agent.backoff import Backoff, comes_within
 from node_agent.ca_client.answer import BadAnswer, accepted
 from node_agent.ca_client.csr import request_for
 from node_agent.ca_client.port import Outcome, Signer, SigningRequest
@@ -148,11 +148,7 @@ class Renewals:
             while True:
                 self._look.clear()
                 wait = await self.step()
-                try:
-                    async with asyncio.timeout(wait.total_seconds()):
-                        await self._look.wait()
-                except TimeoutError:
-                    continue
+                await comes_within(self._look, wait)
         finally:
             end()
 
