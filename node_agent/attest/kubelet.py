@@ -22,6 +22,7 @@ from istio_auth.host_port import HostPort
 from istio_auth.strict_json import parse_json
 from node_agent.attest.pod_list import PodList
 from node_agent.attest.settings import KubernetesSettings
+from node_agent.token_file import token_in
 
 _MAX_TOKEN, _MAX_CA = 16 << 10, 1 << 20
 _MAX_ANSWER = 16 << 20  # 150 KB for each of 110 pods, where 10 are common; read, it takes up to 13 times as much
@@ -103,9 +104,7 @@ def credentials(settings: KubernetesSettings) -> tuple[str, ssl.SSLContext]:
         ConfigurationError: a file is of no use.
         NotReady: reading failed.
     """
-    token = read_bounded(settings.token_file, _MAX_TOKEN).decode("latin-1").strip()
-    if not token or any(character <= " " or character > "~" for character in token):
-        raise ConfigurationError(f"{settings.token_file} holds no token: a token is one word")
+    token = token_in(read_bounded(settings.token_file, _MAX_TOKEN), settings.token_file)
     authorities = read_bounded(settings.kubelet_ca, _MAX_CA)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # a default one trusts the machine's CAs if the file is empty
     try:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from istio_auth.clock import Clock
-from istio_auth.errors import ConfigurationError, IstioAuthError, MissingError, NotReady
+from istio_auth.errors import IstioAuthError, MissingError, NotReady
 from istio_auth.files import read_bounded
 from istio_auth.keys import new_private_key
 from istio_auth.spiffe_id import SpiffeID
@@ -21,6 +21,7 @@ from istio_auth.svid import X509SVID
 from node_agent.ca_client.answer import accepted
 from node_agent.ca_client.csr import request_for
 from node_agent.ca_client.port import CertificateClient
+from node_agent.token_file import token_in
 from node_agent.trust import Trust
 
 _MAX_TOKEN = 16 << 10
@@ -73,9 +74,7 @@ def read_projected_token(path: Path) -> str:
         ConfigurationError: it holds no token.
     """
     try:
-        text = read_bounded(path, _MAX_TOKEN).decode("latin-1").strip()
+        content = read_bounded(path, _MAX_TOKEN)
     except MissingError as error:
         raise NotReady(f"there is no service-account token: {error}") from error
-    if not text or any(character <= " " or character > "~" for character in text):
-        raise ConfigurationError(f"{path} holds no token: a token is one word")
-    return text
+    return token_in(content, path)

@@ -30,6 +30,7 @@ from istio_auth.keys import PrivateKey, new_private_key
 from istio_auth.pem import read_private_key, write_private_key
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import X509SVID
+from node_agent.token_file import token_in
 from node_agent.trust import KeptTrust
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
@@ -173,12 +174,10 @@ def read_token(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        text = read_secret(path, _MAX_TOKEN).decode("latin-1").strip()
+        content = read_secret(path, _MAX_TOKEN)
     except MissingError:
         return None
-    if any(character <= " " or character > "~" for character in text):
-        raise ConfigurationError(f"{path} holds no join token: a token is one word")
-    return text or None
+    return token_in(content, path, kind="join token", empty=True) or None
 
 
 def _noted(token: str) -> bytes:
