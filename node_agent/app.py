@@ -24,6 +24,7 @@ from node_agent.config import Config
 from node_agent.csi import plugin
 from node_agent.csi.mounts import Mounts
 from node_agent.csi.plugin import Plugin, volumes_folder
+from node_agent.file_system import file_system, is_in_memory
 from node_agent.front import front
 from node_agent.identity.state import StateFolder, read_token
 from node_agent.metrics import Metrics
@@ -35,7 +36,7 @@ from node_agent.trust import Trust, at_start
 from node_agent.workloads import renewal
 from node_agent.workloads.cache import WorkloadCache
 from node_agent.workloads.keeping import Keeping
-from node_agent.workloads.kept import WorkloadFolder, file_system, is_in_memory
+from node_agent.workloads.kept import WorkloadFolder
 from node_agent.workloads.registrations import observable
 from node_agent.workloads.renewal import Renewals
 

@@ -33,10 +33,10 @@ from node_agent.csi.publication import KUBELETS_OWN, LONGEST_SOCKET, Place
 from node_agent.csi.services import IdentityService, NodeService, RegistrationService
 from node_agent.csi.volume import Means, Volume
 from node_agent.csi.volumes import Volumes
+from node_agent.file_system import file_system, is_in_memory
 from node_agent.metrics import Metrics
 from node_agent.sync import Consumers
 from node_agent.trust import Trust
-from node_agent.workloads.kept import file_system, is_in_memory
 
 _DRAIN = timedelta(seconds=2)
 

@@ -44,7 +44,6 @@ from istio_auth.verify import verify_chain
 from node_agent.workloads.cache import Held, Snapshot
 from node_agent.workloads.registrations import Want, checked, from_table
 
-_MEMORY = frozenset({"tmpfs", "ramfs"})
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _MAX_BYTES = 64 << 20
 _MAX_SVID = 1 << 20
@@ -172,24 +171,6 @@ class WorkloadFolder:
             return False  # nothing was kept, or nobody can say when
 
 
-def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of the file system that a path is on, or will be; empty if that can not be told (proc(5))."""
-    there = path.resolve()
-    found: dict[Path, str] = {}
-    try:
-        for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-            before, _, after = line.partition(" - ")
-            found[Path(_unescaped(before.split()[4]))] = after.split()[0]  # a later mount hides an earlier one
-    except (OSError, IndexError):
-        return ""
-    return next((found[folder] for folder in (there, *there.parents) if folder in found), "")
-
-
-def is_in_memory(path: Path) -> bool:
-    """Whether what is written there stays in memory, as far as the mounts tell."""
-    return file_system(path) in _MEMORY
-
-
 def read_kept(path: Path, bundles: BundleSource, now: datetime) -> X509SVID:
     """An SVID in one file, key and chain, that is still good.
 
@@ -287,13 +268,6 @@ def _want(spiffe_id: SpiffeID, text: bytes) -> Want:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _unescaped(text: str) -> str:
-    r"""What mountinfo writes as \040 and the like."""
-    for code in ("040", "011", "012", "134"):
-        text = text.replace(f"\\{code}", chr(int(code, 8)))
-    return text
 
 
 def _boot_id() -> str:

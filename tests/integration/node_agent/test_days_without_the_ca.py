@@ -20,7 +20,7 @@ import pytest
 
 from istio_auth.spiffe_id import SpiffeID
 from istio_auth.svid import X509SVID
-from node_agent.workloads.kept import is_in_memory
+from node_agent.file_system import is_in_memory
 from tests.fakes.ca import CAServer
 from tests.fakes.certificate_client import FakeCA, Fault
 from tests.fakes.clock import FakeClock

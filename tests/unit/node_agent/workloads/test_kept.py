@@ -24,9 +24,10 @@ from istio_auth.rotation import renewal_due
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from istio_auth.svid import X509SVID
 from node_agent.backoff import Backoff
+from node_agent.file_system import file_system
 from node_agent.workloads.cache import Held, WorkloadCache
 from node_agent.workloads.keeping import Keeping
-from node_agent.workloads.kept import WorkloadFolder, file_system
+from node_agent.workloads.kept import WorkloadFolder
 from node_agent.workloads.renewal import plan
 from tests.fakes.authority import HOUR, FakeAuthority
 from tests.fakes.clock import FakeClock

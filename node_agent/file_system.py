@@ -1,0 +1,32 @@
+"""Which file system a folder is on, and whether that is in memory: keys must not reach a disk by accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_MEMORY = frozenset({"tmpfs", "ramfs"})
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the file system that a path is on, or will be; empty if that can not be told (proc(5))."""
+    there = path.resolve()
+    found: dict[Path, str] = {}
+    try:
+        for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            before, _, after = line.partition(" - ")
+            found[Path(_unescaped(before.split()[4]))] = after.split()[0]  # a later mount hides an earlier one
+    except (OSError, IndexError):
+        return ""
+    return next((found[folder] for folder in (there, *there.parents) if folder in found), "")
+
+
+def is_in_memory(path: Path) -> bool:
+    """Whether what is written there stays in memory, as far as the mounts tell."""
+    return file_system(path) in _MEMORY
+
+
+def _unescaped(text: str) -> str:
+    r"""What mountinfo writes as \040 and the like."""
+    for code in ("040", "011", "012", "134"):
+        text = text.replace(f"\\{code}", chr(int(code, 8)))
+    return text
