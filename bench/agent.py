@@ -98,7 +98,7 @@ async def measure(folder: Path, *, streams: list[int], workloads: list[int], res
             registrations(machine, workloads=number)
             async with machine.agent:
                 await machine.agent_is_ready()
-                await until(lambda number=number: held(machine) >= number + 1, within=120)  # type: ignore[misc]
+                await until(lambda number=number: held(machine) >= number + 1, within=120)  # type: ignore[misc]  # a default binds the loop's value
                 each[number] = round((megabytes(machine.agent.pid) - idle) * 1000 / number, 1)
                 before = cpu_seconds(machine.agent.pid)
                 await asyncio.sleep(rest)

@@ -98,7 +98,7 @@ class SVIDFiles:
         """Whether they come as one whole through a link that is swapped, as in a volume of Kubernetes."""
         # Not pathlib's: it raises for a loop of links, and for a folder that is closed to us.
         return all(
-            os.path.dirname(os.path.realpath(path)) == os.path.realpath(path.parent / _DATA)  # noqa: PTH120
+            os.path.dirname(os.path.realpath(path)) == os.path.realpath(path.parent / _DATA)  # noqa: PTH120  # see above
             for path in self.paths
         )
 

@@ -60,7 +60,7 @@ class SVIDFolder:
             ends = [0, *sorted(int(cut * len(contents[name])) for cut in cuts), len(contents[name])]
             pieces = [contents[name][start:end] for start, end in itertools.pairwise(ends)]
             steps.append(lambda name=name: self.put(name, b""))  # type: ignore[misc]  # a default binds the loop's value
-            steps += [lambda name=name, piece=piece: self.put(name, piece, mode="ab") for piece in pieces]  # type: ignore[misc]
+            steps += [lambda name=name, piece=piece: self.put(name, piece, mode="ab") for piece in pieces]  # type: ignore[misc]  # a default binds the loop's value
         return steps
 
     def by_renaming(self, context: X509Context, *, names: Sequence[str] = ()) -> list[Step]:
@@ -69,8 +69,8 @@ class SVIDFolder:
         contents = self.contents(context)
         for name in names or contents:
             steps += [
-                lambda name=name: self.put(f"{name}.new", contents[name]),  # type: ignore[misc]
-                lambda name=name: (self.path / f"{name}.new").replace(self.path / name),  # type: ignore[misc]
+                lambda name=name: self.put(f"{name}.new", contents[name]),  # type: ignore[misc]  # a default binds the loop's value
+                lambda name=name: (self.path / f"{name}.new").replace(self.path / name),  # type: ignore[misc]  # a default binds the loop's value
             ]
         return steps
 

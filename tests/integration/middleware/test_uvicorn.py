@@ -161,7 +161,7 @@ async def test_nobody_comes_in_without_a_certificate_unless_the_application_take
             require_certificate=False, require_caller=False, authorize=any_id(), trusted=[PROXY]
         ) as url:
             answer = await seen(anonymous, url, FORWARDED)
-            assert (answer["caller"], set(FORWARDED).isdisjoint(answer["headers"])) == ("", True)  # type: ignore[arg-type]
+            assert (answer["caller"], set(FORWARDED).isdisjoint(answer["headers"])) == ("", True)  # type: ignore[arg-type]  # of JSON
 
 
 async def test_without_tls_nobody_is_anybody(callers: Callers) -> None:

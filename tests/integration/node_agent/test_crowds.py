@@ -107,9 +107,9 @@ async def test_an_honest_client_is_served_beside_those_that_flood_refuse_all_nev
             (refusing, "requests_per_second"),
             (greedy, "streams_per_process"),
         ):
-            await until_async(lambda each=each, limit=limit: _refused(each, limit), within=WITHIN)  # type: ignore[misc]
+            await until_async(lambda each=each, limit=limit: _refused(each, limit), within=WITHIN)  # type: ignore[misc]  # a default binds the loop's value
             counted = f'streams_refused_total{{limit="{limit}"}}'
-            await until(lambda counted=counted: metric(machine, counted) > 0, within=WITHIN)  # type: ignore[misc]
+            await until(lambda counted=counted: metric(machine, counted) > 0, within=WITHIN)  # type: ignore[misc]  # a default binds the loop's value
         first = honest.svid().leaf.serial_number
         for number in range(3):
             rotate(machine, f"rotation-{number}.test")
@@ -128,7 +128,7 @@ async def test_a_thousand_sidecars_come_back_at_once_after_the_agent_was_killed(
     async with node(tmp_path) as machine, AsyncExitStack() as stack:
         crowds = [await stack.enter_async_context(crowd(machine, "envoys", 250, 1)) for _ in range(4)]
         for each in crowds:
-            await until_async(lambda each=each: _served(each, 250), within=WITHIN)  # type: ignore[misc]
+            await until_async(lambda each=each: _served(each, 250), within=WITHIN)  # type: ignore[misc]  # a default binds the loop's value
         await machine.agent.kill()
         await machine.agent.start()
         await machine.agent_is_ready()
@@ -136,7 +136,7 @@ async def test_a_thousand_sidecars_come_back_at_once_after_the_agent_was_killed(
         async with SDSStream(machine.socket, "default") as honest:
             await honest.receive(within=WITHIN)
         for each in crowds:
-            await until_async(lambda each=each: _served(each, 250), within=WITHIN)  # type: ignore[misc]
+            await until_async(lambda each=each: _served(each, 250), within=WITHIN)  # type: ignore[misc]  # a default binds the loop's value
         await until(lambda: metric(machine, "sds_clients") == 1000, within=WITHIN)
         await until(lambda: metric(machine, "bundle_consumers_current") == 1000, within=WITHIN)
         assert megabytes(machine.agent.pid) - before < 150, "a thousand streams of 70 KB, and what coming at once takes"

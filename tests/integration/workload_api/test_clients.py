@@ -127,9 +127,9 @@ class TestFetching:
     ) -> None:
         say_everything(api)
         both = await client("fetch_jwt_svids", [FOR_US])
-        assert [svid.id for svid in both] == [WEB.id, DB.id]  # type: ignore[attr-defined]
+        assert [svid.id for svid in both] == [WEB.id, DB.id]  # type: ignore[attr-defined]  # what the call gave
         one = await client("fetch_jwt_svids", [FOR_US], spiffe_id=DB.id)
-        assert [(svid.id, svid.audiences) for svid in one] == [(DB.id, (FOR_US,))]  # type: ignore[attr-defined]
+        assert [(svid.id, svid.audiences) for svid in one] == [(DB.id, (FOR_US,))]  # type: ignore[attr-defined]  # what the call gave
         with pytest.raises(NotAuthorized, match="no identity issued"):
             await client("fetch_jwt_svids", [FOR_US], spiffe_id=FEDERATED.svid().id)
 
@@ -312,9 +312,9 @@ class TestWatching:
         ):
             either = EitherClient(type(client.client)(api.address))
             async with either.watching(watch) as watched:
-                await until(lambda watched=watched: len(watched.values) == 1)  # type: ignore[misc]
+                await until(lambda watched=watched: len(watched.values) == 1)  # type: ignore[misc]  # a default binds the loop's value
                 stream.say(again)
-                await until(lambda watched=watched: len(watched.values) == 2)  # type: ignore[misc]
+                await until(lambda watched=watched: len(watched.values) == 2)  # type: ignore[misc]  # a default binds the loop's value
             assert (watched.errors, watched.end, stream.calls) == ([], None, 1)
 
     @pytest.mark.parametrize("watch", WATCHES)
@@ -325,7 +325,7 @@ class TestWatching:
         stream = dict(zip(WATCHES, streams(api), strict=True))[watch]
         async with client.watching(watch) as watched:
             for count in (1, 2, 3):
-                await until(lambda count=count: len(watched.values) == count)  # type: ignore[misc]
+                await until(lambda count=count: len(watched.values) == count)  # type: ignore[misc]  # a default binds the loop's value
                 stream.end()
             await until(lambda: len(watched.values) == 4)
         assert (watched.errors, stream.calls) == ([], 4)
@@ -388,7 +388,7 @@ class TestWatching:
             await until(lambda: watched.errors)
             for count in (1, 2):
                 with api:
-                    await until(lambda count=count: len(watched.values) == count)  # type: ignore[misc]
+                    await until(lambda count=count: len(watched.values) == count)  # type: ignore[misc]  # a default binds the loop's value
         assert all(isinstance(error, NotReady) for error in watched.errors)
 
     async def test_an_agent_that_stalls_is_called_anew(self, kind: Kind, api: FakeWorkloadAPI) -> None:

@@ -187,7 +187,7 @@ class TestFollowing:
         held = source.x509_context()
         for _ in range(3):
             api.x509.end()
-            await until(lambda calls=api.x509.calls: api.x509.calls > calls)  # type: ignore[misc]
+            await until(lambda calls=api.x509.calls: api.x509.calls > calls)  # type: ignore[misc]  # a default binds the loop's value
         api.x509.say(RENEWED)
         await until(lambda: source.x509_context() is not held)
         assert source.status().updates == 2
@@ -300,7 +300,7 @@ class TestOutages:
             assert source.x509_context() is held
             api.x509.say(renewed)
             api.start()
-            await until(lambda held=held: source.x509_context() is not held)  # type: ignore[misc]
+            await until(lambda held=held: source.x509_context() is not held)  # type: ignore[misc]  # a default binds the loop's value
             held = source.x509_context()
 
     async def test_an_agent_lost_for_an_hour_leaves_the_last_svid_until_its_end_and_then_a_clear_refusal(
@@ -425,7 +425,7 @@ class TestEnd:
                 held = source.x509_context()
                 answers.append(answers.pop(0))
                 api.x509.say(answers[0])
-                await until(lambda held=held: source.x509_context() is not held)  # type: ignore[misc]
+                await until(lambda held=held: source.x509_context() is not held)  # type: ignore[misc]  # a default binds the loop's value
 
         await updates(50)
         gc.collect()

@@ -205,7 +205,7 @@ class TestWaiting:
     async def test_ends_when_the_source_is_closed(self, source: OpenSource) -> None:
         waiting = asyncio.create_task(source.ready(PATIENCE))
         blocking = asyncio.create_task(asyncio.to_thread(source.wait_until_ready, PATIENCE))
-        await until(lambda: source._changes._subscribers._functions and source._changes._condition._waiters)  # type: ignore[attr-defined]
+        await until(lambda: source._changes._subscribers._functions and source._changes._condition._waiters)  # type: ignore[attr-defined]  # inner
         await asyncio.to_thread(source.close)
         for task in (waiting, blocking):
             with pytest.raises(NotReady, match="closed"):
