@@ -86,3 +86,16 @@ class SDSStream:
     def roots(self, name: str = "ROOTCA") -> tuple[x509.Certificate, ...]:
         """The roots received under a name."""
         return read_certificates(self.secrets[name].validation_context.trusted_ca.inline_bytes)
+
+
+async def received(socket: Path, *, within: float = 30) -> X509SVID:
+    """What a workload that connects now gets, as soon as the agent's socket is there."""
+    async with asyncio.timeout(within):
+        while True:
+            async with SDSStream(socket, "default", "ROOTCA") as stream:
+                try:
+                    await stream.receive(within=30)
+                except grpc.aio.AioRpcError:
+                    await asyncio.sleep(0.01)
+                    continue
+                return stream.svid()

@@ -15,7 +15,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from istio_auth.spiffe_id import SpiffeID
@@ -26,7 +25,7 @@ from tests.fakes.certificate_client import FakeCA, Fault
 from tests.fakes.clock import FakeClock
 from tests.fakes.processes import Machine, program
 from tests.fakes.running_agent import RunningAgent, registration
-from tests.fakes.sds_client import SDSStream
+from tests.fakes.sds_client import SDSStream, received
 from tests.fakes.waiting import until
 
 HOUR = timedelta(hours=1)
@@ -187,19 +186,6 @@ def memory() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-async def served(machine: Machine) -> X509SVID:
-    """What a workload that starts now gets, as soon as there is a socket."""
-    async with asyncio.timeout(60):
-        while True:
-            async with SDSStream(machine.socket, "default", "ROOTCA") as stream:
-                try:
-                    await stream.receive(within=30)
-                except grpc.aio.AioRpcError:
-                    await asyncio.sleep(0.01)
-                    continue
-                return stream.svid()
-
-
 async def test_an_agent_killed_and_started_again_while_the_ca_is_away_serves_at_once_what_it_held(
     memory: Path,
 ) -> None:
@@ -209,7 +195,7 @@ async def test_an_agent_killed_and_started_again_while_the_ca_is_away_serves_at_
         await machine.prepare()
         async with machine.agent:
             await machine.agent_is_ready()
-            before = await served(machine)
+            before = await received(machine.socket, within=60)
             await until(lambda: list(kept.glob("*.pem")))
             assert kept.stat().st_mode & 0o777 == 0o700
             assert {each.stat().st_mode & 0o777 for each in kept.iterdir()} == {0o600}
@@ -218,7 +204,7 @@ async def test_an_agent_killed_and_started_again_while_the_ca_is_away_serves_at_
             await machine.agent.kill()
             lines = len(machine.agent.lines())
             await machine.agent.start()
-            after = await served(machine)
+            after = await received(machine.socket, within=60)
             assert after.chain == before.chain
             assert after.key_pem() == before.key_pem()
             await machine.agent.says("workloads are served from what was kept", after=lines)

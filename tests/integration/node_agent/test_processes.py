@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
 
-from istio_auth.svid import X509SVID
 from tests.fakes.processes import Machine
-from tests.fakes.sds_client import SDSStream
+from tests.fakes.sds_client import SDSStream, received
 
 
 @pytest.fixture
@@ -24,26 +21,13 @@ async def machine(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterat
             yield machine
 
 
-async def received(machine: Machine) -> X509SVID:
-    """What a workload that connects now gets, as soon as the agent's socket is there."""
-    async with asyncio.timeout(30):
-        while True:
-            async with SDSStream(machine.socket, "default", "ROOTCA") as stream:
-                try:
-                    await stream.receive(within=30)
-                except grpc.aio.AioRpcError:
-                    await asyncio.sleep(0.05)
-                    continue
-                return stream.svid()
-
-
 async def test_a_killed_agent_comes_back_without_its_token_and_serves_fresh_certificates(machine: Machine) -> None:
-    first = await received(machine)
+    first = await received(machine.socket)
     await machine.agent_is_ready()
     machine.token.unlink()
     await machine.agent.kill()
     await machine.agent.start()
-    second = await received(machine)
+    second = await received(machine.socket)
     assert second.leaf.serial_number != first.leaf.serial_number
     assert second.key_pem() != first.key_pem()
     assert await machine.agent.end() == 0
@@ -53,7 +37,7 @@ async def test_a_killed_agent_comes_back_without_its_token_and_serves_fresh_cert
 async def test_certificates_rotate_and_outlive_a_ca_that_is_away_for_longer_than_half_of_their_life(
     machine: Machine,
 ) -> None:
-    await received(machine)
+    await received(machine.socket)
     async with SDSStream(machine.socket, "default") as stream:
         await stream.receive()
         first = stream.svid()
@@ -63,7 +47,7 @@ async def test_certificates_rotate_and_outlive_a_ca_that_is_away_for_longer_than
         held = stream.svid()
         await machine.ca.kill()
         await machine.agent.says("the CA gives no certificates; those held are served on")
-        assert (await received(machine)).chain == held.chain
+        assert (await received(machine.socket)).chain == held.chain
         await machine.ca.start()
         await stream.receive()
         assert stream.svid().leaf.serial_number != held.leaf.serial_number
@@ -71,19 +55,19 @@ async def test_certificates_rotate_and_outlive_a_ca_that_is_away_for_longer_than
 
 
 async def test_an_agent_whose_every_certificate_has_lapsed_comes_back_by_itself(machine: Machine) -> None:
-    await received(machine)
+    await received(machine.socket)
     await machine.ca.kill()
     await machine.agent.says("the agent's own SVID has lapsed")
     await machine.agent.says("a workload's SVID has ended before a new one came")
     machine.token.unlink()
     await machine.ca.start()
-    await received(machine)
+    await received(machine.socket)
     ways = [line for line in machine.ca.lines() if line.get("method") == "node-key"]
     assert ways
 
 
 async def test_no_secret_is_in_any_log(machine: Machine) -> None:
-    svid, token = await received(machine), machine.token.read_text().strip()
+    svid, token = await received(machine.socket), machine.token.read_text().strip()
     assert await machine.agent.end() == 0
     for log in machine.folder.glob("*.log"):
         text = log.read_text()
