@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import socket
 import struct
 import subprocess
@@ -130,7 +131,7 @@ def postgresql_over(svid: Path, *, data: Path | None = None) -> Generator[int]:
             _until_it_is_ready(server, folder / "log")
             yield port
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # at SIGTERM it would wait for its clients
             server.wait(20)
 
 

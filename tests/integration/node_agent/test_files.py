@@ -102,13 +102,14 @@ if postgresql.INSTALLED:
             with ExitStack() as stack:
                 port = await asyncio.to_thread(stack.enter_context, postgresql.postgresql_over(place / "db", data=data))
                 stop, serials = asyncio.Event(), set[int]()
-                asking = asyncio.create_task(ask_on_and_on(port, place / "client", stop, serials))
-                for number in range(1, ROTATIONS + 1):
-                    await rotate(agent, number, "db", "client")
-                    seen = len(serials)
-                    await until(lambda seen=seen: len(serials) > seen or asking.done())  # type: ignore[misc]  # now
-                stop.set()
-                assert await asking > ROTATIONS, "queries, none of which failed"
+                async with asyncio.TaskGroup() as group:
+                    asking = group.create_task(ask_on_and_on(port, place / "client", stop, serials))
+                    await until(lambda: serials)
+                    for number in range(1, ROTATIONS + 1):
+                        await rotate(agent, number, "db", "client")
+                        await until(lambda known=number: len(serials) > known)  # type: ignore[misc]  # now
+                    stop.set()
+                assert asking.result() > ROTATIONS, "queries, none of which failed"
                 assert len(serials) > ROTATIONS, "PostgreSQL has seen each certificate of the client"
                 told = next(w.state.told for w in agent.agent.workloads.files if w.settings is database)
                 assert told is not None
