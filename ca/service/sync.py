@@ -1,14 +1,15 @@
 """Sync: one stream for the life of an agent. Down go bundles and its registrations, up comes what it holds.
 
-The agent speaks first and says what it holds; it is sent what it lacks, and then every change when it happens. Only an
-agent that proves itself by certificate may sync, and only as long as that certificate lives and it is not evicted.
+The agent speaks first and says what it holds; it is sent what it lacks, and then every change when it happens. The
+first answer comes even if it lacks nothing, for by that it knows that the CA listens. Only an agent that proves itself
+by certificate may sync, and only as long as that certificate lives and it is not evicted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -48,6 +49,7 @@ class _Session:
         sequence: the sequence it says it holds.
         epoch: of the revision it holds.
         revision: of the registrations it holds.
+        answered: whether it was sent anything yet.
         over: whether the agent has ended its side.
     """
 
@@ -58,6 +60,7 @@ class _Session:
     sequence: int = 0
     epoch: str = ""
     revision: int = 0
+    answered: bool = False
     over: bool = False
 
 
@@ -92,7 +95,7 @@ class Sync:
 
     async def stream(
         self, requests: AsyncIterator[node_pb2.SyncRequest], call: Call
-    ) -> AsyncIterator[node_pb2.SyncResponse]:
+    ) -> AsyncGenerator[node_pb2.SyncResponse]:
         """The answers of one stream.
 
         Raises:
@@ -171,7 +174,7 @@ class Sync:
             raise NotReady(f"the certificate of agent {session.agent} ended during its stream")
 
     def _due(self, session: _Session) -> node_pb2.SyncResponse | None:
-        """What the agent lacks; None if nothing. From then on it counts as held."""
+        """What the agent lacks, from then on held; None if it lacks nothing and was answered before."""
         response, bundle = node_pb2.SyncResponse(), self._authority.bundle
         history = self._registrations.history_of(session.agent)
         if bundle is not session.held and (session.held is not None or bundle.sequence != session.sequence):
@@ -181,7 +184,8 @@ class Sync:
         if delta is not None:
             response.registrations.CopyFrom(_delta(delta, history.epoch))
             session.epoch, session.revision = history.epoch, delta.to_revision
-        return response if delta is not None or response.bundles else None
+        is_first, session.answered = not session.answered, True
+        return response if is_first or delta is not None or response.bundles else None
 
     async def _wait(self, session: _Session) -> None:
         left = (session.ends - self._clock.now()).total_seconds()

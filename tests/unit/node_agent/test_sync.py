@@ -90,6 +90,17 @@ async def test_a_stream_that_ends_is_opened_again_where_it_left_off(agent: Agent
     assert agent.registered == [(A,)]
 
 
+async def test_an_agent_that_lacks_nothing_is_in_sync_again_by_an_empty_answer(agent: Agent) -> None:
+    agent.ca.news.put_nowait(agent.ca.register(a=A))
+    await until(lambda: agent.registered)
+    agent.ca.news.put_nowait(NotReady("the CA stops"))
+    await until(lambda: agent.ca.calls == ["sync", "sync"] and agent.sync.trouble == "the CA stops")
+    assert not agent.sync.connected
+    agent.ca.news.put_nowait(News())
+    await until(lambda: agent.sync.connected)
+    assert (agent.sync.trouble, agent.sync.failing_for) == (None, None)
+
+
 async def test_a_delta_that_does_not_follow_makes_the_agent_ask_for_everything(agent: Agent) -> None:
     agent.ca.news.put_nowait(agent.ca.register(a=A))
     await until(lambda: agent.registered)
