@@ -9,21 +9,22 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.fakes import guard
+from tests.fakes.tcp import closed_port
 from tests.fakes.waiting import until
 
 _BIN = Path(sys.executable).parent
+_PATIENCE = 20.0  # seconds that a busy program has for an answer
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of loopback for a program that is about to be started."""
+    return closed_port()
 
 
 def program(name: str) -> Path:
@@ -34,7 +35,7 @@ def program(name: str) -> Path:
 def fetch(port: int, path: str) -> bytes:
     """What a port of loopback answers over HTTP, status line and all; empty if nobody is there."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE) as connection:
             connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
             return b"".join(iter(lambda: connection.recv(1 << 16), b""))
     except OSError:
@@ -93,7 +94,9 @@ class Program:
     async def start(self) -> None:
         """Start it."""
         with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(*self._command, stderr=log, stdout=log)
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stderr=log, stdout=log, process_group=guard.group()
+            )
 
     async def end(self) -> int:
         """Ask it to end; its exit code."""
@@ -108,7 +111,7 @@ class Program:
     async def ended(self) -> int:
         """Wait until it has ended; its exit code."""
         assert self._process is not None
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             code = await self._process.wait()
         self._process = None
         return code
@@ -116,7 +119,8 @@ class Program:
     async def kill(self) -> None:
         """End it without a word."""
         assert self._process is not None
-        self._process.kill()
+        with suppress(ProcessLookupError):  # it has ended by itself, which its log tells
+            self._process.kill()
         await self._process.wait()
         self._process = None
 
@@ -125,8 +129,9 @@ class Program:
         return self._log.read_text()
 
     def lines(self) -> list[dict[str, object]]:
-        """What it has logged so far."""
-        return [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+        """What it has logged so far; a line that it is just writing is none yet."""
+        whole = self.text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
     async def says(self, event: str, *, after: int = 0) -> dict[str, object]:
         """Wait for a line with this event, not counting the first `after` lines."""
@@ -143,7 +148,7 @@ class Program:
             found.extend(filter(wanted, self.lines()[after:]))
             return bool(found)
 
-        await until(look, within=30)
+        await until(look)
         return found[0]
 
 
@@ -209,4 +214,4 @@ class Machine:
 
     async def agent_is_ready(self) -> None:
         """Wait until the agent says so on its port."""
-        await until(lambda: status(self.agent_health) == 200, within=30)
+        await until(lambda: status(self.agent_health) == 200)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 
-async def until(condition: Callable[[], object], *, within: float = 20) -> None:
+async def until(condition: Callable[[], object], *, within: float = 60) -> None:
     """Return when the condition holds.
 
     Raises:
@@ -17,7 +17,7 @@ async def until(condition: Callable[[], object], *, within: float = 20) -> None:
             await asyncio.sleep(0.005)
 
 
-async def until_async(condition: Callable[[], Awaitable[object]], *, within: float = 20) -> None:
+async def until_async(condition: Callable[[], Awaitable[object]], *, within: float = 60) -> None:
     """Return when the condition, which itself takes time, holds.
 
     Raises:
