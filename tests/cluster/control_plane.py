@@ -10,8 +10,6 @@ import asyncio
 import base64
 import json
 import os
-import random
-import socket
 import ssl
 import tempfile
 import urllib.error
@@ -29,9 +27,10 @@ from tests.cluster import flags
 from tests.cluster.build import servers
 from tests.cluster.certificates import ClusterAuthority, Credential
 from tests.cluster.client import JSON, Client
-from tests.cluster.server import Guard, Server, ServerFailed
+from tests.cluster.server import Server
+from tests.fakes.guard import Guard
+from tests.fakes.tcp import closed_port
 
-_PORTS = range(20000, 32000)  # none that an outgoing connection is given, while a server is stopped
 _ADMIN_GROUP = "system:masters"
 _TIMEOUT = 2.0  # seconds for one look whether a server is ready
 
@@ -189,7 +188,7 @@ class ControlPlane:
         )
         # RSA, as clusters have it: the algorithm is what verifiers of tokens meet.
         tokens = write_private_key(rsa.generate_private_key(public_exponent=65537, key_size=2048))
-        self._port, self._etcd_port = free_loopback_port(), free_loopback_port()
+        self._port, self._etcd_port = closed_port(), closed_port()
         self.url = f"https://127.0.0.1:{self._port}"
         self.ca_file = self._write("ca.pem", self._authority.certificate)
         self._write("server.pem", serving.certificate)
@@ -277,16 +276,3 @@ def _embedded(credential: Credential) -> dict[str, str]:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def free_loopback_port() -> int:
-    """A port of loopback that nobody has now."""
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise ServerFailed("no port of loopback is free")

@@ -10,31 +10,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-_START = 60.0  # seconds that it has to become ready, on a machine that is busy
-_END = 15.0  # seconds that it has to end by itself
+from tests.fakes.guard import Guard
+
+_START = 240.0  # seconds that it has to become ready, on a machine that is busy
+_END = 30.0  # seconds that it has to end by itself
 _LOOK = 0.02
 _LAST_LINES = 12
 
 
 class ServerFailed(Exception):
     """A server ended that should have gone on, or did not become ready; the message holds its last words."""
-
-
-class Guard:
-    """A process group whose members all end when we do, even if we are killed.
-
-    Its first member waits for the end of a pipe whose other end only we hold, and then kills the group.
-    """
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            ("/bin/sh", "-c", "read -r _; kill -KILL 0"), stdin=subprocess.PIPE, process_group=0
-        )
-        self.group = self._process.pid
-
-    def end(self) -> None:
-        """Kill what is left of the group."""
-        self._process.communicate()
 
 
 class Server:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -28,6 +28,7 @@ from istio_auth.x509_source import X509Context
 from node_agent.ca_client.port import Chain, SigningRequest
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.certificate_client import FakeCA, FakeClient
+from tests.fakes.tcp import closed_port
 
 
 class CAServer:
@@ -40,7 +41,7 @@ class CAServer:
 
     def __init__(self, ca: FakeCA, *, node_service: bool = True) -> None:
         self.ca = ca
-        self.address = HostPort("127.0.0.1", 0)
+        self.address = HostPort("127.0.0.1", closed_port())  # nobody else has it while we are away
         self.handshakes: list[str] = []
         self.hang = asyncio.Event()  # cleared: no call is answered
         self.hang.set()
@@ -91,8 +92,7 @@ class CAServer:
         context = server_context(
             self.source, any_id(), require_client_certificate=False, alpn=("h2",), clock=self.ca.clock
         )
-        _, port = await self._door.listen_tls(self.address.host, self.address.port, context)
-        self.address = replace(self.address, port=port)
+        await self._door.listen_tls(self.address.host, self.address.port, context)
 
     def register(self, **registrations: Registration) -> None:
         """Put these in the place of all others and tell every agent."""
@@ -167,7 +167,7 @@ class CAServer:
 
     async def _sync(
         self, requests: AsyncIterator[node_pb2.SyncRequest], call: Call
-    ) -> AsyncIterator[node_pb2.SyncResponse]:
+    ) -> AsyncGenerator[node_pb2.SyncResponse]:
         who = await self._caller(call)
         if who.spiffe_id is None:
             raise NotAuthenticated("no certificate")

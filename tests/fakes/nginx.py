@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.fakes import debian
+from tests.fakes import debian, guard
 from tests.fakes.tcp import closed_port
 
 _CONFIGURATION = """
@@ -65,9 +65,9 @@ def nginx(folder: Path, svid: Path) -> Generator[int]:
     (folder / "nginx.conf").write_text(_CONFIGURATION.format(folder=folder, port=port, svid=svid))
     with (folder / "output").open("wb") as output:
         command = [str(each) for each in (found, "-c", folder / "nginx.conf", "-p", folder, "-e", folder / "error.log")]
-        server = subprocess.Popen(command, stdout=output, stderr=output)
+        server = subprocess.Popen(command, stdout=output, stderr=output, process_group=guard.group())
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (folder / "nginx.pid").exists():
             assert server.poll() is None, (folder / "output").read_text()
             assert time.monotonic() < deadline, "nginx did not start"
@@ -75,4 +75,4 @@ def nginx(folder: Path, svid: Path) -> Generator[int]:
         yield port
     finally:
         server.terminate()
-        server.wait(20)
+        guard.ended(server)

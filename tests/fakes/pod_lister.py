@@ -17,6 +17,7 @@ from istio_auth.strict_json import JSON
 from node_agent.attest.settings import KubernetesSettings
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.key_server import Answer
+from tests.fakes.tcp import closed_port
 from tests.fakes.tls import stranger
 
 TOKEN = "token-of-the-agents-account"
@@ -77,7 +78,7 @@ class PodLister:
         self.pods: list[JSON] = []
         self.answer: Answer | None = None  # in place of what is usual
         self.asked = 0
-        self.port = 0
+        self.port = closed_port()  # nobody else has it while we are away
         key = new_private_key()
         leaf = self.authority.leaf(uris=(), dns_names=(dns_name,))
         self.certificate = self.authority.sign(leaf, key.public_key())
@@ -109,7 +110,6 @@ class PodLister:
         self._runner = web.AppRunner(site, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self._tls, reuse_address=True).start()
-        self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
         """Be away."""

@@ -25,6 +25,7 @@ from cryptography import x509
 from deploy.demo.postgresql import of_machine
 from istio_auth import SpiffeID, X509Context, X509Source, is_id, peer_id, server_context, write_svid
 from istio_auth.peer import HandshakeRefused
+from tests.fakes import guard
 from tests.fakes.tcp import closed_port
 
 _SSL_REQUEST = 80877103
@@ -126,13 +127,14 @@ def postgresql_over(svid: Path, *, data: Path | None = None) -> Generator[int]:
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(_as_its_user(_program("postgres"), "-D", files, *options), stdout=log, stderr=log)
+            command = _as_its_user(_program("postgres"), "-D", files, *options)
+            server = subprocess.Popen(command, stdout=log, stderr=log, process_group=guard.group())
         try:
             _until_it_is_ready(server, folder / "log")
             yield port
         finally:
             server.send_signal(signal.SIGINT)  # at SIGTERM it would wait for its clients
-            server.wait(20)
+            guard.ended(server)
 
 
 def _until_it_is_ready(server: subprocess.Popen[bytes], log: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Self
 
 from tests.cluster.client import JSON, Client
-from tests.cluster.control_plane import ControlPlane, free_loopback_port
+from tests.cluster.control_plane import ControlPlane
 from tests.cluster.istio.build import ISTIO
 from tests.cluster.running_ca import published_roots
 from tests.cluster.server import Server
 from tests.fakes.processes import status
+from tests.fakes.tcp import closed_port
 
 NAMESPACE, AGENT = "istio-system", "istio-node-agent"
 AUDIENCE = "istio-ca"
@@ -45,7 +46,7 @@ class Istiod:
         """
         if await admin.find(f"/api/v1/namespaces/{NAMESPACE}") is None:
             await admin.create_namespace(NAMESPACE)
-        port, health = free_loopback_port(), free_loopback_port()
+        port, health = closed_port(), closed_port()
         environment = {
             "POD_NAMESPACE": NAMESPACE,
             "POD_NAME": "istiod",
@@ -56,9 +57,9 @@ class Istiod:
         }
         addresses = {
             "httpAddr": health,
-            "httpsAddr": free_loopback_port(),
+            "httpsAddr": closed_port(),
             "secureGRPCAddr": port,
-            "monitoringAddr": free_loopback_port(),
+            "monitoringAddr": closed_port(),
         }
         command = (
             *("env", *(f"{name}={value}" for name, value in environment.items())),
