@@ -151,8 +151,9 @@ class Talk:
         def wait(request: bytes, context: grpc.ServicerContext) -> bytes:
             self.heard(context)
             self.waiting += 1
-            context.add_callback(self.threads_go_on.set)
-            self.threads_go_on.wait(20)
+            if not context.add_callback(self.threads_go_on.set):  # it was given up already
+                self.threads_go_on.set()
+            self.threads_go_on.wait(60)
             self.waiting -= 1
             self.ended.append("answered" if context.is_active() else "cancelled")
             return request

@@ -88,14 +88,17 @@ async def test_metadata_goes_both_ways_and_names_the_server(channel: GrpcChannel
 
 
 async def test_a_deadline_is_known_to_the_method_and_ends_the_call(channel: GrpcChannel, talk: Talk) -> None:
-    await echo(channel)(b"", timeout=30)
+    await echo(channel)(b"", timeout=3000)
     assert talk.remaining[0] is not None
-    assert 20 < talk.remaining[0] <= 30
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary(WAIT)(b"", timeout=0.3)
-    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 2900 < talk.remaining[0] <= 3000
+    seconds = 0.3
+    while len(talk.callers) == 1:  # on a busy machine the time may be over before the method has begun
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.unary_unary(WAIT)(b"", timeout=seconds)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        seconds *= 2
     await until(lambda: talk.ended)
-    assert talk.ended == ["cancelled"]
+    assert set(talk.ended) == {"cancelled"}
 
 
 async def test_a_call_that_is_given_up_ends_at_the_server(channel: GrpcChannel, talk: Talk) -> None:
@@ -149,12 +152,12 @@ async def test_a_blocking_channel_calls_methods_of_each_kind(kind: str, talk: Ta
         with blocking_grpc_channel(theirs, is_id(SERVER), address) as channel:
             assert isinstance(channel, grpc.Channel)
             method = channel.unary_unary(ECHO)
-            assert method(b"hello", timeout=10) == b"hello"
+            assert method(b"hello", timeout=60) == b"hello"
             response, call = method.with_call(b"hello")
             assert (response, call.code()) == (b"hello", grpc.StatusCode.OK)
             future = method.future(b"later")
             assert isinstance(future, grpc.Future)
-            assert (future.result(10), future.exception(), future.details()) == (b"later", None, "")
+            assert (future.result(60), future.exception(), future.details()) == (b"later", None, "")
             assert list(channel.unary_stream(COUNT)(b"3")) == [b"0", b"1", b"2"]
             assert channel.stream_unary(JOIN)(iter([b"a", b"b"])) == b"a,b"
             chat = channel.stream_stream(CHAT)(iter([b"a", b"b"]))

@@ -43,7 +43,7 @@ def plain(address: str, svid: X509SVID, *, name: str = NAME) -> grpc.aio.Channel
 async def test_grpcs_own_channel_is_served_if_the_servers_svid_has_a_dns_name(kind: str, talk: Talk) -> None:
     source = MemorySource.of(LOCAL.svid("/server", dns_names=[NAME]), *BUNDLES)
     async with served(new_server(kind, talk), source) as door, plain(door.address, LOCAL.svid("/client")) as channel:
-        assert await echo(channel)(b"hello", timeout=10) == b"hello"
+        assert await echo(channel)(b"hello", timeout=60) == b"hello"
     assert talk.callers == [CLIENT]
 
 
@@ -55,7 +55,7 @@ async def test_without_a_dns_name_it_refuses_our_server_itself(name: str, talk: 
         plain(door.address, LOCAL.svid("/client"), name=name) as channel,
     ):
         with pytest.raises(grpc.aio.AioRpcError, match="Hostname Verification Check failed"):
-            await echo(channel)(b"", timeout=10)
+            await echo(channel)(b"", timeout=60)
     assert talk.callers == []
 
 
@@ -65,11 +65,11 @@ async def test_a_stranger_with_grpcs_own_channel_is_refused_by_the_door(talk: Ta
         for wrong in (STRANGER.svid("/client"), LOCAL.svid("/other")):
             async with plain(door.address, wrong) as channel:
                 with pytest.raises(grpc.aio.AioRpcError):
-                    await echo(channel)(b"", timeout=10)
+                    await echo(channel)(b"", timeout=60)
         async with plain(door.address, LOCAL.svid("/client")) as channel:
-            assert await echo(channel)(b"hello", timeout=10) == b"hello"
+            assert await echo(channel)(b"hello", timeout=60) == b"hello"
     assert isinstance(refusals.reasons[0], VerificationError)
-    assert f"{OTHER} is refused: welcome is {CLIENT}" in str(refusals.reasons[-1])
+    assert any(f"{OTHER} is refused: welcome is {CLIENT}" in str(reason) for reason in refusals.reasons)
 
 
 async def test_our_channel_knows_a_server_with_grpcs_own_tls(theirs: MemorySource) -> None:
@@ -89,9 +89,9 @@ async def test_our_channel_knows_a_server_with_grpcs_own_tls(theirs: MemorySourc
     try:
         async with grpc_channel(theirs, is_id(OTHER), f"127.0.0.1:{port}", options=AT_ONCE) as channel:
             with pytest.raises(grpc.aio.AioRpcError, match=f"{SERVER} is refused: welcome is {OTHER}"):
-                await echo(channel)(b"", timeout=10)
+                await echo(channel)(b"", timeout=60)
         async with grpc_channel(theirs, is_id(SERVER), f"127.0.0.1:{port}") as channel:
-            assert await echo(channel)(b"", timeout=10) == str(CLIENT).encode()
+            assert await echo(channel)(b"", timeout=60) == str(CLIENT).encode()
             await until(lambda: channel.last_error is None)
     finally:
         await server.stop(None)

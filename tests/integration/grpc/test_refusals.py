@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import queue
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -101,7 +102,7 @@ class TestServers:
             server.listening() as address,
             grpc_channel(theirs, is_id(SERVER), address, options=AT_ONCE) as channel,
         ):
-            error = await failing(echo(channel)(b"secret", timeout=10))
+            error = await failing(echo(channel)(b"secret", timeout=60))
             assert error.code() == UNAVAILABLE
             assert f"{OTHER} is refused: welcome is {SERVER}" in str(error.details())
             assert server.heard == b""
@@ -112,9 +113,9 @@ class TestServers:
             call.cancel()
         await until(lambda: server.finished)
 
-    @pytest.mark.parametrize(("istio_alpn", "selected"), [(True, ["istio-h2"]), (False, [None])])
+    @pytest.mark.parametrize(("istio_alpn", "selected"), [(True, "istio-h2"), (False, None)])
     async def test_a_permissive_sidecar_is_offered_istios_names_if_one_asks_for_it(
-        self, theirs: MemorySource, istio_alpn: bool, selected: list[str | None]
+        self, theirs: MemorySource, istio_alpn: bool, selected: str | None
     ) -> None:
         found: list[str | None] = []
 
@@ -128,7 +129,7 @@ class TestServers:
         async with grpc_channel(theirs, is_id(SERVER), address, istio_alpn=istio_alpn) as channel:
             await failing(echo(channel)(b""))
         server.close()
-        assert found == selected
+        assert set(found) == {selected}  # gRPC may have dialled more than once
 
     @pytest.mark.parametrize(
         ("wrong", "fault"),
@@ -143,7 +144,7 @@ class TestServers:
             grpc_channel(theirs, is_id(SERVER), door.address, options=AT_ONCE) as channel,
         ):
             hold(ours, wrong)
-            error = await failing(echo(channel)(b"", timeout=10))
+            error = await failing(echo(channel)(b"", timeout=60))
             assert error.code() == UNAVAILABLE
             assert isinstance(error.__cause__, VerificationError)
             assert error.__cause__.fault is fault
@@ -162,7 +163,7 @@ class TestClients:
             grpc_channel(theirs, is_id(SERVER), door.address, options=AT_ONCE) as channel,
         ):
             hold(theirs, LOCAL.svid("/other"))
-            assert (await failing(echo(channel)(b"", timeout=10))).code() == UNAVAILABLE
+            assert (await failing(echo(channel)(b"", timeout=60))).code() == UNAVAILABLE
             await until(lambda: refusals.reasons)
             assert isinstance(refusals.reasons[0], NotAuthorized)
             assert (talk.callers, door.accepted, door.refused > 0) == ([], 0, True)
@@ -178,7 +179,7 @@ class TestClients:
             grpc_channel(theirs, is_id(SERVER), door.address, options=AT_ONCE) as channel,
         ):
             hold(theirs, forged(CLIENT))
-            assert (await failing(echo(channel)(b"", timeout=10))).code() == UNAVAILABLE
+            assert (await failing(echo(channel)(b"", timeout=60))).code() == UNAVAILABLE
             await until(lambda: refusals.reasons)
             assert isinstance(refusals.reasons[0], VerificationError)
             hold(theirs, FEDERATED.svid("/client"))
@@ -192,7 +193,7 @@ class TestClients:
             served(new_server("aio", talk), authorize=is_id(CLIENT)) as door,
             grpc_channel(theirs, is_id(SERVER), door.address) as channel,
         ):
-            error = await failing(echo(channel)(b"", timeout=10))
+            error = await failing(echo(channel)(b"", timeout=60))
             assert isinstance(error.__cause__, NotAuthenticated | NotReady)
             assert f"{door.address} was not reached: " in str(error.details())
 
@@ -242,6 +243,7 @@ class TestReasons:
         assert f"{OTHER} is refused" in await told[0].details()
 
     async def test_a_call_that_waits_hears_them_at_its_deadline(self, refused: GrpcChannel) -> None:
+        await failing(echo(refused)(b""))  # there is a reason, however long the first connection takes
         error = await failing(echo(refused)(b"", wait_for_ready=True, timeout=0.5))
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert f"{OTHER} is refused" in str(error.details())
@@ -249,11 +251,15 @@ class TestReasons:
     async def test_the_log_has_each_one_once_aloud(
         self, refused: GrpcChannel, caplog: pytest.LogCaptureFixture
     ) -> None:
+        def levels() -> list[int]:
+            return [record.levelno for record in caplog.records if record.name == "istio_auth.portal"]
+
         with caplog.at_level(logging.INFO, "istio_auth.portal"):
-            await failing(echo(refused)(b"", wait_for_ready=True, timeout=0.5))
-        levels = [record.levelno for record in caplog.records if record.name == "istio_auth.portal"]
-        assert levels[0] == logging.WARNING
-        assert set(levels[1:]) == {logging.INFO}
+            call = echo(refused)(b"", wait_for_ready=True)
+            await until(lambda: len(levels()) > 3)
+            call.cancel()
+            assert levels()[0] == logging.WARNING
+            assert set(levels()[1:]) == {logging.INFO}
 
     @pytest.mark.parametrize("kind", KINDS)
     async def test_a_blocking_channel_tells_them_too(self, kind: str, theirs: MemorySource, talk: Talk) -> None:
@@ -261,8 +267,8 @@ class TestReasons:
             with blocking_grpc_channel(theirs, is_id(SERVER), address) as channel:
                 errors: list[BaseException | None] = []
                 future = channel.stream_unary(JOIN).future(iter([b""]))
-                told: list[object] = []
-                future.add_done_callback(told.append)
+                told = queue.SimpleQueue[object]()
+                future.add_done_callback(told.put)
                 chat = channel.stream_stream(CHAT)(iter([b""]))
                 for failing_call in (
                     lambda: channel.unary_unary(ECHO)(b""),
@@ -270,14 +276,14 @@ class TestReasons:
                     lambda: channel.stream_unary(JOIN)(iter([b""])),
                     lambda: list(channel.unary_stream(COUNT)(b"1")),
                     lambda: list(chat),
-                    lambda: future.result(10),
+                    lambda: future.result(60),
                 ):
                     with pytest.raises(grpc.RpcError) as caught:
                         failing_call()
                     errors.append(caught.value)
                 errors.append(future.exception())
                 assert f"{OTHER} is refused" in chat.details()
-                assert told == [future]
+                assert told.get(timeout=60) is future  # a thread of gRPC tells it, after whoever waits
                 assert isinstance(channel.last_error, NotAuthorized)
                 return errors
 
@@ -309,7 +315,7 @@ class TestReasons:
     async def test_nobody_there_is_told_with_the_address(self, theirs: MemorySource, talk: Talk) -> None:
         port = closed_port()
         async with grpc_channel(theirs, is_id(SERVER), f"localhost:{port}", options=AT_ONCE) as channel:
-            error = await failing(echo(channel)(b"", timeout=10))
+            error = await failing(echo(channel)(b"", timeout=60))
             assert f"localhost:{port} can not be reached: " in str(error.details())
             async with served(new_server("aio", talk), address=f"127.0.0.1:{port}"):
                 assert await echo(channel)(b"hello", wait_for_ready=True) == b"hello"

@@ -96,5 +96,5 @@ async def test_a_removed_root_ends_no_stream_and_admits_nobody_new_until_the_cli
         assert isinstance(refusals.reasons[0], VerificationError)
         assert "does not chain" in str(refusals.reasons[0])
         theirs.replace(X509Context((NEW.svid("/client"),), OF_BOTH))
-        assert await echo(channel)(b"hello", wait_for_ready=True, timeout=20) == b"hello"
+        assert await echo(channel)(b"hello", wait_for_ready=True, timeout=60) == b"hello"
         assert talk.callers == [CLIENT, CLIENT]

@@ -95,7 +95,7 @@ async def test_calls_in_flight_are_answered_and_nobody_new_is_taken(
     kind: str, talk: Talk, theirs: MemorySource
 ) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        door = await stack.enter_async_context(served(new_server(kind, talk), grace=timedelta(seconds=20)))
+        door = await stack.enter_async_context(served(new_server(kind, talk), grace=timedelta(seconds=60)))
         async with grpc_channel(theirs, is_id(SERVER), door.address) as channel:
             call = channel.unary_unary(WAIT)(b"answered")
             await until(lambda: talk.waiting)
@@ -106,6 +106,7 @@ async def test_calls_in_flight_are_answered_and_nobody_new_is_taken(
             assert await call == b"answered"
             await leaving
             assert talk.ended == ["answered"]
+            await until(lambda: channel.get_state() != grpc.ChannelConnectivity.READY)
             with pytest.raises(grpc.aio.AioRpcError, match="can not be reached"):
                 await echo(channel)(b"")
 
@@ -133,6 +134,7 @@ async def test_its_limits_are_the_doors(kind: str, talk: Talk, theirs: MemorySou
         await echo(first)(b"")
         with pytest.raises(grpc.aio.AioRpcError):
             await echo(second)(b"")
+        await until(lambda: refusals.reasons)
         assert isinstance(refusals.reasons[0], Exhausted)
 
 
@@ -161,7 +163,7 @@ async def test_two_hundred_connections_leave_no_descriptor_and_no_folder(
             async with grpc_channel(theirs, is_id(SERVER), door.address) as channel:
                 assert await echo(channel)(b"hello") == b"hello"
         await until(lambda: not door.connections)
-        await until(lambda: descriptors() <= before + 2, within=10)
+        await until(lambda: descriptors() <= before + 2)
         assert door.accepted == 205
     assert not private_folders(folders)
     assert not peers._open
