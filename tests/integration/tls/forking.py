@@ -22,7 +22,7 @@ from tests.fakes.tls import meet, stranger, talk
 from tests.vectors.x509_svid import ALL, BUNDLES, KEY, LOCAL
 
 CHILDREN = 10  # of each kind
-SECONDS = 20  # that a child has
+SECONDS = 60  # that a child has
 
 
 class Service:

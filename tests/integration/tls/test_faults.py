@@ -71,9 +71,9 @@ def blocking(side: str, chain: Chain, authorize: Authorizer = ANYBODY) -> tuple[
                 met = peer_id(ours)
         except PeerRefused:
             plain.close()
-            assert heard.result(10) == b""
+            assert heard.result(60) == b""
             raise
-        assert heard.result(10) == b"secret"
+        assert heard.result(60) == b"secret"
         return met, told
 
 

@@ -24,6 +24,7 @@ from istio_auth.tls import client_context, peer_chain, peer_id, server_context
 from istio_auth.x509_source import X509Context
 from tests.fakes.tcp import pair
 from tests.fakes.tls import NAME, begin, stranger, talk
+from tests.fakes.waiting import until_async
 from tests.vectors.x509_svid import BUNDLES, KEY, LOCAL, UNKNOWN
 
 OURS = MemorySource.of(LOCAL.svid("/ours"), *BUNDLES)
@@ -31,7 +32,7 @@ GOOD = LOCAL.chain(key=KEY)
 SIDES = ["client", "server"]
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 SOON = 0.2  # seconds that an application waits for a handshake
-LATE = 10.0
+LATE = 60.0
 
 
 def our_context(side: str) -> ssl.SSLContext:
@@ -83,7 +84,7 @@ class TestBlocking:
                 began = time.monotonic()
                 with pytest.raises(TimeoutError):
                     our_context(side).wrap_socket(ours, server_side=side == "server")
-                assert time.monotonic() - began < LATE / 2
+                assert time.monotonic() - began < 20, "with each byte anew it would be half a minute"
 
     @pytest.mark.parametrize("side", SIDES)
     def test_a_peer_that_only_is_slow_gets_in(self, side: str) -> None:
@@ -148,9 +149,15 @@ class TestAsyncio:
             yield server.sockets[0].getsockname()
 
     async def is_greeted(self, address: tuple[str, int]) -> bool:
-        reader, writer = await asyncio.open_connection(*address, ssl=our_context("client"))
+        """Whether it is; on a busy machine its own handshake may take longer than it has."""
+        try:
+            reader, writer = await asyncio.open_connection(*address, ssl=our_context("client"))
+        except ConnectionError:
+            return False
         try:
             return await reader.read(100) == b"spiffe://cluster.local/ours"
+        except ConnectionError:
+            return False
         finally:
             writer.transport.abort()
 
@@ -171,7 +178,7 @@ class TestAsyncio:
             if said == "half a message":
                 writer.write(hello()[:100])
             task = asyncio.create_task(dribble()) if said == "one byte at a time" else None
-            assert await self.is_greeted(address)  # meanwhile
+            await until_async(lambda: self.is_greeted(address))  # meanwhile
             with contextlib.suppress(ConnectionError):
                 async with asyncio.timeout(LATE):
                     assert await reader.read() == b""
@@ -179,7 +186,7 @@ class TestAsyncio:
             if task is not None:
                 await task
             writer.transport.abort()
-            assert await self.is_greeted(address)
+            await until_async(lambda: self.is_greeted(address))
 
     @pytest.mark.parametrize("limit", ["ssl_handshake_timeout", "asyncio.timeout"])
     async def test_a_server_that_stalls_runs_into_the_applications_timeout(self, limit: str) -> None:
@@ -285,9 +292,9 @@ class TestBoundedWork:
         spent = 0.0
         for _ in range(6):
             theirs.step()
-            began = time.process_time()
+            began = time.thread_time()
             ours.step()
-            spent += time.process_time() - began
+            spent += time.thread_time() - began
         return ours.error, spent
 
     def test_a_hundred_certificates(self) -> None:

@@ -242,12 +242,12 @@ def http_server(context: ssl.SSLContext) -> Iterator[int]:
             yield server.server_address[1]
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(60)
 
 
 def fetch(port: int, context: ssl.SSLContext) -> str:
     """What an HTTP server calls us; empty if it closed the connection."""
-    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
     try:
         connection.request("GET", "/")
         return connection.getresponse().read().decode()
@@ -262,7 +262,7 @@ class TestTheStandardLibrarysHTTP:
         with http_server(server_context(ours, is_id(CLIENT))) as port:
             assert fetch(port, client_context(theirs, is_id(SERVER))) == str(CLIENT)
             connection = http.client.HTTPSConnection(
-                "127.0.0.1", port, context=client_context(theirs, any_id()), timeout=10
+                "127.0.0.1", port, context=client_context(theirs, any_id()), timeout=60
             )
             with contextlib.closing(connection):
                 with pytest.raises(NotAuthenticated):
@@ -316,7 +316,7 @@ class TestSocketserver:
                 assert not greeting(server.server_address, client_context(theirs, is_id(SERVER)))
             finally:
                 server.shutdown()
-                thread.join(10)
+                thread.join(60)
 
 
 def greeting(address: tuple[str, int] | object, context: ssl.SSLContext) -> str:
@@ -324,7 +324,7 @@ def greeting(address: tuple[str, int] | object, context: ssl.SSLContext) -> str:
     assert isinstance(address, tuple)
     with (
         contextlib.suppress(OSError),
-        socket.create_connection(address, timeout=10) as plain,
+        socket.create_connection(address, timeout=60) as plain,
         context.wrap_socket(plain) as connection,
     ):
         return connection.recv(100).decode()
@@ -374,7 +374,7 @@ class TestHttpx:
     def test_a_response_tells_its_server(self, ours: MemorySource, theirs: MemorySource) -> None:
         with (
             http_server(server_context(ours, is_id(CLIENT))) as port,
-            httpx.Client(verify=client_context(theirs, is_id(SERVER))) as client,
+            httpx.Client(verify=client_context(theirs, is_id(SERVER)), timeout=60) as client,
             client.stream("GET", f"https://127.0.0.1:{port}/") as response,
         ):
             assert peer_id(response.extensions["network_stream"]) == SERVER
@@ -383,7 +383,7 @@ class TestHttpx:
     async def test_a_response_in_asyncio_does_so_too(self, ours: MemorySource, theirs: MemorySource) -> None:
         with http_server(server_context(ours, is_id(CLIENT))) as port:
             async with (
-                httpx.AsyncClient(verify=client_context(theirs, is_id(SERVER))) as client,
+                httpx.AsyncClient(verify=client_context(theirs, is_id(SERVER)), timeout=60) as client,
                 client.stream("GET", f"https://127.0.0.1:{port}/") as response,
             ):
                 assert peer_id(response.extensions["network_stream"]) == SERVER
@@ -392,10 +392,10 @@ class TestHttpx:
     async def test_a_server_that_is_not_welcome_gets_no_request(self, ours: MemorySource, theirs: MemorySource) -> None:
         with http_server(server_context(ours, any_id())) as port:
             url = f"https://127.0.0.1:{port}/"
-            async with httpx.AsyncClient(verify=client_context(theirs, is_id(CLIENT))) as client:
+            async with httpx.AsyncClient(verify=client_context(theirs, is_id(CLIENT)), timeout=60) as client:
                 with pytest.raises(httpx.ConnectError, match="/server is refused"):
                     await client.get(url)
-            async with httpx.AsyncClient(verify=client_context(theirs, is_id(SERVER))) as client:
+            async with httpx.AsyncClient(verify=client_context(theirs, is_id(SERVER)), timeout=60) as client:
                 assert (await client.get(url)).text == str(CLIENT)
 
 

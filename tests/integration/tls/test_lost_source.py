@@ -21,6 +21,7 @@ from tests.fakes import workload_api as fake
 from tests.fakes.authority import HOUR
 from tests.fakes.clock import FakeClock
 from tests.fakes.tls import meet
+from tests.fakes.waiting import until
 from tests.fakes.workload_api import FakeWorkloadAPI
 from tests.vectors.x509_svid import BUNDLES, LOCAL, NOW
 
@@ -49,7 +50,7 @@ async def test_the_last_good_svid_serves_to_its_end_and_then_both_sides_of_ours_
     with FakeWorkloadAPI(tmp_path / "agent.sock") as api:
         api.x509.say(fake.x509(fake.entry(LOCAL.svid("/ours", not_after=NOW + HOUR), LOCAL.bundle())))
         async with WorkloadAPISource(api.address, clock=clock) as source, greeting(peer, clock) as address:
-            await source.ready(timedelta(seconds=20))
+            await source.ready(timedelta(seconds=60))
             context = client_context(source, any_id(), clock=clock)
 
             async def dial() -> str:
@@ -63,6 +64,7 @@ async def test_the_last_good_svid_serves_to_its_end_and_then_both_sides_of_ours_
 
             assert await dial() == str(OURS)
             api.stop()
+            await until(lambda: source.status().trouble)
             for _ in range(2):
                 clock.advance(29 * MINUTE)
                 assert await dial() == str(OURS)
