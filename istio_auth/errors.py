@@ -19,6 +19,7 @@ class Code(enum.Enum):
     NOT_AUTHENTICATED = "not authenticated"
     NOT_AUTHORIZED = "not authorized"
     MISSING = "missing"
+    UNKNOWN_METHOD = "unknown method"
     CONFLICT = "conflict"
     NOT_READY = "not ready"
     EXHAUSTED = "exhausted"
@@ -121,6 +122,12 @@ class MissingError(IstioAuthError):
     """The thing asked for does not exist (and the look-up itself worked)."""
 
     code = Code.MISSING
+
+
+class UnknownMethod(MissingError):
+    """The server has no such method: it speaks an older or another contract."""
+
+    code = Code.UNKNOWN_METHOD
 
 
 class ConflictError(IstioAuthError):

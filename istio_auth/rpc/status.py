@@ -19,6 +19,7 @@ from istio_auth.errors import (
     NotAuthenticated,
     NotAuthorized,
     NotReady,
+    UnknownMethod,
 )
 
 CODES: Mapping[Code, grpc.StatusCode] = MappingProxyType(
@@ -27,6 +28,7 @@ CODES: Mapping[Code, grpc.StatusCode] = MappingProxyType(
         Code.NOT_AUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
         Code.NOT_AUTHORIZED: grpc.StatusCode.PERMISSION_DENIED,
         Code.MISSING: grpc.StatusCode.NOT_FOUND,
+        Code.UNKNOWN_METHOD: grpc.StatusCode.UNIMPLEMENTED,
         Code.CONFLICT: grpc.StatusCode.ABORTED,
         Code.NOT_READY: grpc.StatusCode.UNAVAILABLE,
         Code.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -35,10 +37,6 @@ CODES: Mapping[Code, grpc.StatusCode] = MappingProxyType(
 )
 _RETRY_AFTER = "grpc-retry-pushback-ms"  # gRFC A6; C-core and grpc-go honour it
 _LONGEST_HINT_MS = 24 * 3600 * 1000
-
-
-class UnknownMethod(MissingError):
-    """The server has no such method: it speaks an older or another contract."""
 
 
 _ERRORS: Mapping[grpc.StatusCode, type[IstioAuthError]] = MappingProxyType(

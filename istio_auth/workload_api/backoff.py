@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-from istio_auth.errors import IstioAuthError, MalformedError, NotReady
+from istio_auth.errors import IstioAuthError, MalformedError, NotReady, UnknownMethod
 from istio_auth.rotation import retry_delay
 from istio_auth.rpc.answers import UnreadableAnswer
 from istio_auth.rpc.forking import Forked
-from istio_auth.rpc.status import UnknownMethod
 
 CALM = timedelta(seconds=10)  # a stream that lived so long starts a new count
 LONGEST_HINT = timedelta(minutes=1)  # the longest wait that a server may ask for

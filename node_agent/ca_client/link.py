@@ -16,10 +16,9 @@ from datetime import timedelta
 from google.protobuf.message import Message
 
 from istio_auth.door import Portal
-from istio_auth.errors import IstioAuthError, NotReady
+from istio_auth.errors import IstioAuthError, NotReady, UnknownMethod
 from istio_auth.host_port import HostPort
 from istio_auth.rpc.channel import Channel
-from istio_auth.rpc.status import UnknownMethod
 from node_agent.ca_client.port import Metadata, NotOffered, Response
 
 _LARGEST_ANSWER = 64 << 20  # all registrations at once, of the largest file that the CA takes, and more

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from datetime import timedelta
 
 import grpc
@@ -27,11 +27,11 @@ from istio_auth.errors import (
     NotAuthenticated,
     NotAuthorized,
     NotReady,
+    UnknownMethod,
     VerificationError,
 )
 from istio_auth.rpc.channel import Channel
 from istio_auth.rpc.method import Call
-from istio_auth.rpc.status import UnknownMethod
 from tests.integration.rpc.bench import ASK, PATIENCE, TALK, Bench, ask, asking, heard, talking, trailing
 
 SECRET = "the key is under the mat"
@@ -40,6 +40,7 @@ TABLE = {
     NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
     NotAuthorized: grpc.StatusCode.PERMISSION_DENIED,
     MissingError: grpc.StatusCode.NOT_FOUND,
+    UnknownMethod: grpc.StatusCode.UNIMPLEMENTED,
     ConflictError: grpc.StatusCode.ABORTED,
     NotReady: grpc.StatusCode.UNAVAILABLE,
     Exhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -66,7 +67,7 @@ def raising(error: BaseException, bench: Bench) -> None:
     async def answer(_request: StringValue, _call: Call) -> StringValue:
         raise error
 
-    async def talk(requests: AsyncIterator[StringValue], _call: Call) -> AsyncIterator[StringValue]:
+    async def talk(requests: AsyncIterator[StringValue], _call: Call) -> AsyncGenerator[StringValue]:
         yield StringValue(value="first")
         async for _ in requests:
             pass  # a client that is still sending when its call ends may hear of that instead
@@ -124,7 +125,7 @@ async def test_our_own_channel_makes_the_same_error_of_it_again(bench: Bench, wa
 async def talk_twice(channel: Channel) -> None:
     """Hear what a stream of our own channel says first, and what next."""
 
-    async def said() -> AsyncIterator[StringValue]:
+    async def said() -> AsyncGenerator[StringValue]:
         yield StringValue()
 
     answers = channel.stream(TALK, said(), StringValue)

@@ -14,16 +14,15 @@ import grpc
 import pytest
 
 from istio_auth.bundle import BundleSet
-from istio_auth.errors import ConfigurationError, IstioAuthError, MalformedError, NotAuthorized, NotReady
+from istio_auth.errors import ConfigurationError, IstioAuthError, MalformedError, NotAuthorized, NotReady, UnknownMethod
 from istio_auth.jwt_bundle import JWTBundleSet
 from istio_auth.proto import workload_api_pb2 as messages
-from istio_auth.rpc.status import UnknownMethod
 from istio_auth.workload_api import BlockingWorkloadAPIClient, WorkloadAPIClient
 from istio_auth.workload_api.decode import InvalidResponse, ValidatedJWTSVID
 from istio_auth.x509_source import X509Context
 from tests.fakes import workload_api as fake
 from tests.fakes.token_issuer import TokenIssuer
-from tests.fakes.waiting import until
+from tests.fakes.waiting import until, until_async
 from tests.fakes.workload_api import FakeWorkloadAPI, Stream
 from tests.integration.workload_api.either import KINDS, EitherClient
 from tests.vectors.x509_svid import FEDERATED, LOCAL
@@ -224,7 +223,7 @@ class TestFetching:
         with pytest.raises(NotReady, match=r"was not answered within 0\.2 seconds"):
             await client("fetch_x509_context")
         api.x509.say(GOOD)
-        assert await client("fetch_x509_context")
+        await until_async(lambda: answered(client))
         await client.close()
 
     async def test_an_agent_that_is_not_there_is_told_with_its_path(self, kind: Kind, tmp_path: Path) -> None:
@@ -276,6 +275,14 @@ class TestFetching:
         client = EitherClient(kind())
         assert await client("fetch_x509_context")
         await client.close()
+
+
+async def answered(client: EitherClient) -> bool:
+    """Whether an answer came before the client lost its patience, which may be less than a busy machine needs."""
+    try:
+        return bool(await client("fetch_x509_context"))
+    except NotReady:
+        return False
 
 
 async def _rude(listener: socket.socket) -> NoReturn:
@@ -334,7 +341,7 @@ class TestWatching:
         self, api: FakeWorkloadAPI, client: EitherClient
     ) -> None:
         say_everything(api)
-        async with client.watching("watch_x509_context"), asyncio.timeout(20):
+        async with client.watching("watch_x509_context"), asyncio.timeout(60):
             began = asyncio.get_running_loop().time()
             while api.x509.calls < 6:
                 if api.x509.open:
@@ -394,7 +401,7 @@ class TestWatching:
     async def test_an_agent_that_stalls_is_called_anew(self, kind: Kind, api: FakeWorkloadAPI) -> None:
         client = EitherClient(kind(api.address, timeout=timedelta(milliseconds=300)))
         async with client.watching("watch_x509_context") as watched:
-            await until(lambda: api.x509.calls == 2)
+            await until(lambda: api.x509.calls >= 2)
             say_everything(api)
             await until(lambda: watched.values)
             seen = api.x509.calls

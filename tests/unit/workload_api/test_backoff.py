@@ -6,10 +6,17 @@ from datetime import timedelta
 
 import pytest
 
-from istio_auth.errors import Exhausted, IstioAuthError, MalformedError, NotAuthenticated, NotAuthorized, NotReady
+from istio_auth.errors import (
+    Exhausted,
+    IstioAuthError,
+    MalformedError,
+    NotAuthenticated,
+    NotAuthorized,
+    NotReady,
+    UnknownMethod,
+)
 from istio_auth.rpc.answers import UnreadableAnswer
 from istio_auth.rpc.forking import Forked
-from istio_auth.rpc.status import UnknownMethod
 from istio_auth.workload_api.backoff import CALM, LONGEST_HINT, Backoff
 
 AT_ONCE, MOMENT = timedelta(), timedelta(milliseconds=10)
