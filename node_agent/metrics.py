@@ -30,13 +30,11 @@ class Metrics:
         self.sds_requests = self._counter("sds_requests", "Requests of SDS clients, by what they were", "kind")
         self.sds_responses = self._counter("sds_responses", "Answers sent to SDS clients")
         self.sds_nacks = self._counter("sds_nacks", "Secrets that SDS clients refused", "resource")
-
         self.workload_api_responses = self._counter("workload_api_responses", "Messages sent by the Workload API")
         self.files_written = self._counter("files_written", "Times that certificates were written to files", "files")
         self.files_failed = self._counter(
             "files_failed", "Attempts to write files or tell their reader that failed", "files"
         )
-
         self.csi_publishes = self._counter(
             "csi_publishes", "Calls that publish volumes, by what came of them", "outcome"
         )

@@ -109,6 +109,11 @@ def iso(instant: datetime) -> str:
     return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def iso_if_any(instant: datetime | None) -> str | None:
+    """The same, where there may be none."""
+    return None if instant is None else iso(instant)
+
+
 def shown(instant: datetime) -> str:
     """An instant for people, in UTC."""
     return instant.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 from istio_auth.clock import Clock
+from istio_auth.daemon.output import iso, iso_if_any
 from istio_auth.door import ProcessHandle, UnixCaller
 from istio_auth.errors import IstioAuthError, MissingError, NotAuthenticated
 from istio_auth.registration import Registration, Selector
 from istio_auth.strict_json import JSON
 from node_agent.admin.streams import sds_streams, workload_api_streams
-from node_agent.attest.proc import lines
+from node_agent.attest.proc import status_fields
 from node_agent.ca_client.access import Standing
 from node_agent.files.report import files_document
 from node_agent.serving import Workloads
@@ -34,14 +35,11 @@ class Status:
 
     Args:
         clock: tells the time.
-        identity: its own SVID.
-        trust: whom it trusts.
         cache: what workloads hold.
-        renewals: what is being renewed.
-        sync: its stream with the CA.
-        discovery: its SDS clients.
-        workload_api: its clients of the Workload API.
-        files: the folders that it keeps certificates in.
+        workloads: the ways by which they are served.
+        own: what the agent itself holds.
+        ca: how it stands with its CA.
+        refusal: why a workload's SVID was refused the last time; None if it was not.
         problems: what keeps it from its work.
         refused_for: how long the CA has refused a workload's SVID.
         remarks: what an operator should look at, though the work goes on.
@@ -63,12 +61,12 @@ class Status:
         """Everything, as of now."""
         now, snapshot = self.clock.now(), self.cache.snapshot
         return {
-            "now": _iso(now),
+            "now": iso(now),
             "problems": dict(self.problems()),
             "degraded": dict(self.remarks()),
             "agent": self.own(),
             "ca": self.ca() | {"trust_domains": _words(sorted(each.trust_domain.name for each in snapshot.bundles))},
-            "first_lapse": _iso(first_to_lapse(snapshot)),
+            "first_lapse": iso_if_any(first_to_lapse(snapshot)),
             "workloads": [
                 svid_document(snapshot.held.get(spiffe_id), self.refusal(want))
                 | {"spiffe_id": str(spiffe_id), "since": _since(self.refused_for(want), now)}
@@ -145,8 +143,8 @@ def own_document(standing: Standing, now: datetime) -> dict[str, JSON]:
     own = standing.svid
     return {
         "spiffe_id": str(own.id) if own else None,
-        "not_after": _iso(own.not_after) if own else None,
-        "renewal": _iso(standing.due),
+        "not_after": iso(own.not_after) if own else None,
+        "renewal": iso_if_any(standing.due),
         "trouble": standing.trouble,
         "since": _since(standing.failing_for, now),
     }
@@ -166,8 +164,8 @@ def svid_document(held: Held | None, trouble: str | None) -> dict[str, JSON]:
     """What is held of an SVID, and what keeps it from being another."""
     return {
         "spiffe_id": str(held.svid.id) if held else None,
-        "not_after": _iso(held.svid.not_after) if held else None,
-        "renewal": _iso(held.due) if held else None,
+        "not_after": iso(held.svid.not_after) if held else None,
+        "renewal": iso(held.due) if held else None,
         "trouble": trouble,
     }
 
@@ -181,7 +179,7 @@ def process(pid: int) -> UnixCaller:
     try:
         handle = ProcessHandle.of(pid)
         try:
-            fields = dict(line.split(":", 1) for line in lines(Path(f"/proc/{pid}/status")) if ":" in line)
+            fields = status_fields(Path(f"/proc/{pid}"))
         except OSError:
             handle.close()
             raise
@@ -196,8 +194,4 @@ def _words(values: Iterable[object]) -> list[JSON]:
 
 
 def _since(failing_for: timedelta | None, now: datetime) -> str | None:
-    return None if failing_for is None else _iso(now - failing_for)
-
-
-def _iso(instant: datetime | None) -> str | None:
-    return None if instant is None else instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return None if failing_for is None else iso(now - failing_for)

@@ -16,3 +16,12 @@ def lines(path: Path) -> list[str]:
         OSError: it can not be read.
     """
     return path.read_bytes().decode("utf-8", errors="replace").removesuffix("\n").split("\n")
+
+
+def status_fields(folder: Path) -> dict[str, str]:
+    """What `status` in a process's folder says, by the names of its fields.
+
+    Raises:
+        OSError: it can not be read.
+    """
+    return dict(line.split(":\t", 1) for line in lines(folder / "status") if ":\t" in line)

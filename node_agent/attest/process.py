@@ -24,7 +24,7 @@ from weakref import WeakValueDictionary
 
 from istio_auth.door import UnixCaller
 from istio_auth.registration import Selector
-from node_agent.attest.proc import lines
+from node_agent.attest.proc import status_fields
 
 _MAX_HASHED = 1 << 30  # bytes; a larger executable has no hash
 _KEPT_HASHES = 256
@@ -114,10 +114,10 @@ def _look(folder: Path) -> set[Selector]:
 
 def _groups(folder: Path) -> list[int]:
     try:
-        (line,) = (line for line in lines(folder / "status") if line.startswith("Groups:"))
+        fields = status_fields(folder)
     except OSError:
         return []
-    return list(map(int, line.removeprefix("Groups:").split()))
+    return list(map(int, fields["Groups"].split()))
 
 
 def _executable(folder: Path) -> str | None:

@@ -111,12 +111,12 @@ class StateFolder:
         """The bundles that the CA sent last; None if none are kept that are of use."""
         path = self.path / "bundles.json"
         try:
-            return KeptTrust.parse(read_bounded(path, _MAX_BYTES))
+            text = read_bounded(path, _MAX_BYTES)
         except MissingError:
             return None
+        try:
+            return KeptTrust.parse(text)
         except MalformedError as error:
-            if isinstance(error, ConfigurationError):
-                raise
             log.warning("the kept bundles are damaged; what is pinned counts", path=str(path), reason=str(error))
             return None
 
