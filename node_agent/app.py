@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -14,7 +15,7 @@ import structlog
 from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
-from istio_auth.errors import ConfigurationError, IstioAuthError
+from istio_auth.errors import IstioAuthError
 from istio_auth.registration import Registration
 from istio_auth.system_clock import SystemClock
 from node_agent.admin.status import Status, ca_document, own_document
@@ -24,7 +25,7 @@ from node_agent.config import Config
 from node_agent.csi import plugin
 from node_agent.csi.mounts import Mounts
 from node_agent.csi.plugin import Plugin, volumes_folder
-from node_agent.file_system import file_system, is_in_memory
+from node_agent.file_system import is_in_memory, on_a_disk
 from node_agent.front import front
 from node_agent.identity.state import StateFolder, read_token
 from node_agent.metrics import Metrics
@@ -213,7 +214,10 @@ class Agent:
             daemon.supervise("files", self._follow_files(alarm))
             if self._keeping is not None:
                 daemon.supervise("keeping", self._keeping.run(lambda: self._restored or self.sync.heard))
-            daemon.on_reload("files", self._reload)
+            daemon.on_reload("identity", self._try_identity)
+            daemon.on_reload("trust bundle", self._reload_pinned)
+            if self._local is not None:
+                daemon.on_reload("registrations", partial(self._reload_local, self._local))
             yield
 
     def _status(self, daemon: Daemon) -> Status:
@@ -238,23 +242,31 @@ class Agent:
             return None
         return "the CA sends no registrations: name a file" if self.sync.not_offered else "no registrations yet"
 
-    async def _reload(self) -> None:
+    async def _try_identity(self) -> None:
         self.identity.look_again()
+
+    async def _reload_pinned(self) -> None:
         await self.trust.pin(await asyncio.to_thread(self._pinned.read))
-        if self._local is not None:
-            self.cache.register(await asyncio.to_thread(self._local.read))
+
+    async def _reload_local(self, local: OperatorFile[tuple[Registration, ...]]) -> None:
+        self.cache.register(await asyncio.to_thread(local.read))
 
     async def _follow_files(self, alarm: Alarm) -> None:
+        catch_up = partial(asyncio.to_thread, self._state.catch_up)
         async for _ in alarm.every(LOOK_AT_FILES):
-            try:
-                await asyncio.to_thread(self._state.catch_up)
-                await self.identity.look_for_token()
-                if (pinned := await asyncio.to_thread(self._pinned.read_change)) is not None:
-                    await self.trust.pin(pinned)
-                if self._local and (rows := await asyncio.to_thread(self._local.read_change)) is not None:
-                    self.cache.register(rows)
-            except IstioAuthError as error:
-                log.warning("a file is not taken, the last good content stays", reason=str(error))
+            for look in (catch_up, self.identity.look_for_token, self._look_at_pinned, self._look_at_local):
+                try:
+                    await look()
+                except IstioAuthError as error:  # what is wrong with one file must not hide the others
+                    log.warning("a file is not taken, the last good content stays", reason=str(error))
+
+    async def _look_at_pinned(self) -> None:
+        if (pinned := await asyncio.to_thread(self._pinned.read_change)) is not None:
+            await self.trust.pin(pinned)
+
+    async def _look_at_local(self) -> None:
+        if self._local and (rows := await asyncio.to_thread(self._local.read_change)) is not None:
+            self.cache.register(rows)
 
 
 def folder_to_keep(config: Config) -> Path | None:
@@ -267,9 +279,5 @@ def folder_to_keep(config: Config) -> Path | None:
     if config.allow_disk_cache or is_in_memory(folder):
         return folder
     if config.keep_folder is not None:
-        found = file_system(folder) or "an unknown file system"
-        raise ConfigurationError(
-            f"keep_folder {folder} is on {found}: keys of workloads would reach a disk; name a folder on tmpfs, or set "
-            "allow_disk_cache"
-        )
+        raise on_a_disk(folder, setting="keep_folder", whose="workloads")
     return None

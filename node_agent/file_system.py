@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from istio_auth.errors import ConfigurationError
+
 _MEMORY = frozenset({"tmpfs", "ramfs"})
 
 
@@ -23,6 +25,21 @@ def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
 def is_in_memory(path: Path) -> bool:
     """Whether what is written there stays in memory, as far as the mounts tell."""
     return file_system(path) in _MEMORY
+
+
+def on_a_disk(folder: Path, *, setting: str, whose: str) -> ConfigurationError:
+    """Why a folder is refused that is not in memory.
+
+    Args:
+        folder: the folder.
+        setting: what named it.
+        whose: whose keys would be in it.
+    """
+    found = file_system(folder) or "an unknown file system"
+    return ConfigurationError(
+        f"{setting} {folder} is on {found}: keys of {whose} would reach a disk; name a folder on tmpfs, or set "
+        "allow_disk_cache"
+    )
 
 
 def _unescaped(text: str) -> str:

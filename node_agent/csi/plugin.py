@@ -12,13 +12,14 @@ import importlib.metadata
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from istio_auth.clock import Clock
+from istio_auth.daemon.output import iso
 from istio_auth.door import Door, UnixCaller
 from istio_auth.door.unix_socket import check_path
-from istio_auth.errors import ConfigurationError, IstioAuthError, NotAuthorized
+from istio_auth.errors import IstioAuthError, NotAuthorized
 from istio_auth.files import private_folder
 from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.strict_json import JSON
@@ -33,7 +34,7 @@ from node_agent.csi.publication import KUBELETS_OWN, LONGEST_SOCKET, Place
 from node_agent.csi.services import IdentityService, NodeService, RegistrationService
 from node_agent.csi.volume import Means, Volume
 from node_agent.csi.volumes import Volumes
-from node_agent.file_system import file_system, is_in_memory
+from node_agent.file_system import is_in_memory, on_a_disk
 from node_agent.metrics import Metrics
 from node_agent.sync import Consumers
 from node_agent.trust import Trust
@@ -155,11 +156,7 @@ def volumes_folder(config: Config) -> Path:
     folder = config.csi.volumes_folder or config.run_folder / "csi"
     check_path(folder / ("x" * KEY_LENGTH) / CONTENT / ("x" * LONGEST_SOCKET))
     if not config.allow_disk_cache and not is_in_memory(folder):
-        found = file_system(folder) or "an unknown file system"
-        raise ConfigurationError(
-            f"csi.volumes_folder {folder} is on {found}: keys of pods would reach a disk; name a folder on tmpfs, or "
-            "set allow_disk_cache"
-        )
+        raise on_a_disk(folder, setting="csi.volumes_folder", whose="pods")
     return folder
 
 
@@ -176,5 +173,5 @@ def _row(volume: Volume) -> JSON:
         "pod_uid": volume.publication.context[f"{KUBELETS_OWN}pod.uid"],
         "form": volume.publication.form.value,
         "spiffe_id": str(volume.publication.spiffe_id),
-        "token_ends": token.ends.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if token else None,
+        "token_ends": iso(token.ends) if token else None,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from istio_auth.rpc.server import Limits
-from node_agent import front, serving
+from node_agent import app, front, serving
 from node_agent.config import SocketSettings
 from tests.fakes.ca import CAServer
 from tests.fakes.certificate_client import FakeCA
@@ -109,6 +109,37 @@ async def test_a_socket_that_another_has_put_in_our_place_is_left_alone(
     assert not agent.socket.exists()
 
 
+def row(path: str) -> str:
+    return f'[[registration]]\nspiffe_id = "spiffe://cluster.local{path}"\nselectors = ["socket:main"]\n'
+
+
+async def test_what_is_wrong_with_one_file_hides_no_change_of_another(
+    server: CAServer, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "LOOK_AT_FILES", timedelta(milliseconds=50))
+    rows = tmp_path / "registrations.toml"
+    rows.write_text(row("/web"))
+    async with RunningAgent(server, tmp_path, clock, registrations=rows) as agent:
+        (agent.config.state_folder / "spent-token").mkdir()  # so whether a token was used can not be told
+        agent.give_token()
+        rows.write_text(row("/web") + row("/db"))
+        await until(lambda: len(agent.agent.cache.snapshot.registrations) == 2)
+        assert not agent.agent.identity.lives()
+
+
+async def test_a_reload_takes_each_file_for_itself(
+    server: CAServer, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "LOOK_AT_FILES", timedelta(hours=1))
+    rows = tmp_path / "registrations.toml"
+    rows.write_text(row("/web"))
+    async with RunningAgent(server, tmp_path, clock, registrations=rows) as agent:
+        (tmp_path / "pin.json").write_text("{")
+        rows.write_text(row("/web") + row("/db"))
+        agent.daemon.reload()
+        await until(lambda: len(agent.agent.cache.snapshot.registrations) == 2)
+
+
 async def test_a_clock_that_jumps_a_day_ahead_and_back_costs_nothing_that_time_does_not_mend(
     server: CAServer, tmp_path: Path, clock: FakeClock
 ) -> None:
@@ -139,7 +170,7 @@ async def test_a_caller_that_connects_and_says_nothing_is_sent_away(
     monkeypatch.setattr(front, "LIMITS", Limits(first_word=timedelta(seconds=1)))
     async with RunningAgent(server, tmp_path, clock) as agent:
         reader, writer = await asyncio.open_unix_connection(agent.socket)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await reader.read(1000):  # gRPC's own settings
                 pass
         writer.close()
