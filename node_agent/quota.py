@@ -29,7 +29,7 @@ from node_agent.limits import LimitsSettings
 
 _FEW = 8  # streams of one user
 _USER = 20  # budgets of a process
-_SWEEP_ABOVE = 1_000  # accounts
+_SWEEP_ABOVE = 1_000  # accounts, or twice those that the last sweep left
 _QUIET = 10.0  # seconds between two lines of the log on one account
 _SHOWN = 5  # of the busiest users
 _AGAIN = timedelta(seconds=1)
@@ -75,6 +75,7 @@ class Quota:
         self._limits, self._refused, self._moment, self._now = limits, refused, moment, now
         self._by_pod = by_pod
         self._accounts: dict[_Key, _Account] = {}
+        self._sweep_at = _SWEEP_ABOVE
         self._streams = 0
 
     @asynccontextmanager
@@ -162,7 +163,7 @@ class Quota:
 
     def _account(self, key: _Key) -> _Account:
         if (account := self._accounts.get(key)) is None:
-            if len(self._accounts) >= _SWEEP_ABOVE:
+            if len(self._accounts) >= self._sweep_at:
                 self._sweep()
             burst = self._limits.request_burst * (_USER if key[0] == "user" else 1)
             account = self._accounts[key] = _Account(burst, self._now())
@@ -173,6 +174,7 @@ class Quota:
         old = self._now() - self._limits.request_burst / self._limits.requests_per_second
         for key in [key for key, each in self._accounts.items() if not each.streams and each.at < old]:
             del self._accounts[key]
+        self._sweep_at = max(_SWEEP_ABOVE, 2 * len(self._accounts))  # or each newcomer of a crowd would cost a sweep
 
 
 def _keys(caller: UnixCaller) -> _Keys:

@@ -159,6 +159,22 @@ async def test_callers_that_are_gone_are_forgotten_once_their_budget_is_full_aga
         assert len(at.quota._accounts) <= 1001
 
 
+async def test_a_crowd_of_newcomers_does_not_cost_a_sweep_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeps, sweep = 0, Quota._sweep
+
+    def counted(quota: Quota) -> None:
+        nonlocal sweeps
+        sweeps += 1
+        sweep(quota)
+
+    monkeypatch.setattr(Quota, "_sweep", counted)
+    async with office() as at:
+        for number in range(8_000):
+            async with at.quota.stream(call(uid=number, pid=number)):
+                pass
+        assert 1 <= sweeps <= 5
+
+
 async def test_the_busiest_users_are_shown() -> None:
     async with office() as at:
         await at.open(3, uid=7)
