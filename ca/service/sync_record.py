@@ -33,7 +33,7 @@ class SyncRecord:
 
     def __init__(self, folder: Path, entries: Entries) -> None:
         self._path, self._entries = folder / FILE, entries
-        self._written: bytes | None = None
+        self._written: dict[str, Acknowledgement] | None = None
 
     def write(self) -> None:
         """Write what changed, if anything did. Blocks.
@@ -41,11 +41,11 @@ class SyncRecord:
         Raises:
             NotReady, ConfigurationError: it can not be written.
         """
-        agents = {name: acknowledgement_document(word) for name, word in sorted(dict(self._entries).items())}
-        text = json.dumps({"version": _VERSION, "agents": agents}, indent=1).encode() + b"\n"
-        if text != self._written:
-            atomic_write(self._path, text)
-            self._written = text
+        if (present := self._entries.copy()) == self._written:
+            return
+        agents = {name: acknowledgement_document(word) for name, word in sorted(present.items())}
+        atomic_write(self._path, json.dumps({"version": _VERSION, "agents": agents}, indent=1).encode() + b"\n")
+        self._written = present
 
 
 def read_record(folder: Path) -> dict[str, Acknowledgement]:
