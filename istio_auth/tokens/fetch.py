@@ -22,13 +22,13 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from istio_auth.errors import ConfigurationError, MalformedError, NotReady
+from istio_auth.http_client import bounded_body, plain_reason
 from istio_auth.jwks import KeySet
 from istio_auth.strict_json import JSON, parse_json
 from istio_auth.tokens.addresses import why_not_dialled
 from istio_auth.tokens.key_sources import DiscoveredKeys, RemoteKeys, check_url, discovery_url
 
 MAX_BYTES = 1 << 20
-_CHUNK = 64 << 10
 _GOODBYE = 1.0  # seconds
 _CALLERS = aiohttp.ClientTimeout(total=None)  # whoever calls bounds the time
 _HEADERS = {"Accept": "application/json, application/jwk-set+json", "Accept-Encoding": "identity"}
@@ -123,9 +123,11 @@ class KeyFetcher:
                 session.get(url, headers=_HEADERS, allow_redirects=False) as response,
             ):
                 _check_head(response)
-                return _parsed(await _body(response), response.content_type), _good_for(response.headers)
+                return _parsed(await bounded_body(response, MAX_BYTES), response.content_type), _good_for(
+                    response.headers
+                )
         except _TROUBLE as error:
-            raise NotReady(f"{url}: {_plain(error)}") from error
+            raise NotReady(f"{url}: {plain_reason(error)}") from error
         except MalformedError as error:
             raise MalformedError(f"{url}: {error}") from error
 
@@ -178,15 +180,6 @@ def _check_head(response: aiohttp.ClientResponse) -> None:
         raise MalformedError(f"it answers in {encoding[:40]!a}, which was not asked for")
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK):
-        body += chunk
-        if len(body) > MAX_BYTES:
-            raise MalformedError(f"it answers with more than {MAX_BYTES} bytes")
-    return bytes(body)
-
-
 def _parsed(body: bytes, content_type: str) -> JSON:
     try:
         return parse_json(body, limit=MAX_BYTES)
@@ -203,9 +196,3 @@ def _good_for(headers: Mapping[str, str]) -> timedelta | None:
         return timedelta()
     found = _MAX_AGE.search(said)
     return timedelta(seconds=int(found[1])) if found else None
-
-
-def _plain(error: Exception) -> str:
-    """What went wrong, without the inner workings of the HTTP client."""
-    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    return str(cause)[:300] or type(cause).__name__

@@ -16,9 +16,10 @@ from typing import Protocol
 
 import aiohttp
 
-from istio_auth.errors import ConfigurationError, IstioAuthError, MalformedError, NotReady
+from istio_auth.errors import ConfigurationError, IstioAuthError, NotReady
 from istio_auth.files import read_bounded
 from istio_auth.host_port import HostPort
+from istio_auth.http_client import bounded_body, plain_reason
 from istio_auth.strict_json import parse_json
 from node_agent.attest.pod_list import PodList
 from node_agent.attest.settings import KubernetesSettings
@@ -26,7 +27,6 @@ from node_agent.token_file import token_in
 
 _MAX_TOKEN, _MAX_CA = 16 << 10, 1 << 20
 _MAX_ANSWER = 16 << 20  # 150 KB for each of 110 pods, where 10 are common; read, it takes up to 13 times as much
-_CHUNK = 1 << 16
 _TIMEOUT = timedelta(seconds=5)
 _HINTS: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "it does not know our token",
@@ -89,11 +89,11 @@ class Kubelet:
                 if response.status != HTTPStatus.OK:
                     hint = _HINTS.get(response.status, "that is no list of pods")
                     raise NotReady(f"it answers with status {response.status}: {hint}")
-                return await _bounded(response)
+                return await bounded_body(response, _MAX_ANSWER)
         except TimeoutError as error:
             raise NotReady(f"it does not answer within {self._timeout:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise NotReady(_plain(error)) from error
+            raise NotReady(plain_reason(error)) from error
 
 
 def credentials(settings: KubernetesSettings) -> tuple[str, ssl.SSLContext]:
@@ -116,20 +116,5 @@ def credentials(settings: KubernetesSettings) -> tuple[str, ssl.SSLContext]:
     return token, context
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_chunked(_CHUNK):
-        body += chunk
-        if len(body) > _MAX_ANSWER:
-            raise MalformedError(f"it answers with more than {_MAX_ANSWER} bytes")
-    return bytes(body)
-
-
 def _parsed(body: bytes) -> PodList:
     return PodList.of(parse_json(body, limit=_MAX_ANSWER))
-
-
-def _plain(error: Exception) -> str:
-    """What went wrong, without the inner workings of the HTTP client."""
-    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    return str(cause)[:300] or type(cause).__name__

@@ -24,6 +24,8 @@ import aiohttp
 
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.files import read_owned
+from istio_auth.http_client import plain_reason
+from node_agent.attest.proc import status_fields
 from node_agent.files.settings import FilesSettings
 
 Hook = Callable[[], Awaitable[str]]
@@ -112,7 +114,7 @@ async def post(settings: FilesSettings) -> str:
     Raises:
         NotReady: it failed, or took too long.
     """
-    timeout = aiohttp.ClientTimeout(total=settings.timeout.total_seconds())
+    timeout, address = aiohttp.ClientTimeout(total=settings.timeout.total_seconds()), settings.post_address
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
@@ -120,10 +122,10 @@ async def post(settings: FilesSettings) -> str:
         ):
             status = answer.status
     except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
-        raise NotReady(f"{settings.post} does not answer: {error or type(error).__name__}") from error
+        raise NotReady(f"{address} does not answer: {plain_reason(error)}") from error
     if not 200 <= status < 300:
-        raise NotReady(f"{settings.post} answered {status}")
-    return f"{settings.post} answered {status}"
+        raise NotReady(f"{address} answered {status}")
+    return f"{address} answered {status}"
 
 
 def _pid_in(path: Path) -> tuple[int, int]:
@@ -141,10 +143,9 @@ def _pid_in(path: Path) -> tuple[int, int]:
 def _refuse_other(settings: FilesSettings, pid: int, owner: int) -> None:
     """Make sure that a process is the one that its file means."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        fields = status_fields(Path(f"/proc/{pid}"))
     except OSError as error:
         raise NotReady(f"process {pid} can not be looked at: {os.strerror(error.errno or 0)}") from error
-    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     real, _, saved, _ = map(int, fields["Uid"].split())
     if owner not in {0, os.geteuid(), real, saved}:  # whom a user may signal is told by these two (kill(2))
         raise NotReady(

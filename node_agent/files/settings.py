@@ -73,9 +73,8 @@ class FilesSettings:
             raise ConfigurationError(f"files {self.name}: process belongs to signal and pid_file")
         if self.signal and self.signal.removeprefix("SIG") not in _SIGNALS:
             raise ConfigurationError(f"files {self.name}: signal {self.signal!r} is none of {', '.join(_SIGNALS)}")
-        parts = urlsplit(self.post)
-        if self.post and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
-            raise ConfigurationError(f"files {self.name}: post {self.post!r} is no http or https address")
+        if self.post and not _is_http(self.post):  # not shown, for it may hold a password
+            raise ConfigurationError(f"files {self.name}: post is no http or https address without a user in it")
         if self.command and not Path(self.command[0]).is_absolute():
             raise ConfigurationError(f"files {self.name}: command {self.command[0]!r} is no absolute path")
 
@@ -93,6 +92,11 @@ class FilesSettings:
     def signal_number(self) -> Signals:
         """The signal to send."""
         return Signals[f"SIG{self.signal.removeprefix('SIG')}"]
+
+    @property
+    def post_address(self) -> str:
+        """Where `post` goes, without its query, which may hold a secret."""
+        return urlsplit(self.post)._replace(query="", fragment="").geturl()
 
     @property
     def way(self) -> str:
@@ -117,3 +121,11 @@ class FilesSettings:
             return grp.getgrnam(self.group).gr_gid
         except KeyError as error:
             raise ConfigurationError(f"files {self.name}: there is no group {self.group!r}") from error
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc

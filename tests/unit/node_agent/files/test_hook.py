@@ -225,6 +225,31 @@ class TestACall:
             with pytest.raises(NotReady, match="does not answer"):
                 await post(FilesSettings("web", tmp_path, post=address, timeout=SHORT))
 
+    async def test_shows_nothing_of_its_query_whatever_comes_of_it(self, tmp_path: Path) -> None:
+        status = 200
+
+        async def answer(request: web.Request) -> web.Response:
+            assert request.query["key"] == "s3cret"
+            return web.Response(status=status)
+
+        async def nonsense(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"nonsense\r\n\r\n")
+            writer.close()
+
+        async with site(answer) as address:
+            settings = FilesSettings("web", tmp_path, post=f"{address}?key=s3cret")
+            assert await post(settings) == f"{address} answered 200"
+            status = 500
+            with pytest.raises(NotReady, match=f"{address} answered 500$"):
+                await post(settings)
+        with pytest.raises(NotReady, match=f"{address} does not answer") as nobody:
+            await post(settings)
+        async with await asyncio.start_server(nonsense, "127.0.0.1", 0) as server:
+            address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            with pytest.raises(NotReady, match=f"{address} does not answer") as no_http:
+                await post(FilesSettings("web", tmp_path, post=f"{address}?key=s3cret"))
+        assert "s3cret" not in f"{nobody.value} {no_http.value}"
+
     async def test_where_nobody_listens_has_not(self, tmp_path: Path) -> None:
         with pytest.raises(NotReady, match="does not answer"):
             await post(FilesSettings("web", tmp_path, post="http://127.0.0.1:1/"))

@@ -29,7 +29,8 @@ FOLDER = Path("/run/certs")
         ({"process": "nginx"}, "belongs to signal"),
         ({"signal": "KILL", "pid_file": Path("/run/x.pid")}, "none of HUP"),
         ({"post": "ftp://127.0.0.1/"}, "is no http or https address"),
-        ({"post": "http://user:password@127.0.0.1/"}, "is no http or https address"),
+        ({"post": "http://[::1/"}, "is no http or https address"),
+        ({"post": "http://user:password@127.0.0.1/"}, "^files web: post is no http or https address without a user"),
     ],
 )
 def test_what_can_not_work_is_refused_with_the_reason(fields: dict[str, object], reason: str) -> None:

@@ -1,0 +1,38 @@
+"""A limit for lines of a log that others can cause: one a minute for each cause, and not too many causes either."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+
+class LogLimit:
+    """Says whether a line may be written. What is remembered is bounded, whoever the causes are.
+
+    Args:
+        every: for so long, one line is enough for a cause.
+        causes: how many causes have a line in that time.
+        now: a clock that never goes back, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: timedelta = timedelta(minutes=1),
+        causes: int = 100,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._every, self._most, self._now = every.total_seconds(), causes, now
+        self._told: set[str] = set()
+        self._over = float("-inf")
+
+    def allows(self, cause: str) -> bool:
+        """Whether this cause may have a line now; if so, it has had it."""
+        if (now := self._now()) >= self._over:
+            self._told.clear()
+            self._over = now + self._every
+        if cause in self._told or len(self._told) >= self._most:
+            return False
+        self._told.add(cause)
+        return True
