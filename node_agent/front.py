@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -16,7 +17,7 @@ from istio_auth.rpc.server import Limits, RpcServer
 from node_agent.admin.server import AdminServer
 from node_agent.admin.status import Status
 from node_agent.config import Config
-from node_agent.limits import descriptors
+from node_agent.limits import raise_descriptor_limit
 from node_agent.metrics import Metrics
 from node_agent.serving import Workloads
 
@@ -45,13 +46,12 @@ async def front(
         NotReady: another process listens there.
     """
 
-    def refused(listener: str, error: IstioAuthError) -> None:
-        metrics.callers_refused.labels(listener).inc()
-        log.warning("a caller was refused at a socket", socket=listener, reason=str(error))
+    def refused(listener: str, _error: IstioAuthError) -> None:
+        metrics.callers_refused.labels(listener).inc()  # the door logs the reason
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(HealthServer(config.metrics_listen, daemon.readiness, metrics.registry))
-        at_the_door = config.limits.at_the_door(descriptors())
+        at_the_door = config.limits.at_the_door(raise_descriptor_limit())
         if at_the_door.connections < config.limits.connections:
             log.warning("the limit of open files allows fewer connections", connections=at_the_door.connections)
         door = await stack.enter_async_context(Door(limits=at_the_door, on_refused=refused))
@@ -68,7 +68,14 @@ async def front(
         stack.callback(door.stop_listening)
         daemon.readiness.add("sockets", workloads.socket_trouble)
         daemon.supervise("sockets", workloads.keep_listening(door))
-        await stack.enter_async_context(AdminServer(config.admin_at, status))
+        admin = await stack.enter_async_context(AdminServer(config.admin_at, status))
+        keeping = daemon.supervise("admin socket", admin.keep_listening())
+        stack.push_async_callback(_end, keeping)  # or it would make the socket again when we leave
         for writer in workloads.files:
             daemon.supervise(f"files {writer.settings.name}", writer.run())
         yield
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -52,8 +52,8 @@ class LimitsSettings:
         )
 
 
-def descriptors() -> int:
-    """How many descriptors this process may have open; from now on as many as the machine lets it."""
+def raise_descriptor_limit() -> int:
+    """Let this process have open as many descriptors as the machine lets it; returns how many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

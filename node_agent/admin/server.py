@@ -42,19 +42,16 @@ class AdminServer:
         """
         await self._runner.setup()
         await self._listen()
-        self._keeping = asyncio.create_task(self._keep_listening(), name="admin socket")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._keeping.cancel()
-        await asyncio.wait([self._keeping])  # or it would make the socket again
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 
-    async def _keep_listening(self) -> None:
-        """Listen again where the socket was removed, for as long as we run."""
+    async def keep_listening(self) -> None:
+        """Listen again where the socket was removed, until cancelled; that has to come before leaving."""
         while True:
             await asyncio.sleep(_LOOK)
             if not self._path.exists():

@@ -342,7 +342,7 @@ class TestCallers:
                 await stream.receive()
 
     async def test_a_socket_for_another_user_refuses_us_at_the_door(
-        self, server: CAServer, tmp_path: Path, clock: FakeClock
+        self, server: CAServer, tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
     ) -> None:
         ours, theirs = tmp_path / "ours.sock", tmp_path / "theirs.sock"
         sockets = (
@@ -352,13 +352,12 @@ class TestCallers:
         async with RunningAgent(server, tmp_path, clock, socket=sockets) as agent:
             agent.give_token()
             agent.agent.identity.look_again()
-            with structlog.testing.capture_logs() as lines:
-                async with SDSStream(theirs, "default") as stream:
-                    with pytest.raises(grpc.aio.AioRpcError):
-                        await stream.receive()
-            refused = [line for line in lines if line["event"] == "a caller was refused at a socket"]
+            async with SDSStream(theirs, "default") as stream:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await stream.receive()
+            refused = [record.getMessage() for record in caplog.records if record.name == "istio_auth.door"]
             assert refused
-            assert f"uid {os.getuid() + 1}" in refused[0]["reason"]
+            assert f"this socket is for uid {os.getuid() + 1}" in refused[0]
             async with SDSStream(ours, "default") as stream:
                 await stream.receive()
 
