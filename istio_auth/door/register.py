@@ -14,6 +14,7 @@ from typing import Protocol
 from istio_auth.door.callers import Caller
 from istio_auth.door.splice import BUFFER_BYTES
 from istio_auth.errors import Exhausted, IstioAuthError, NotAuthenticated, NotReady, VerificationError
+from istio_auth.log_limit import LogLimit
 
 _LOG = logging.getLogger("istio_auth.door")
 _PEER_PREFIX = "unix-abstract:"
@@ -76,6 +77,7 @@ class Register:
         self._guests_of: Counter[str] = Counter()
         self._callers: dict[str, Caller] = {}
         self._closed = False
+        self._lines = LogLimit()
 
     @property
     def connections(self) -> int:
@@ -130,11 +132,12 @@ class Register:
             raise NotAuthenticated(f"{peer!r} did not come through the door") from None
 
     def refuse(self, listener: str, address: str, reason: IstioAuthError) -> None:
-        """Count and log a caller that was turned away."""
+        """Count a caller that was turned away, and log it; who is over a limit has one line a minute."""
         self.refused += 1
         fault = reason.fault.value if isinstance(reason, VerificationError) else reason.code.value
         where = {"listener": listener, "address": address, "fault": fault}
-        _LOG.warning("refused a caller at %s from %s: %s", listener, address, reason, extra=where)
+        if not isinstance(reason, Exhausted) or self._lines.allows(f"{listener} {address}"):
+            _LOG.warning("refused a caller at %s from %s: %s", listener, address, reason, extra=where)
         if self._on_refused is not None:
             self._on_refused(listener, reason)
 

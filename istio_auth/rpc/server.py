@@ -2,7 +2,8 @@
 
 Requests are parsed here and not by gRPC, so that malformed and oversized ones are refused like everything else. An
 `IstioAuthError` becomes its status with its public text; any other exception becomes INTERNAL, its text stays in the
-log, and the caller gets the id of the request to ask about.
+log, and the caller gets the id of the request to ask about. Every refusal is logged, save that a caller who is refused
+because we are too busy has one warning a minute: a log must not grow by what overloads us.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from google.protobuf.message import DecodeError, Message
 
 from istio_auth.door import Door
 from istio_auth.errors import Code, Exhausted, IstioAuthError, MalformedError, NotReady
+from istio_auth.log_limit import LogLimit
 from istio_auth.rpc import request_id
 from istio_auth.rpc.answers import strayed
 from istio_auth.rpc.method import Call, Method, Service
@@ -70,6 +72,10 @@ class Limits:
     first_word: timedelta = timedelta(seconds=20)
 
 
+class _Busy(Exhausted):
+    """More is asked of the server than it takes on at once, by this caller and others."""
+
+
 class RpcServer:
     """A gRPC server behind a door.
 
@@ -100,6 +106,7 @@ class RpcServer:
         self._stopping = False
         self._in_flight = 0
         self._begun = 0
+        self._busy_lines = LogLimit()
         self._streams: set[asyncio.Task[object]] = set()
 
     async def start(self) -> None:
@@ -202,8 +209,8 @@ class RpcServer:
         finally:
             self._streams.discard(task)
 
-    def _too_much(self, words: str) -> Exhausted:
-        return Exhausted(words, public="too many requests, try again later", retry_after=self._limits.retry_after)
+    def _too_much(self, words: str) -> _Busy:
+        return _Busy(words, public="too many requests, try again later", retry_after=self._limits.retry_after)
 
     def begin(self, context: _Context) -> Call:
         """What is known of a call when it begins.
@@ -221,6 +228,13 @@ class RpcServer:
             request_id.get(),
             context.time_remaining(),
         )
+
+    def log_level(self, error: IstioAuthError, caller: str) -> int:
+        """How loud a refusal is."""
+        if isinstance(error, _Busy):
+            return logging.WARNING if self._busy_lines.allows(caller) else logging.DEBUG
+        told_already = error.code is Code.EXHAUSTED and self.guard is not None
+        return logging.DEBUG if told_already else logging.INFO
 
     def done(self, path: str, code: Code | None, seconds: float) -> None:
         """Tell whoever counts calls."""
@@ -256,13 +270,12 @@ class _Answer:
 
     async def _refuse(self, error: IstioAuthError) -> NoReturn:
         self._done(error.code)
-        status = CODES[error.code]
-        told_already = error.code is Code.EXHAUSTED and self._server.guard is not None
+        status, caller = CODES[error.code], self._caller()
         _log.log(
-            logging.DEBUG if told_already else logging.INFO,
+            self._server.log_level(error, caller),
             "call refused: method=%s caller=%s status=%s reason=%s",
             self._path,
-            self._caller(),
+            caller,
             status.name,
             error,
         )

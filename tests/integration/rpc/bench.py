@@ -18,7 +18,7 @@ from istio_auth.errors import Code
 from istio_auth.pem import write_certificates
 from istio_auth.rpc.channel import Channel
 from istio_auth.rpc.method import Call, Method, Service
-from istio_auth.rpc.server import Limits, RpcServer
+from istio_auth.rpc.server import Guard, Limits, RpcServer
 from istio_auth.sources.memory import MemorySource
 from istio_auth.tls import client_context, server_context
 from tests.fakes.authority import FakeAuthority
@@ -114,6 +114,7 @@ async def serving(
     folder: Path,
     *,
     limits: Limits | None = None,
+    guard: Guard | None = None,
 ) -> AsyncIterator[Bench]:
     """A bench on loopback and on a Unix socket."""
     async with Door() as door:
@@ -122,7 +123,7 @@ async def serving(
         def count(path: str, code: Code | None, _seconds: float) -> None:
             bench.counted.append((path, code))
 
-        bench.server = RpcServer(door, bench.services(), limits=limits, on_call=count)
+        bench.server = RpcServer(door, bench.services(), limits=limits, on_call=count, guard=guard)
         await bench.server.start()
         source = MemorySource.of(authority.svid("/server", dns_names=[NAME]), authority.bundle())
         context = server_context(source, any_id(), require_client_certificate=False, alpn=("h2",))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -166,6 +168,28 @@ class TestAtOnce:
             method.let.set()
             assert await asyncio.gather(*taken) == ["0", "1"]
             assert await ask(channel) == "hello"
+
+    async def test_who_is_refused_for_that_has_one_warning_a_minute(
+        self, authority: FakeAuthority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        @asynccontextmanager
+        async def guard(_call: Call) -> AsyncIterator[Callable[[], None]]:
+            yield lambda: None
+
+        limits = Limits(in_flight=1)
+        async with serving(authority, tmp_path, limits=limits, guard=guard) as bench, bench.ours("unix") as channel:
+            method = Held(bench)
+            taken = asyncio.create_task(ask(channel))
+            await until(lambda: method.began == 1)
+            for _ in range(3):
+                with pytest.raises(Exhausted):
+                    await ask(channel)
+            method.let.set()
+            await taken
+        (told,) = [record for record in caplog.records if "call refused" in record.getMessage()]
+        assert told.levelname == "WARNING"
+        assert f"uid {os.getuid()}" in told.getMessage()
+        assert "1 calls are in flight" in told.getMessage()
 
     async def test_a_call_that_its_caller_cancels_makes_room(self, authority: FakeAuthority, tmp_path: Path) -> None:
         async with serving(authority, tmp_path, limits=Limits(in_flight=1)) as bench, bench.plain() as channel:
