@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,7 +23,10 @@ from istio_auth.svid import X509SVID
 from istio_auth.tls.loading import load_svid
 
 _PROTOCOLS = ("h2", "http/1.1")
-_LISTEN_FOR = 0.5  # seconds in which a server that dislikes our certificate says so (RFC 8446 4.4.2.4: after it)
+# Seconds in which a server that dislikes our certificate says so (RFC 8446 4.4.2.4: after the handshake); more of them
+# for one that is far away or slow, as its part of the handshake has shown.
+_LISTEN_FOR = 0.5
+_HANDSHAKES_LONG = 10
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"}
 _NO_CERTIFICATE = {"TLSV13_ALERT_CERTIFICATE_REQUIRED", "PEER_DID_NOT_RETURN_A_CERTIFICATE"}
 
@@ -65,19 +69,21 @@ def look(address: HostPort, *, svid: X509SVID | None, server_name: str, timeout:
             plain, server_hostname=server_name or address.host, do_handshake_on_connect=False
         ) as connection,
     ):
+        began = time.monotonic()
         try:
             connection.do_handshake()
         except TimeoutError as error:
             raise NotReady(f"{address} took the connection, and no TLS answer came in {seconds:g} seconds") from error
         except (ssl.SSLError, OSError) as error:
             return Seen(_presented(connection), refusal=_in_words(error))
+        took = time.monotonic() - began
         cipher = connection.cipher()
         return Seen(
             _presented(connection),
             connection.version() or "",
             cipher[0] if cipher else "",
             connection.selected_alpn_protocol() or "",
-            _objection(connection),
+            _objection(connection, max(_LISTEN_FOR, min(_HANDSHAKES_LONG * took, seconds))),
         )
 
 
@@ -92,9 +98,9 @@ def _context(svid: X509SVID | None) -> ssl.SSLContext:
     return context
 
 
-def _objection(connection: ssl.SSLSocket) -> str:
+def _objection(connection: ssl.SSLSocket, listen_for: float) -> str:
     """What the server says right after the handshake: in TLS 1.3 it judges our certificate only then."""
-    connection.settimeout(_LISTEN_FOR)
+    connection.settimeout(listen_for)
     try:
         if connection.recv(1) == b"":
             return "the server closed the connection right after the handshake"

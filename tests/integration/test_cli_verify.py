@@ -5,14 +5,18 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from ca.cli import dial
 from istio_auth.svid import X509SVID
 from tests.command import Done, ca_cli
+from tests.fakes.tcp import closed_port
 from tests.vectors.x509_svid import LOCAL, STRANGER, sound_intermediate
 
 WEB = "spiffe://cluster.local/ns/default/sa/web"
@@ -31,7 +35,7 @@ def served(answer: Answer) -> Iterator[str]:
             except OSError:
                 return
             with connection, suppress(OSError):
-                connection.settimeout(10)
+                connection.settimeout(60)
                 answer(connection)
 
     thread = threading.Thread(target=serve)
@@ -41,27 +45,39 @@ def served(answer: Answer) -> Iterator[str]:
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(20)
+        thread.join(60)
 
 
 def tls(folder: Path, svid: X509SVID, *, client_root: bytes = b"", newest: ssl.TLSVersion | None = None) -> Answer:
     """The answer of a TLS server with this SVID; with a root it demands client certificates under it."""
-    pem = folder / f"{svid.leaf.serial_number:x}.pem"
-    pem.write_bytes(svid.key_pem() + svid.chain_pem())
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    context.set_alpn_protocols(["h2"])
+    context = server_side(folder, svid, client_root)
     if newest is not None:
         context.maximum_version = newest
-    if client_root:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=client_root.decode())
 
     def answer(connection: socket.socket) -> None:
         with context.wrap_socket(connection, server_side=True) as wrapped:
             wrapped.recv(1)  # until the client goes
 
     return answer
+
+
+def server_side(folder: Path, svid: X509SVID, client_root: bytes) -> ssl.SSLContext:
+    pem = folder / f"{svid.leaf.serial_number:x}.pem"
+    pem.write_bytes(svid.key_pem() + svid.chain_pem())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    context.set_alpn_protocols(["h2"])
+    if client_root:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=client_root.decode())
+    return context
+
+
+@contextmanager
+def listening_long() -> Iterator[None]:
+    """However busy the machine is, the server's verdict comes in time. What is accepted would take as long."""
+    with mock.patch.object(dial, "_LISTEN_FOR", 60.0):
+        yield
 
 
 @pytest.fixture
@@ -118,7 +134,8 @@ def test_a_server_that_demands_a_client_certificate_says_so_and_takes_one(
 ) -> None:
     root = LOCAL.bundle().to_pem()
     with served(tls(tmp_path, LOCAL.svid(), client_root=root, newest=newest)) as address:
-        without = verify(address, bundle)
+        with listening_long():
+            without = verify(address, bundle)
         shown = verify(address, bundle, "--svid", client)
     assert (without.code, without.json["fault"]) == (3, "HANDSHAKE_FAILED")
     assert without.json["presented"][0]["spiffe_id"] == WEB
@@ -128,10 +145,28 @@ def test_a_server_that_demands_a_client_certificate_says_so_and_takes_one(
 def test_a_server_that_refuses_the_client_is_told_from_one_that_is_refused(
     tmp_path: Path, bundle: Path, client: Path
 ) -> None:
-    with served(tls(tmp_path, LOCAL.svid(), client_root=STRANGER.bundle().to_pem())) as address:
+    with served(tls(tmp_path, LOCAL.svid(), client_root=STRANGER.bundle().to_pem())) as address, listening_long():
         done = verify(address, bundle, "--svid", client)
     assert (done.code, done.json["fault"]) == (3, "HANDSHAKE_FAILED")
     assert done.json["spiffe_id"] == WEB
+
+
+def test_a_slow_server_is_listened_to_for_longer(tmp_path: Path, bundle: Path) -> None:
+    context = server_side(tmp_path, LOCAL.svid(), LOCAL.bundle().to_pem())
+
+    def slowly(connection: socket.socket) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        for pause in (0, 0.2, 0.8):  # none before the client speaks, one before the answer, one before the verdict
+            time.sleep(pause)
+            with suppress(ssl.SSLError):  # what it wants more, or its verdict
+                tls.do_handshake()
+            connection.sendall(outgoing.read())
+            incoming.write(connection.recv(65536))
+
+    with served(slowly) as address:
+        done = verify(address, bundle)
+    assert (done.code, done.json["fault"]) == (3, "HANDSHAKE_FAILED")
 
 
 def test_a_plaintext_server_is_refused(bundle: Path) -> None:
@@ -165,8 +200,7 @@ def test_a_server_that_says_nothing_is_not_waited_for_long(bundle: Path) -> None
 
 
 def test_an_address_where_nobody_listens_is_a_failure(bundle: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = f"127.0.0.1:{closed_port()}"
     done = verify(address, bundle)
     assert (done.code, done.out) == (1, "")
     assert address in done.err
