@@ -23,8 +23,9 @@ from node_agent.serving import Workloads
 from node_agent.sync import Sync
 from node_agent.trust import Trust
 from node_agent.workloads.cache import Held, WorkloadCache
+from node_agent.workloads.plan import first_to_lapse
 from node_agent.workloads.registrations import Want
-from node_agent.workloads.renewal import Renewals, first_to_lapse
+from node_agent.workloads.renewal import Renewals
 
 _POD = "k8s:pod-uid:"
 

@@ -1,15 +1,12 @@
-"""Every registered workload keeps a live SVID: what to ask the CA for now (pure), and the one loop that asks.
+"""Keeps a live SVID for every registered workload: the one loop that asks the CA for what is due (`plan`).
 
-* A due time is drawn once for each SVID, around half of its life; a lifetime or name that changed makes it due now,
-  and so does a validity that has not begun, which is a clock that was set back.
-* The most urgent come first, in batches. A CA that is away, or too slow for a batch, is asked again with backoff, by
-  one batch at a time and each half of the one before; when it answers they grow again, so that one that has just come
-  back is not met by everything at once.
-* An entry that was refused, or answered wrongly, waits for itself and holds up nobody; nor does one that makes the CA
-  fail whatever it is asked with.
-* What is held is served until its real end. It is dropped only then, or when nobody is registered for it. If a clock
-  said that end too early, and is set back, it is served again.
-* Waits are short enough to notice a wall clock that jumped; backoff is measured on a monotonic clock.
+* The CA is asked in batches. One that is away, or too slow for a batch, is asked again with backoff, one batch at a
+  time and each half the size of the one before; when it answers they grow again, so that a CA that has just come back
+  is not overwhelmed.
+* An entry that was refused, or answered wrongly, has a backoff of its own and delays no other. Neither does one that
+  makes the CA fail in whichever batch it is.
+* An SVID that has ended is dropped. If a clock said so too early, and is set back, it is served again.
+* Backoff is measured on a monotonic clock.
 """
 
 from __future__ import annotations
@@ -20,6 +17,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import structlog
 
@@ -34,59 +32,14 @@ from node_agent.ca_client.answer import BadAnswer, accepted
 from node_agent.ca_client.csr import request_for
 from node_agent.ca_client.port import Outcome, Signer, SigningRequest
 from node_agent.metrics import Metrics
-from node_agent.workloads.cache import Held, Snapshot, WorkloadCache
+from node_agent.workloads.cache import Held, WorkloadCache
+from node_agent.workloads.plan import LONGEST_WAIT, Plan, first_to_lapse, is_due, plan
 from node_agent.workloads.registrations import Want
 
 MAX_BATCH = 50  # entries in one call: some 20 kB, and a few milliseconds of the CA's time
-LONGEST_WAIT = timedelta(seconds=30)
 LONGEST_AWAY = timedelta(minutes=1)  # between two questions to a CA that is away
 LONGEST_REFUSAL = timedelta(minutes=5)  # between two questions for what it refused
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to do now.
-
-    Args:
-        renew: what to ask for, the most urgent first.
-        lapsed: the identities whose SVIDs have ended.
-        wait: how long there is nothing else to do.
-    """
-
-    renew: tuple[Want, ...]
-    lapsed: frozenset[SpiffeID]
-    wait: timedelta
-
-
-def plan(snapshot: Snapshot, left_alone: AbstractSet[SpiffeID], now: datetime) -> Plan:
-    """What to ask for, and what to let go of.
-
-    Args:
-        snapshot: what is wanted and held.
-        left_alone: identities that were refused a moment ago.
-        now: the present instant.
-    """
-    held = snapshot.held
-    lapsed = frozenset(spiffe_id for spiffe_id, each in held.items() if each.svid.not_after <= now)
-    renew = [
-        want
-        for spiffe_id, want in snapshot.wanted.items()
-        if spiffe_id not in left_alone and is_due(held.get(spiffe_id), want, now)
-    ]
-    renew.sort(key=lambda want: held[want.spiffe_id].svid.not_after if want.spiffe_id in held else now)
-    instants = (moment for each in held.values() for moment in (each.due, each.svid.not_after) if moment > now)
-    return Plan(tuple(renew), lapsed, min((moment - now for moment in instants), default=LONGEST_WAIT))
-
-
-def is_due(held: Held | None, want: Want, now: datetime) -> bool:
-    """Whether to ask for another SVID."""
-    return held is None or held.want != want or now >= held.due or now < held.svid.not_before
-
-
-def first_to_lapse(snapshot: Snapshot) -> datetime | None:
-    """When the first workload loses its certificate if no more of them come; None if none has one."""
-    return min((held.svid.not_after for held in snapshot.held.values()), default=None)
 
 
 def measure(metrics: Metrics, cache: WorkloadCache, clock: Clock) -> None:
@@ -99,6 +52,13 @@ def measure(metrics: Metrics, cache: WorkloadCache, clock: Clock) -> None:
     )
     metrics.gauge("workloads", "Identities registered for this node", lambda: len(cache.snapshot.wanted))
     metrics.gauge("svids_held", "Of these, how many have a certificate", lambda: len(cache.snapshot.held))
+
+
+class _Refusal(NamedTuple):
+    """What the CA refused: when to ask again, and why it was refused the last time."""
+
+    backoff: Backoff
+    reason: str
 
 
 class Renewals:
@@ -129,8 +89,7 @@ class Renewals:
         self._clock, self._metrics, self._draw = clock, metrics, draw
         self._new_backoff = backoff
         self._ca = backoff(LONGEST_AWAY)
-        self._refused: dict[Want, Backoff] = {}
-        self._reasons: dict[Want, str] = {}
+        self._refused: dict[Want, _Refusal] = {}
         self._ended: dict[SpiffeID, Held] = {}  # until others are held in their place
         self._suspects: set[Want] = set()  # with which the CA failed when it was asked for nothing else
         self._size = MAX_BATCH
@@ -159,6 +118,7 @@ class Renewals:
             how long to wait before the next step.
         """
         self._take_back()
+        self._forget_refusals()
         todo = plan(self._cache.snapshot, self._left_alone(), self._clock.now())
         if todo.lapsed:
             self._drop(todo.lapsed)
@@ -187,21 +147,23 @@ class Renewals:
 
     def refused_for(self, want: Want) -> timedelta | None:
         """How long it has been refused; None if it is not."""
-        return self._refused[want].failing_for() if want in self._refused else None
+        return self._refused[want].backoff.failing_for() if want in self._refused else None
 
     def refusal(self, want: Want) -> str | None:
         """Why the latest question for it was refused; None if it was not."""
-        return self._reasons.get(want) if want in self._refused else None
+        return self._refused[want].reason if want in self._refused else None
 
-    def _left_alone(self) -> frozenset[SpiffeID]:
+    def _forget_refusals(self) -> None:
+        """Forget those of what is not due any more."""
         snapshot, now = self._cache.snapshot, self._clock.now()
         due = {want for spiffe_id, want in snapshot.wanted.items() if is_due(snapshot.held.get(spiffe_id), want, now)}
-        self._refused = {want: backoff for want, backoff in self._refused.items() if want in due}
-        self._reasons = {want: reason for want, reason in self._reasons.items() if want in self._refused}
-        return frozenset(want.spiffe_id for want, backoff in self._refused.items() if backoff.remaining())
+        self._refused = {want: refusal for want, refusal in self._refused.items() if want in due}
+
+    def _left_alone(self) -> frozenset[SpiffeID]:
+        return frozenset(want.spiffe_id for want, refusal in self._refused.items() if refusal.backoff.remaining())
 
     def _wait(self, todo: Plan) -> timedelta:
-        refusals = (left for backoff in self._refused.values() if (left := backoff.remaining()))
+        refusals = (left for refusal in self._refused.values() if (left := refusal.backoff.remaining()))
         return min(LONGEST_WAIT, todo.wait, *refusals)
 
     async def _renew(self, batch: Sequence[Want]) -> None:
@@ -258,9 +220,10 @@ class Renewals:
         return wait
 
     def _note_refusal(self, want: Want, error: IstioAuthError) -> None:
-        backoff = self._refused.setdefault(want, self._new_backoff(LONGEST_REFUSAL))
+        before = self._refused.get(want)
+        backoff = before.backoff if before is not None else self._new_backoff(LONGEST_REFUSAL)
+        self._refused[want] = _Refusal(backoff, str(error))
         wait = backoff.failed(error.retry_after)
-        self._reasons[want] = str(error)
         if isinstance(error, BadAnswer):
             self._metrics.bad_answers.labels(error.fault).inc()
         self._metrics.failed.labels("workload", error.code.name).inc()

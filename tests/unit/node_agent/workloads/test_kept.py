@@ -28,7 +28,7 @@ from node_agent.file_system import file_system
 from node_agent.workloads.cache import Held, WorkloadCache
 from node_agent.workloads.keeping import Keeping
 from node_agent.workloads.kept import WorkloadFolder
-from node_agent.workloads.renewal import plan
+from node_agent.workloads.plan import plan
 from tests.fakes.authority import HOUR, FakeAuthority
 from tests.fakes.clock import FakeClock
 from tests.fakes.waiting import until

@@ -15,7 +15,8 @@ from istio_auth.spiffe_id import SpiffeID, TrustDomain
 from node_agent.backoff import Backoff
 from node_agent.metrics import Metrics
 from node_agent.workloads.cache import WorkloadCache
-from node_agent.workloads.renewal import LONGEST_WAIT, MAX_BATCH, Renewals, first_to_lapse, plan
+from node_agent.workloads.plan import LONGEST_WAIT, first_to_lapse, plan
+from node_agent.workloads.renewal import MAX_BATCH, Renewals
 from tests.fakes.certificate_client import FakeCA, Fault, away
 from tests.fakes.clock import FakeClock
 
