@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,19 @@ os.seteuid(int(sys.argv[2]))
 connection.connect(os.path.basename(sys.argv[1]))
 print(connection.makefile().readline().strip(), flush=True)
 sys.stdin.read()
+"""
+SUCCESSOR = """
+import os, socket, sys
+from tests.fakes.pod_process import fork_as
+if (caller := os.fork()) == 0:
+    socket.socket(socket.AF_UNIX).connect(sys.argv[1])
+    os._exit(0)
+os.waitpid(caller, 0)
+if fork_as(caller) == 0:
+    sys.stdin.read()  # as long as the test wants it
+    os._exit(0)
+print(caller, flush=True)
+os.waitpid(caller, 0)
 """
 
 
@@ -121,7 +134,7 @@ async def test_a_process_that_has_ended_before_it_was_seen_is_refused(
 ) -> None:
     await door.listen_unix(tmp_path / "s", name="workloads")
     script = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "s")], check=True, timeout=20)  # noqa: ASYNC221  # the loop shall not see it
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "s")], check=True, timeout=60)  # noqa: ASYNC221  # the loop shall not see it
     await until(lambda: refusals)
     ((listener, reason),) = refusals
     assert listener == "workloads"
@@ -131,19 +144,15 @@ async def test_a_process_that_has_ended_before_it_was_seen_is_refused(
     await until(lambda: not door.connections)
 
 
-def with_the_id_of_a_caller_that_has_ended(path: Path) -> subprocess.Popen[bytes]:
-    """A living process whose id was that of a process that called, and that nobody has looked at yet."""
-    script = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
-    for _ in range(20):  # others may be faster to take the id
-        first = subprocess.Popen([sys.executable, "-c", script, str(path)])
-        first.wait(20)
-        Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
-        second = subprocess.Popen(["sleep", "60"])
-        if second.pid == first.pid:
-            return second
-        second.kill()
-        second.wait(20)
-    raise AssertionError("no process got the id again")
+@contextlib.contextmanager
+def with_the_id_of_a_caller_that_has_ended(path: Path) -> Iterator[int]:
+    """The id of a living process, which was that of a process that called, and that nobody has looked at yet."""
+    command = [sys.executable, "-c", SUCCESSOR, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
+    ) as program:
+        assert program.stdout is not None
+        yield int(program.stdout.readline())
 
 
 @pytest.mark.root
@@ -151,14 +160,11 @@ async def test_a_process_id_used_again_is_not_taken_for_the_caller(
     door: Door, server: PrivateServer, tmp_path: Path, refusals: Refusals
 ) -> None:
     await door.listen_unix(tmp_path / "s", name="workloads")
-    second = with_the_id_of_a_caller_that_has_ended(tmp_path / "s")
-    try:
-        await until(lambda: any(str(second.pid) in str(reason) for _, reason in refusals) or server.callers)
+    with with_the_id_of_a_caller_that_has_ended(tmp_path / "s") as pid:
+        assert Path(f"/proc/{pid}").exists()  # noqa: ASYNC240  # it is at hand
+        await until(lambda: any(str(pid) in str(reason) for _, reason in refusals) or server.callers)
         assert not server.callers
         assert all("has ended" in str(reason) for _, reason in refusals)
-    finally:
-        second.kill()
-        second.wait(20)
 
 
 async def test_a_caller_that_is_not_welcome_is_refused(
