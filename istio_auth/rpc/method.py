@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar, cast
 
@@ -14,7 +14,7 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 UnaryFunction: TypeAlias = Callable[[Message, "Call"], Awaitable[Message]]
-StreamFunction: TypeAlias = Callable[[AsyncIterator[Message], "Call"], AsyncIterator[Message]]
+StreamFunction: TypeAlias = Callable[[AsyncIterator[Message], "Call"], AsyncGenerator[Message]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Method:
     @classmethod
     def stream(
         cls,
-        function: Callable[[AsyncIterator[Request], Call], AsyncIterator[Response]],
+        function: Callable[[AsyncIterator[Request], Call], AsyncGenerator[Response]],
         request: type[Request],
         response: type[Response],
         *,

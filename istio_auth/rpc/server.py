@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, Self, TypeAlias
@@ -198,7 +198,7 @@ class RpcServer:
         assert task is not None
         self._streams.add(task)
         try:
-            async with contextlib.aclosing(_closable(method.stream_function(requests, call))) as responses:
+            async with contextlib.aclosing(method.stream_function(requests, call)) as responses:
                 async for response in responses:
                     await context.write(response.SerializeToString())
         except asyncio.CancelledError:
@@ -299,11 +299,6 @@ class _Answer:
 @contextlib.asynccontextmanager
 async def _unguarded(_call: Call) -> AsyncIterator[Callable[[], None]]:
     yield lambda: None
-
-
-async def _closable(items: AsyncIterator[Message]) -> AsyncGenerator[Message, None]:
-    async for item in items:
-        yield item
 
 
 def _metadata(context: _Context) -> Mapping[str, tuple[str, ...]]:

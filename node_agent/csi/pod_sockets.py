@@ -58,14 +58,11 @@ class Served:
         self.services = (self._discovery.service(), self._workload_api.service())
         self._methods = {(each.name, name): method for each in self.services for name, method in each.methods.items()}
 
-    async def stream(
-        self, method: tuple[str, str], requests: AsyncIterator[Message], call: Call
-    ) -> AsyncGenerator[Message]:
+    def stream(self, method: tuple[str, str], requests: AsyncIterator[Message], call: Call) -> AsyncGenerator[Message]:
         """Answer a call."""
         answer = self._methods[method].stream_function
         assert answer is not None
-        async for response in answer(requests, call):
-            yield response
+        return answer(requests, call)
 
     def consumers(self) -> Consumers:
         """Who in the pod is served bundles."""
@@ -140,7 +137,7 @@ class PodSockets:
         return [*own, health, *reflection([*own, health])]
 
     def _routed(self, service: str, name: str, method: Method) -> Method:
-        async def stream(requests: AsyncIterator[Message], call: Call) -> AsyncIterator[Message]:
+        async def stream(requests: AsyncIterator[Message], call: Call) -> AsyncGenerator[Message]:
             served = self._served.get(call.caller.socket) if isinstance(call.caller, UnixCaller) else None
             if served is None:
                 raise NotAuthenticated(f"{call.caller}: this volume is not published any more")

@@ -8,7 +8,8 @@ waits is in the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 
 from envoy.service.discovery.v3.discovery_pb2 import (
     DeltaDiscoveryRequest,
@@ -16,6 +17,7 @@ from envoy.service.discovery.v3.discovery_pb2 import (
     DiscoveryRequest,
     DiscoveryResponse,
 )
+from envoy.service.secret.v3 import sds_pb2
 
 from istio_auth.door import UnixCaller
 from istio_auth.errors import NotAuthenticated
@@ -34,7 +36,7 @@ from node_agent.sync import Consumers
 from node_agent.workloads.cache import WorkloadCache
 from node_agent.workloads.entitlement import Entitlement
 
-SERVICE = "envoy.service.secret.v3.SecretDiscoveryService"
+SERVICE: str = sds_pb2.DESCRIPTOR.services_by_name["SecretDiscoveryService"].full_name  # loaded for reflection, too
 _MAX_REQUEST = 512 << 10  # a hundred names of the greatest length, and what Envoy says of itself
 
 
@@ -93,17 +95,17 @@ class SecretDiscovery:
         current = sum(holding is Holding.CURRENT for _, holding in holdings)
         return Consumers.of(current + len(behind), behind)
 
-    def _stream(self, requests: AsyncIterator[DiscoveryRequest], call: Call) -> AsyncIterator[DiscoveryResponse]:
+    def _stream(self, requests: AsyncIterator[DiscoveryRequest], call: Call) -> AsyncGenerator[DiscoveryResponse]:
         return self._served(requests, call, Session(max_names=self._max_names))
 
     def _delta(
         self, requests: AsyncIterator[DeltaDiscoveryRequest], call: Call
-    ) -> AsyncIterator[DeltaDiscoveryResponse]:
+    ) -> AsyncGenerator[DeltaDiscoveryResponse]:
         return self._served(requests, call, DeltaSession(max_names=self._max_names))
 
     async def _served(
         self, requests: AsyncIterator[Request], call: Call, session: AnySession[Request, Answer]
-    ) -> AsyncIterator[Answer]:
+    ) -> AsyncGenerator[Answer]:
         if not isinstance(call.caller, UnixCaller):
             raise NotAuthenticated(f"{call.caller} is no process of this machine")
         selectors = await attest_all(self._attestors, call.caller)
@@ -119,9 +121,10 @@ class SecretDiscovery:
         )
         self._clients.add(client)
         try:
-            async for response in client.run(requests):
-                self._metrics.sds_responses.inc()
-                yield response
+            async with contextlib.aclosing(client.run(requests)) as responses:
+                async for response in responses:
+                    self._metrics.sds_responses.inc()
+                    yield response
         finally:
             self._clients.discard(client)
             self._tell()

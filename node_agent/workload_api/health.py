@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from datetime import timedelta
 
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -41,7 +41,7 @@ class Health:
 
     async def _watch(
         self, requests: AsyncIterator[HealthCheckRequest], _call: Call
-    ) -> AsyncIterator[HealthCheckResponse]:
+    ) -> AsyncGenerator[HealthCheckResponse]:
         told: HealthCheckResponse | None = None
         async for request in requests:
             while True:
