@@ -7,22 +7,23 @@ first SVID is still being made waits. Why somebody is refused is in our log; the
 This API has no acknowledgement. A message counts as taken once it is written, for gRPC writes no more than the caller's
 flow control has room for: the stream of one that does not read comes to a halt and lags from then on.
 
-The JWT and WIT profiles are not served: gRPC answers their methods with UNIMPLEMENTED (WA-02).
+The JWT and WIT profiles are not served: their methods say so, with UNIMPLEMENTED (WA-02).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from typing import NoReturn, TypeVar
 
 import structlog
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from istio_auth.bundle import BundleSet
 from istio_auth.door import UnixCaller
-from istio_auth.errors import IstioAuthError, MalformedError, NotAuthorized, NotReady
+from istio_auth.errors import IstioAuthError, MalformedError, NotAuthorized, NotReady, UnknownMethod
 from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.spiffe_id import TrustDomain
@@ -37,6 +38,13 @@ from node_agent.workloads.entitlement import Entitlement
 SERVICE = "SpiffeWorkloadAPI"
 _SECURITY_HEADER = "workload.spiffe.io"
 _MAX_REQUEST = 16 << 10  # of these methods all are empty
+_NOT_SERVED = {
+    "FetchJWTSVID": "JWT-SVIDs",
+    "FetchJWTBundles": "JWT-SVIDs",
+    "ValidateJWTSVID": "JWT-SVIDs",
+    "FetchWITSVID": "WIT-SVIDs",
+    "FetchWITBundles": "WIT-SVIDs",
+}
 _Response = TypeVar("_Response", bound=Message)
 log = structlog.get_logger()
 
@@ -74,7 +82,8 @@ class WorkloadAPI:
         bundles = Method.stream(
             self._bundles, messages.X509BundlesRequest, messages.X509BundlesResponse, max_request_bytes=_MAX_REQUEST
         )
-        return Service(SERVICE, {"FetchX509SVID": svids, "FetchX509Bundles": bundles})
+        others = {name: _not_served(profile) for name, profile in _NOT_SERVED.items()}
+        return Service(SERVICE, {"FetchX509SVID": svids, "FetchX509Bundles": bundles, **others})
 
     def subscribe(self, changed: Callable[[], None]) -> None:
         """Call `changed` whenever `consumers` may say something else, for as long as we run."""
@@ -92,7 +101,7 @@ class WorkloadAPI:
 
     def _svids(
         self, requests: AsyncIterator[messages.X509SVIDRequest], call: Call
-    ) -> AsyncIterator[messages.X509SVIDResponse]:
+    ) -> AsyncGenerator[messages.X509SVIDResponse]:
         def render(entitled: Entitlement) -> messages.X509SVIDResponse | None:
             response = self._render.svids(entitled.context, entitled.registrations)
             return response if response.svids else None
@@ -101,7 +110,7 @@ class WorkloadAPI:
 
     def _bundles(
         self, requests: AsyncIterator[messages.X509BundlesRequest], call: Call
-    ) -> AsyncIterator[messages.X509BundlesResponse]:
+    ) -> AsyncGenerator[messages.X509BundlesResponse]:
         return self._stream(
             "FetchX509Bundles", requests, call, lambda entitled: self._render.bundles(entitled.context.bundles)
         )
@@ -112,7 +121,7 @@ class WorkloadAPI:
         requests: AsyncIterator[Message],
         call: Call,
         render: Callable[[Entitlement], _Response | None],
-    ) -> AsyncIterator[_Response]:
+    ) -> AsyncGenerator[_Response]:
         """The present state, and each one after it that looks different from here."""
         check_security_header(call)
         if await anext(requests, None) is None:
@@ -213,6 +222,20 @@ def check_security_header(call: Call) -> None:
     if call.metadata.get(_SECURITY_HEADER, ()) != ("true",):
         message = "security header missing from request"
         raise MalformedError(f"{message}: {_SECURITY_HEADER} must be true, once", public=message)
+
+
+def _not_served(profile: str) -> Method:
+    """A method of a profile that is not served: clients that only wait and try again log at least why."""
+
+    def refuse() -> NoReturn:
+        words = f"{profile} are not served by this agent"
+        raise UnknownMethod(words, public=words)
+
+    async def stream(_requests: AsyncIterator[Empty], call: Call) -> AsyncGenerator[Empty]:
+        check_security_header(call)
+        yield refuse()
+
+    return Method.stream(stream, Empty, Empty)
 
 
 def _no_identity(message: str) -> NotAuthorized:

@@ -25,6 +25,7 @@ from tests.fakes.running_agent import RunningAgent, registration
 from tests.fakes.waiting import until
 
 SERVICE = "/SpiffeWorkloadAPI"
+SERVED = ("FetchX509SVID", "FetchX509Bundles")
 HEADER = (("workload.spiffe.io", "true"),)
 WEB = "spiffe://cluster.local/web"
 
@@ -66,7 +67,7 @@ class Workload:
     async def refusal(self, method: str, *, metadata: Sequence[tuple[str, str]] = HEADER) -> tuple[str, str]:
         """The code and the words by which a call was refused."""
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await self.call(f"{SERVICE}/{method}", metadata=metadata).read()
         return caught.value.code().name, caught.value.details() or ""
 
@@ -88,7 +89,7 @@ async def at(path: Path) -> AsyncIterator[Workload]:
 
 async def state(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> messages.X509SVIDResponse:
     """The next message of a stream."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return messages.X509SVIDResponse.FromString(await _message(call))
 
 
@@ -176,7 +177,7 @@ class TestBundles:
     async def test_wa_15_our_own_trust_domain_is_among_the_bundles(
         self, agent: RunningAgent, workload: Workload
     ) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             answer = await _message(workload.call(f"{SERVICE}/FetchX509Bundles"))
         bundles = messages.X509BundlesResponse.FromString(answer).bundles
         assert set(bundles) == {"spiffe://cluster.local"}
@@ -203,7 +204,7 @@ class TestTheEndpoint:
             (("workload.spiffe.io", "true"), ("workload.spiffe.io", "true")),
         ],
     )
-    @pytest.mark.parametrize("method", ["FetchX509SVID", "FetchX509Bundles"])
+    @pytest.mark.parametrize("method", [*SERVED, "FetchJWTSVID", "FetchWITBundles"])
     async def test_we_05_without_the_security_header_nobody_is_answered(
         self, workload: Workload, method: str, metadata: Sequence[tuple[str, str]]
     ) -> None:
@@ -211,14 +212,26 @@ class TestTheEndpoint:
             "INVALID_ARGUMENT",
             "security header missing from request",
         )
-        async with asyncio.timeout(20):
-            assert await workload.call(f"{SERVICE}/{method}").read()
+        if method in SERVED:
+            async with asyncio.timeout(60):
+                assert await workload.call(f"{SERVICE}/{method}").read()
+        else:
+            assert (await workload.refusal(method))[0] == "UNIMPLEMENTED"
 
     @pytest.mark.parametrize(
-        "method", ["FetchJWTSVID", "FetchJWTBundles", "ValidateJWTSVID", "FetchWITSVID", "FetchWITBundles"]
+        ("method", "profile"),
+        [
+            ("FetchJWTSVID", "JWT-SVIDs"),
+            ("FetchJWTBundles", "JWT-SVIDs"),
+            ("ValidateJWTSVID", "JWT-SVIDs"),
+            ("FetchWITSVID", "WIT-SVIDs"),
+            ("FetchWITBundles", "WIT-SVIDs"),
+        ],
     )
-    async def test_wa_02_profiles_that_are_not_served_say_so(self, workload: Workload, method: str) -> None:
-        assert (await workload.refusal(method))[0] == "UNIMPLEMENTED"
+    async def test_wa_02_profiles_that_are_not_served_say_so(
+        self, workload: Workload, method: str, profile: str
+    ) -> None:
+        assert await workload.refusal(method) == ("UNIMPLEMENTED", f"{profile} are not served by this agent")
 
     async def test_before_the_agent_knows_who_is_registered_it_is_unavailable_and_not_sure(
         self, server: CAServer, tmp_path: Path, clock: FakeClock
@@ -234,25 +247,38 @@ class TestTheEndpoint:
         "name", ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
     )
     async def test_we_11_reflection_describes_the_standards_own_names(self, workload: Workload, name: str) -> None:
-        async def ask(request: ServerReflectionRequest) -> ServerReflectionResponse:
-            call = workload.call(f"/{name}/ServerReflectionInfo", request.SerializeToString(), metadata=())
-            async with asyncio.timeout(20):
-                return ServerReflectionResponse.FromString(await _message(call))
-
-        listed = await ask(ServerReflectionRequest(list_services=""))
-        assert {each.name for each in listed.list_services_response.service} >= {
-            "SpiffeWorkloadAPI",
-            "envoy.service.secret.v3.SecretDiscoveryService",
-            "grpc.health.v1.Health",
-        }
-        described = await ask(ServerReflectionRequest(file_containing_symbol="SpiffeWorkloadAPI"))
-        files = {file.name: file for file in map(_file, described.file_descriptor_response.file_descriptor_proto)}
+        files = await described(workload, "SpiffeWorkloadAPI", reflection=name)
         assert set(files) == {"workloadapi.proto", "google/protobuf/struct.proto"}
         api = files["workloadapi.proto"]
         assert not api.package
         methods = {method.name: (method.input_type, method.output_type) for method in api.service[0].method}
         assert methods["FetchX509SVID"] == (".X509SVIDRequest", ".X509SVIDResponse")
         assert "istio_auth" not in str(api)
+
+    async def test_we_11_reflection_describes_every_service_that_it_lists_and_each_of_their_methods(
+        self, workload: Workload
+    ) -> None:
+        listed = await reflected(workload, ServerReflectionRequest(list_services=""))
+        services = {each.name for each in listed.list_services_response.service}
+        assert services == {
+            "SpiffeWorkloadAPI",
+            "envoy.service.secret.v3.SecretDiscoveryService",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+        for service in services:
+            package, _, own = service.rpartition(".")
+            (methods,) = (
+                [method.name for method in each.method]
+                for file in (await described(workload, service)).values()
+                for each in file.service
+                if (file.package, each.name) == (package, own)
+            )
+            for method in methods:
+                assert await described(workload, f"{service}.{method}") == await described(workload, service)
+        unknown = await reflected(workload, ServerReflectionRequest(file_containing_symbol="SpiffeWorkloadAPI.Nothing"))
+        assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
     async def test_health_tells_whether_workloads_can_be_served(
         self, server: CAServer, tmp_path: Path, clock: FakeClock
@@ -268,7 +294,7 @@ class TestTheEndpoint:
             assert HealthCheckResponse.FromString(await _message(watch)).status == HealthCheckResponse.NOT_SERVING
             agent.give_token()
             agent.agent.identity.look_again()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert HealthCheckResponse.FromString(await _message(watch)).status == HealthCheckResponse.SERVING
             assert await ask(workload, "SpiffeWorkloadAPI") == HealthCheckResponse.SERVING
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -276,11 +302,25 @@ class TestTheEndpoint:
             assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def reflected(
+    workload: Workload, request: ServerReflectionRequest, reflection: str = "grpc.reflection.v1.ServerReflection"
+) -> ServerReflectionResponse:
+    """What reflection answers."""
+    call = workload.call(f"/{reflection}/ServerReflectionInfo", request.SerializeToString(), metadata=())
+    async with asyncio.timeout(60):
+        return ServerReflectionResponse.FromString(await _message(call))
+
+
+async def described(
+    workload: Workload, symbol: str, *, reflection: str = "grpc.reflection.v1.ServerReflection"
+) -> dict[str, FileDescriptorProto]:
+    """The file that says what this is and those that it needs, by name."""
+    answer = await reflected(workload, ServerReflectionRequest(file_containing_symbol=symbol), reflection)
+    files = map(FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto)
+    return {file.name: file for file in files}
+
+
 async def _message(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> bytes:
     message = await call.read()
     assert isinstance(message, bytes)  # and not the end of the stream
     return message
-
-
-def _file(data: bytes) -> FileDescriptorProto:
-    return FileDescriptorProto.FromString(data)
