@@ -172,20 +172,20 @@ def test_a_certificate_with_an_enormous_key_costs_a_stranger_nothing() -> None:
     # It bears the issuer's name, so that it would be tried.
     huge = between.sign(between.leaf(ca=True, key_cert_sign=True, subject=between.name), rsa_public_key(16384))
     leaf, *rest = between.chain()
-    began = time.process_time()
+    began = time.thread_time()
     assert str(verify_chain([leaf, *[huge] * 8, *rest], BUNDLES, NOW)) == WEB
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_issuers_that_sign_each_other_cost_little() -> None:
     first = FakeAuthority(now=NOW, name=SUBJECT)
     # One name and one key, many certificates: every one fits above every other.
     ring = [first.certificate, *(_again(first) for _ in range(MAX_CHAIN - 2))]
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(VerificationError) as caught:
         verify_chain([first.chain()[0], *ring], BUNDLES, NOW)
     assert caught.value.fault is Fault.UNTRUSTED
-    assert time.process_time() - began < 2
+    assert time.thread_time() - began < 2
 
 
 def test_a_key_that_nobody_knows_is_a_refusal_and_not_a_crash() -> None:

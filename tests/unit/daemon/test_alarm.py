@@ -26,7 +26,7 @@ def shift_calendar(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
 
 
 async def test_it_rings_again_and_again() -> None:
-    async with Alarm() as alarm, asyncio.timeout(10):
+    async with Alarm() as alarm, asyncio.timeout(60):
         rings = alarm.every(TICK, jitter=TICK / 5)
         started = time.monotonic()
         for _ in range(3):
@@ -36,20 +36,19 @@ async def test_it_rings_again_and_again() -> None:
 
 
 async def test_what_was_missed_comes_as_one_ring() -> None:
-    async with Alarm() as alarm, asyncio.timeout(10):
+    async with Alarm() as alarm, asyncio.timeout(60):
         rings = alarm.every(TICK)
         await anext(rings)
         time.sleep(10 * TICK.total_seconds())  # noqa: ASYNC251  # a stalled event loop is what is tested
-        await anext(rings)
         begun = time.monotonic()
-        await anext(rings)
-        await anext(rings)
-        assert time.monotonic() - begun >= TICK.total_seconds()
+        for _ in range(5):  # one for all that was missed, and four that each need their time
+            await anext(rings)
+        assert time.monotonic() - begun >= 3 * TICK.total_seconds()
         await rings.aclose()
 
 
 async def test_a_machine_that_slept_is_rung_soon_after_it_wakes_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Alarm(look=TICK) as alarm, asyncio.timeout(10):
+    async with Alarm(look=TICK) as alarm, asyncio.timeout(60):
         rings = alarm.every(timedelta(hours=1))
         waiting = asyncio.ensure_future(anext(rings))
         await asyncio.sleep(0)
@@ -59,7 +58,7 @@ async def test_a_machine_that_slept_is_rung_soon_after_it_wakes_however_late(mon
 
 
 async def test_a_clock_that_was_set_back_does_not_silence_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with Alarm() as alarm, asyncio.timeout(10):
+    async with Alarm() as alarm, asyncio.timeout(60):
         rings = alarm.every(TICK)
         await anext(rings)
         shift_calendar(monkeypatch, timedelta(days=-1))

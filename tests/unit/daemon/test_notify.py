@@ -16,7 +16,7 @@ from istio_auth.daemon.notify import Notifier
 def listening(address: str) -> socket.socket:
     heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     heard.bind(address)
-    heard.settimeout(5)
+    heard.settimeout(60)
     return heard
 
 

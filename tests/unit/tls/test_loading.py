@@ -17,6 +17,7 @@ from istio_auth.pem import write_der
 from istio_auth.svid import X509SVID
 from istio_auth.tls.loading import load_roots, load_svid
 from tests.fakes.authority import FakeAuthority
+from tests.fakes.descriptors import open_descriptors
 from tests.fakes.tls import meet, stranger, talk
 
 
@@ -62,17 +63,13 @@ def no_memory_files(*_args: object) -> int:
     raise OSError("no memory files here")
 
 
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_a_key_goes_through_memory_and_leaves_nothing_open(svid: X509SVID) -> None:
-    before = open_descriptors()
+    before = open_descriptors("memfd")
     context = watched()
     load_svid(context, svid)
     assert context.real == "/memfd:svid (deleted)"
     assert context.content == svid.chain_pem() + svid.key_pem()
-    assert open_descriptors() == before
+    assert open_descriptors("memfd") == before
     assert is_presented(svid, context)
 
 

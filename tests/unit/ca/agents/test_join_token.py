@@ -85,7 +85,7 @@ def _use_all(
 ) -> None:
     tokens, wins = JoinTokenFolder(folder), []
     for token in made:
-        barrier.wait(60)
+        barrier.wait(110)  # until the slowest has begun
         wins.append(_won(tokens, token))
     results.put(wins)
 

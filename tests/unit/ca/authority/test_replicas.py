@@ -29,7 +29,7 @@ def together(store: MemoryAuthorityStore, clock: FakeClock) -> list[Authority]:
     found_nothing = threading.Barrier(REPLICAS)
 
     def wait_for_all() -> None:
-        found_nothing.wait(10)
+        found_nothing.wait(60)
 
     store.writing = wait_for_all
     with ThreadPoolExecutor(REPLICAS) as threads:
@@ -100,7 +100,7 @@ def test_replicas_that_renew_together_end_with_one_renewal(store: MemoryAuthorit
     all_decided = threading.Barrier(REPLICAS)
 
     def wait_for_all() -> None:
-        all_decided.wait(10)
+        all_decided.wait(60)
 
     store.writing = wait_for_all
     with ThreadPoolExecutor(REPLICAS) as threads:
@@ -166,7 +166,7 @@ def test_a_state_that_is_deleted_while_replicas_know_it_is_put_back(
     all_found_nothing = threading.Barrier(REPLICAS)
 
     def wait_for_all() -> None:
-        all_found_nothing.wait(10)
+        all_found_nothing.wait(60)
 
     store.writing = wait_for_all
     with ThreadPoolExecutor(REPLICAS) as threads:

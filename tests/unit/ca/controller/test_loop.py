@@ -36,6 +36,7 @@ from istio_auth.svid import X509SVID
 from istio_auth.verify import verify_chain
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.authority_store import MemoryAuthorityStore
+from tests.fakes.background import in_background
 from tests.fakes.clock import FakeClock
 from tests.fakes.issuance_log import MemoryIssuanceLog
 from tests.fakes.secret_cluster import MemoryEvents, SecretCluster
@@ -331,10 +332,15 @@ async def test_one_that_hangs_holds_up_no_more_than_itself(bench: Bench) -> None
 
 
 async def test_no_more_are_written_at_once_than_there_are_workers(bench: Bench) -> None:
+    go_on = asyncio.Event()
     for number in range(30):
-        bench.cluster.add_account(f"web-{number}")
-    async with bench.running(replace(PACE, workers=3)):
-        assert bench.cluster.most_at_once == 3
+        bench.cluster.gates[bench.cluster.add_account(f"web-{number}")] = go_on
+    controller = bench.controller(replace(PACE, workers=3))
+    async with in_background(controller.run()):
+        await until(lambda: bench.cluster.at_once == 3)
+        go_on.set()
+        await quiet(controller)
+    assert (bench.cluster.most_at_once, len(bench.cluster.writes)) == (3, 30)
 
 
 async def test_a_fault_of_our_own_in_one_is_an_event_and_the_others_go_on(bench: Bench) -> None:
@@ -553,7 +559,7 @@ async def test_whether_it_leads_is_asked_after_signing_right_before_the_write(be
     controller = bench.controller()
     bench.log.gate.clear()
     task = asyncio.create_task(controller.run())
-    assert await asyncio.to_thread(bench.log.arrived.acquire, timeout=10)
+    assert await asyncio.to_thread(bench.log.arrived.acquire, timeout=30)
     bench.leading = False  # while the certificate was made
     bench.log.gate.set()
     await quiet(controller)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ca.controller.work_queue import Agenda, Attempts, WorkQueue
+from tests.fakes.waiting import until
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -58,9 +59,9 @@ async def test_one_who_waits_is_woken_by_each_key() -> None:
     await asyncio.sleep(0)
     queue.add("a")
     queue.add("b", urgent=False)
-    done, left = await asyncio.wait(waiting, timeout=0.05)
-    assert {task.result() for task in done} == {"a", "b"}
-    (last,) = left
+    await until(lambda: sum(task.done() for task in waiting) == 2)
+    assert {task.result() for task in waiting if task.done()} == {"a", "b"}
+    (last,) = [task for task in waiting if not task.done()]
     last.cancel()
     queue.done("a")
     queue.add("c")

@@ -245,7 +245,7 @@ async def test_a_conflict_is_no_fault(
         ask(server, "web")
         await until(lambda: signer.looked)
         ask(server, "other")
-        await until(lambda: len(running.queue) == 1)
+        await until(lambda: "other" in signer.looked and len(running.queue) == 1)
     assert (running.delayed, logs, len(running.queue._agenda)) == ({}, [], 0)
 
 

@@ -87,7 +87,7 @@ async def test_what_was_seen_stays_while_it_can_not_be_looked_at(
         server.expire()
         await until(lambda: len(refused.met) == 3)
         assert source.files() == cacerts(authority)
-        server.answer(503)
+        server.answer(503, where=lambda asked: asked.path.endswith(f"/{NAME}"))  # and not to the watch
         with pytest.raises(NotReady):
             await source.read()
         assert source.files() == cacerts(authority)
