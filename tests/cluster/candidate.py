@@ -24,8 +24,10 @@ LEASE = "istio-ca-leader"
 
 
 def timing(seconds: int) -> LeaseTiming:
-    """That of a lease of so many seconds: long enough for a busy machine, and looked at often."""
-    return LeaseTiming(timedelta(seconds=seconds), timedelta(seconds=0.6 * seconds), timedelta(seconds=0.3))
+    """That of a lease of so many seconds, which is looked at often; whoever leaves has as long as one try to say so."""
+    return LeaseTiming(
+        timedelta(seconds=seconds), timedelta(seconds=0.6 * seconds), timedelta(seconds=max(0.3, seconds / 120))
+    )
 
 
 TIMING = timing(4)

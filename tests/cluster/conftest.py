@@ -11,15 +11,19 @@ import pytest
 from tests.cluster.build import built, servers
 from tests.cluster.client import Client
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.waiting import appears
 
 _HERE = Path(__file__).parent
+_LONGEST = 600  # seconds for a test, and the servers that start with it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this folder are of the group `cluster`."""
+    """All tests of this folder are of the group `cluster`, and servers of a busy machine have their time to start."""
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.cluster)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(_LONGEST))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -61,9 +65,11 @@ async def admin(control_plane: ControlPlane) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def namespace(admin: Client) -> AsyncIterator[str]:
-    """A new namespace; afterwards it goes away in its own time."""
+async def namespace(control_plane: ControlPlane, admin: Client) -> AsyncIterator[str]:
+    """A new namespace with what a controller manager makes in it; afterwards it goes away in its own time."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     await admin.create_namespace(name)
+    if control_plane.has_controllers:  # else who counts service accounts counts this one or not
+        await appears(admin, f"/api/v1/namespaces/{name}/serviceaccounts/default")
     yield name
     await admin.delete(f"/api/v1/namespaces/{name}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -94,7 +93,7 @@ class RunningCA:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(ProcessLookupError, AssertionError):
+        if self.process.runs:
             await self.process.kill()
 
     @property
@@ -110,12 +109,12 @@ class RunningCA:
 
     async def ready(self) -> None:
         """Return when it says on its port that it is ready."""
-        await until(lambda: status(self._health) == 200 or self._refused(), within=60)
+        await until(lambda: status(self._health) == 200 or self._refused(), within=120)
         assert not self._refused()
 
     async def leads(self) -> None:
         """Return when it is the leader."""
-        await until(lambda: self.metric("istio_auth_ca_leader") == 1, within=60)
+        await until(lambda: self.metric("istio_auth_ca_leader") == 1, within=120)
 
     def pause(self) -> None:
         """Let it stand still, as a machine does that is out of breath."""

@@ -16,7 +16,7 @@ TYPE = "istio.io/key-and-cert"
 _SPKI = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-async def until_sound(admin: Client, namespace: str, ca_namespace: str, *, within: float = 30) -> Mapping[str, JSON]:
+async def until_sound(admin: Client, namespace: str, ca_namespace: str, *, within: float = 90) -> Mapping[str, JSON]:
     """The secrets of all service accounts of a namespace, once each has exactly one that is valid, under one root.
 
     Raises:

@@ -81,7 +81,7 @@ def test_a_person_ends_it_with_ctrl_c_and_nothing_is_left(command: subprocess.Po
     folder = folder_of(command)
     assert len(processes_in(folder)) >= 2
     os.killpg(command.pid, signal.SIGINT)
-    assert command.wait(20) == 0
+    assert command.wait(120) == 0
     assert processes_in(folder) == []
     assert list(place.iterdir()) == []
 

@@ -38,7 +38,7 @@ class Site:
         """A new service account."""
         await self.admin.create_service_account(self.namespace, name)
 
-    async def sound(self, *, within: float = 30) -> dict[str, str]:
+    async def sound(self, *, within: float = 90) -> dict[str, str]:
         """The versions of all secrets, once everything is as it should be."""
         return versions(await until_sound(self.admin, self.namespace, self.ca.namespace, within=within))
 
@@ -80,6 +80,7 @@ async def site(running: tuple[Client, APIServerProxy, RunningCA]) -> AsyncIterat
     await site.account("web")
     await site.sound()
     yield site
+    proxy.behave()  # what is left of a test's faults is not the next one's
     await admin.delete(f"/api/v1/namespaces/{namespace}")
 
 
@@ -130,7 +131,7 @@ async def test_a_secret_that_somebody_else_made_first_is_not_written_over(site: 
 
     conflict = site.proxy.interfere(Fault(site.secret("POST", "istio.late"), before=rival))
     await site.account("late")
-    await until(lambda: conflict.met)
+    await until(lambda: conflict.met and (conflict.met[0], 409) in site.proxy.answered)
     await site.account("other")
     await appears(site.admin, f"{site.path}/secrets/istio.other")
     kept = await site.admin.get(f"{site.path}/secrets/istio.late")
@@ -152,13 +153,11 @@ async def test_a_busy_api_server_is_not_asked_again_before_it_wants_to_be(site: 
     if what != "a secret":
         site.proxy.cut()
         await until(lambda: busy.met)
-    await site.account("late")
-    await site.account("other")
-    if what == "a secret":  # nobody else waits with it
-        await appears(site.admin, f"{site.path}/secrets/istio.other")
-        assert len(busy.met) <= 1
+    await asyncio.gather(site.account("late"), site.account("other"))
     await site.sound()
     first, second = (call.at for call in busy.met)
+    if what == "a secret":  # nobody else waits with it
+        assert site.calls("POST", "istio.other")[0].at < second
     third = next(call.at for call in site.proxy.calls if where(call) and call.at > second)
     assert second - first >= 3
     assert third - second >= 3
@@ -168,10 +167,9 @@ async def test_a_request_that_hangs_holds_nobody_up_and_leaves_one_secret(site: 
     hanging, go_on = site.proxy.hold(site.secret("POST", "istio.slow"))
     await site.account("slow")
     await until(lambda: hanging.met)
-    for number in range(20):
-        await site.account(f"other-{number}")
-    for number in range(20):
-        await appears(site.admin, f"{site.path}/secrets/istio.other-{number}")
+    # Soon, for the CA asks again after 15 seconds.
+    await asyncio.gather(*(site.account(f"other-{number}") for number in range(12)))
+    await asyncio.gather(*(appears(site.admin, f"{site.path}/secrets/istio.other-{number}") for number in range(12)))
     assert await site.admin.find(f"{site.path}/secrets/istio.slow") is None
     go_on.set()
     await site.sound()
@@ -188,7 +186,7 @@ async def test_a_slow_api_server_costs_time_and_nothing_else(site: Site) -> None
     assert len(found) >= 17
     for number in range(16):
         assert len(site.calls("POST", f"istio.slow-{number}")) == 1
-    assert site.ca.metric("istio_auth_ca_leader") == 1
+    await site.ca.leads()
 
 
 async def test_an_answer_that_is_lost_is_no_reason_to_write_again(site: Site) -> None:

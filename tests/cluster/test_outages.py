@@ -79,7 +79,7 @@ async def test_the_work_goes_on_where_it_stopped(
         await begin(site.plane)
         try:
             await ca.process.says("no longer leading", after=already)
-            assert ca.metric("istio_auth_ca_leader") == 0
+            await until(lambda: ca.metric("istio_auth_ca_leader") == 0)
         finally:
             await end(site.plane)
         await site.admin.create_service_account(site.namespace, "later")
@@ -115,7 +115,7 @@ async def test_what_happened_while_nothing_was_heard_is_made_good_when_the_watch
 async def test_a_pod_that_was_known_gets_certificates_while_the_api_server_is_away_but_not_for_ever(
     site: Site,
 ) -> None:
-    tokens = {"verification": "offline", "stale_after": "10s"}
+    tokens = {"verification": "offline", "stale_after": "20s"}
     async with RunningCA(
         site.plane.kubeconfig, site.folder / "ca", site.namespace, managed=[site.namespace], tokens=tokens
     ) as ca:

@@ -86,7 +86,7 @@ async def test_three_that_start_together_end_with_one_root_and_one_leader_and_al
 async def test_a_paused_leader_that_wakes_up_late_writes_nothing_and_leads_no_more(site: Site) -> None:
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(APIServerProxy(site.plane.url, site.plane.admin_tls))
-        first = site.replica("first", lease="4s", kubeconfig=proxy.kubeconfig(site.folder / "kubeconfig"))
+        first = site.replica("first", lease="10s", kubeconfig=proxy.kubeconfig(site.folder / "kubeconfig"))
         await site.account("web")
         await stack.enter_async_context(first)
         await site.sound()
@@ -96,7 +96,7 @@ async def test_a_paused_leader_that_wakes_up_late_writes_nothing_and_leads_no_mo
         await until(lambda: held.met)
         first.pause()
         asleep = first.mark()
-        second = await stack.enter_async_context(site.replica("second", lease="4s"))
+        second = await stack.enter_async_context(site.replica("second", lease="10s"))
         await second.leads()
         before = await site.sound()
         already = len(proxy.calls)
@@ -124,7 +124,7 @@ def is_write(resource: str, name: str = "") -> Callable[[Call], bool]:
     return lambda call: call.writes and call.resource == resource and name in ("", call.name)
 
 
-@pytest.mark.timeout(300)  # a dozen lives, each with a start and a lease to wait for
+@pytest.mark.timeout(900)  # a dozen lives, each with a start and a lease to wait for
 async def test_killed_at_any_write_before_or_after_it_arrived_the_next_one_finishes_the_work(site: Site) -> None:
     roots: list[x509.Certificate] = []
     async with APIServerProxy(site.plane.url, site.plane.admin_tls) as proxy:
@@ -141,7 +141,7 @@ async def test_killed_at_any_write_before_or_after_it_arrived_the_next_one_finis
             for fault in (Fault(where, before=killed_before), Fault(where, after=killed_after)):
                 proxy.interfere(fault)
                 await ca.process.start()
-                await until(lambda fault=fault: fault.met, within=30)  # type: ignore[misc]  # called in this round
+                await until(lambda fault=fault: fault.met, within=120)  # type: ignore[misc]  # called in this round
                 await until(lambda: not ca.process.runs)
                 if await site.admin.find(f"{site.path}/secrets/istio-ca-secret"):
                     roots.append(await root_of(site.admin, site.namespace))

@@ -170,6 +170,10 @@ class APIServerProxy:
         for transport in list(self._connections):
             transport.abort()
 
+    def behave(self) -> None:
+        """Do nothing any more that was asked for."""
+        self._faults.clear()
+
     def interfere(self, fault: Fault) -> Fault:
         """From now on do this, before what was asked for earlier."""
         self._faults.insert(0, fault)

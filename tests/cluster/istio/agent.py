@@ -106,12 +106,12 @@ class IstiodAgent:
 
     async def svid(self, name: str = "default") -> X509SVID:
         """What a sidecar that connects now is given."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(120):
             while True:
                 async with SDSStream(self.socket, name, "ROOTCA") as stream:
                     try:
                         while name not in stream.secrets:
-                            await stream.receive(within=40)
+                            await stream.receive(within=120)
                     except grpc.aio.AioRpcError:  # its socket is not there yet
                         await asyncio.sleep(0.05)
                         continue
@@ -137,4 +137,4 @@ class IstiodAgent:
 
     async def is_ready(self) -> None:
         """Return when it says so."""
-        await until(lambda: fetch(self._health, "/readyz") and not self.not_ready(), within=30)
+        await until(lambda: fetch(self._health, "/readyz") and not self.not_ready())
