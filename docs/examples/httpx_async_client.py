@@ -11,7 +11,7 @@ SERVER = SpiffeID.parse("spiffe://cluster.local/ns/shop/sa/server")
 
 def client(source: X509Source) -> httpx.AsyncClient:
     """A client for one server, known by its SPIFFE ID and not by its host name; it lasts over every rotation."""
-    return httpx.AsyncClient(verify=client_context(source, is_id(SERVER)))
+    return httpx.AsyncClient(verify=client_context(source, is_id(SERVER)), timeout=30)
 
 
 async def ask(http: httpx.AsyncClient, url: str = "https://127.0.0.1:8443/") -> str:

@@ -9,7 +9,7 @@ SERVER = SpiffeID.parse("spiffe://cluster.local/ns/shop/sa/server")
 
 def client(source: X509Source) -> httpx.Client:
     """A client for one server, known by its SPIFFE ID and not by its host name; it lasts over every rotation."""
-    return httpx.Client(verify=client_context(source, is_id(SERVER)))
+    return httpx.Client(verify=client_context(source, is_id(SERVER)), timeout=30)
 
 
 def ask(http: httpx.Client, url: str = "https://127.0.0.1:8443/") -> str:

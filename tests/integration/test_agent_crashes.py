@@ -31,7 +31,7 @@ def test_an_agent_killed_at_any_write_comes_back_by_itself_with_nothing_half_los
 def all_lives(base: Path) -> list[Path]:
     """The folders of all lives, the one that nothing ended last. They cost ten seconds: one test looks at them all."""
     command = [sys.executable, "-m", "tests.integration.crashing_agent", str(base)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     return sorted(base.iterdir(), key=lambda folder: int(folder.name))
 

@@ -11,7 +11,7 @@ from bench.csr import RUNS
 
 def run(*arguments: str) -> str:
     command = [sys.executable, "-m", "bench.csr", "--seconds", "0.2", "--only", "certificates", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=110).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=280).stdout
 
 
 def test_the_benchmark_of_calls_measures_each_of_them_and_against_the_limit() -> None:
@@ -22,4 +22,5 @@ def test_the_benchmark_of_calls_measures_each_of_them_and_against_the_limit() ->
         assert 0 < row["p50_ms"] <= row["p99_ms"]
         assert row["server_cpu_us"] > 0
         if row["kind"] != "empty":
-            assert 0.001 < row["share_of_limit"] < 1
+            assert row["certificates_per_second"] > 0
+            assert row["share_of_limit"] < 1

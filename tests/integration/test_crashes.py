@@ -26,7 +26,7 @@ def lives(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The folders of all lives, the one that nothing ended last."""
     base = tmp_path_factory.mktemp("lives")
     command = [sys.executable, "-m", "tests.integration.crashing_ca", str(base), request.param]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     return sorted(base.iterdir(), key=lambda folder: int(folder.name))
 

@@ -13,6 +13,7 @@ from istio_auth.daemon.http import HealthServer
 from istio_auth.daemon.readiness import Readiness
 from istio_auth.errors import NotReady
 from istio_auth.host_port import HostPort
+from tests.fakes.tcp import closed_port
 
 LOCAL = HostPort("127.0.0.1", 0)
 
@@ -68,14 +69,15 @@ async def test_a_silent_caller_is_sent_away(said: bytes) -> None:
     async with HealthServer(LOCAL, Readiness(), CollectorRegistry(), patience=timedelta(seconds=0.2)) as server:
         reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
         writer.write(said)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await reader.read()  # to the end of the connection
         writer.close()
 
 
 async def test_a_port_in_use_is_refused_and_free_again_after_the_end() -> None:
-    async with HealthServer(LOCAL, Readiness(), CollectorRegistry()) as first:
+    address = HostPort(LOCAL.host, closed_port())
+    async with HealthServer(address, Readiness(), CollectorRegistry()) as first:
         with pytest.raises(NotReady):
             await HealthServer(first.address, Readiness(), CollectorRegistry()).__aenter__()
     async with HealthServer(first.address, Readiness(), CollectorRegistry()) as second:
-        assert second.address == first.address
+        assert second.address == first.address == address

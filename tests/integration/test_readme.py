@@ -21,13 +21,17 @@ ROOT = Path(istio_auth.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 _BLOCK = re.compile(r"^```(sh|python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _PORTS = ("15012", "15014", "8443", "8080")  # those that the tour names
-_LONGEST = 100
+_LONGEST = 500
+
+pytestmark = pytest.mark.timeout(600)
 
 # A person waits until a program that was started in the background is there; here a shell function does.
 _WAIT = """
-await() { for _ in $(seq 300); do "$@" > /dev/null 2>&1 && return; sleep 0.1; done; echo "never: $*"; exit 9; }
+await() { for _ in $(seq 1200); do "$@" > /dev/null 2>&1 && return; sleep 0.1; done; echo "never: $*"; exit 9; }
 listening() { (exec 3<> "/dev/tcp/127.0.0.1/$1"); }
 """
+# Whatever it started has ended when it ends: else it would write into a folder that is just removed.
+_END = "trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT"
 _UNTIL = {
     "istio-ca": "await curl -fs 127.0.0.1:15014/readyz",
     "node-agent": "await curl -fs 127.0.0.1:$AGENT_PORT/readyz",
@@ -60,7 +64,7 @@ def test_the_tour_shows_what_it_says(folder: Path) -> None:
 
 
 def _script(blocks: list[tuple[str, str]]) -> str:
-    parts = ["set -eo pipefail", _WAIT]
+    parts = ["set -eo pipefail", _END, _WAIT]
     for kind, text in blocks:
         if kind == "python":
             parts.append(f"python - <<'END'\n{text}END")
@@ -90,6 +94,7 @@ def _run(script: str, folder: Path, agent_port: int) -> tuple[str, int]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGTERM)
+            shell.wait()
         told.seek(0)
         return told.read(), code
 

@@ -102,5 +102,5 @@ def in_thread(run: Callable[[], None], *, stop: Callable[[], None]) -> Iterator[
         yield
     finally:
         stop()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()

@@ -69,7 +69,7 @@ async def by_requests(source: X509Source, port: int) -> AsyncIterator[Ask]:
     with requests_client.session(source) as http:
 
         def ask() -> str:
-            return http.get(f"https://localhost:{port}/", timeout=10).text
+            return http.get(f"https://localhost:{port}/", timeout=60).text
 
         yield partial(asyncio.to_thread, ask)
 
@@ -80,7 +80,7 @@ async def by_requests_told_not_to_verify(source: X509Source, port: int) -> Async
         http.verify = False
 
         def ask() -> str:
-            return http.get(f"https://localhost:{port}/", timeout=10).text
+            return http.get(f"https://localhost:{port}/", timeout=60).text
 
         yield partial(asyncio.to_thread, ask)
 

@@ -79,7 +79,7 @@ class Setup:
             start_new_session=True,
         )
         try:
-            await until(lambda: process.returncode is not None or self.listens(), within=60)
+            await until(lambda: process.returncode is not None or self.listens())
             assert process.returncode is None, await process.communicate()
             yield process
             assert process.returncode is None
@@ -120,7 +120,7 @@ async def test_the_programs_follow_their_files_to_a_new_root(server: str, client
 
 async def follows(setup: Setup, client: str, answer: str) -> None:
     """Wait until the server has seen its new files, at which it looks each second."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             with suppress(Exception):  # refused, as each library says it
                 if await setup.ask(client) == answer:

@@ -42,7 +42,7 @@ def connect(world: World, server: GreetingServer, tmp_path: Path) -> Connect:
 
     def ask() -> str:
         with pytest.raises(psycopg.OperationalError) as answer:
-            psycopg_files.connect(files, f"host=localhost port={server.port} user=web connect_timeout=10")
+            psycopg_files.connect(files, f"host=localhost port={server.port} user=web connect_timeout=60")
         return str(answer.value)
 
     return ask
@@ -73,7 +73,7 @@ class TestAServerOfOurs:
     def test_lets_nobody_else_in(self, connect: Connect, world: World, server: GreetingServer) -> None:
         world.client_is(OTHER)
         assert "web is" not in connect()
-        assert f"{OTHER} is refused" in server.refusals.get(timeout=10)
+        assert f"{OTHER} is refused" in server.refusals.get(timeout=60)
         world.client_is(CLIENT)
         assert "web is" in connect()
 
@@ -86,7 +86,7 @@ def test_files_that_somebody_else_writes_do_as_well(world: World, server: Greeti
     SVIDFolder(tmp_path).write(world.client.x509_context())
     files = SVIDFiles.in_folder(tmp_path, SVIDLayout.ISTIO)
     with pytest.raises(psycopg.OperationalError, match=f"web is {CLIENT} by {serial(world)}"):
-        psycopg_files.connect(files, f"host=localhost port={server.port} user=web connect_timeout=10")
+        psycopg_files.connect(files, f"host=localhost port={server.port} user=web connect_timeout=60")
 
 
 # Where PostgreSQL is not installed this is not asked for: what libpq does is shown above, without it.
@@ -96,7 +96,7 @@ if postgresql.INSTALLED:
         with_name(world)
         files = psycopg_files.keep_written(world.client, tmp_path)
         with postgresql.postgresql(world.server.x509_context()) as (port, _):
-            address = f"host=localhost port={port} user=web dbname=postgres connect_timeout=10"
+            address = f"host=localhost port={port} user=web dbname=postgres connect_timeout=60"
             seen = set()
             for _ in range(2):
                 with psycopg_files.connect(files, address) as connection:

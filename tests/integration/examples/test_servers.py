@@ -27,7 +27,7 @@ from tests.integration.examples.world import CLIENT, OTHER, SERVER, World
 def fetch(source: X509Source, port: int) -> str:
     """What an HTTP server answers, after its name."""
     context = client_context(source, is_id(SERVER))
-    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
     try:
         connection.request("GET", "/")
         server = peer_id(connection)
