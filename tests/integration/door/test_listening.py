@@ -23,7 +23,7 @@ def _context() -> ssl.SSLContext:
 
 def greeted(port: int) -> Iterator[str]:
     for there in ("127.0.0.1", "::1"):
-        socket.create_connection((there, port), timeout=5).close()
+        socket.create_connection((there, port), timeout=60).close()
         yield there
 
 

@@ -81,7 +81,7 @@ def source() -> MemorySource:
 
 
 def portal_to(
-    port: int, source: MemorySource, *, host: str = "127.0.0.1", patience: timedelta = timedelta(seconds=10)
+    port: int, source: MemorySource, *, host: str = "127.0.0.1", patience: timedelta = timedelta(seconds=60)
 ) -> Portal:
     return Portal(host, port, client_context(source, is_id(SERVER)), patience=patience)
 
@@ -228,7 +228,7 @@ async def test_a_name_that_can_not_be_resolved_is_told(source: MemorySource, hos
 @contextlib.contextmanager
 def silent_listener() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
+        listener.settimeout(60)
         yield listener
 
 
@@ -241,12 +241,12 @@ async def test_a_server_that_never_answers_ends_the_patience(source: MemorySourc
             assert f"127.0.0.1:{port} did not answer within 0.1 s" in str(reason(portal))
             connection, _ = listener.accept()
             with connection:
-                assert ended(connection)
+                assert await asyncio.to_thread(ended, connection)
 
 
 def ended(connection: socket.socket) -> bool:
     """Whether the other end closes, whatever it says before."""
-    connection.settimeout(10)
+    connection.settimeout(60)
     with contextlib.suppress(ConnectionResetError):
         while connection.recv(65536):
             pass
@@ -260,7 +260,7 @@ async def test_closing_takes_dials_with_it(source: MemorySource) -> None:
         await portal.start()
         dialling = asyncio.create_task(dial(portal))
         connection, _ = await asyncio.to_thread(listener.accept)
-        connection.settimeout(10)
+        connection.settimeout(60)
         assert await asyncio.to_thread(connection.recv, 1)  # it is in the handshake
         await portal.close()
         assert await asyncio.to_thread(ended, connection)
@@ -369,9 +369,8 @@ class TestSeveralAddresses:
                 waiting.connect_ex(full.getsockname())
             names += [full.getsockname(), ("127.0.0.1", server.port)]
             async with portal_to(server.port, source, host="ca.test") as portal:
-                began = asyncio.get_running_loop().time()
-                assert await dial(portal) == b"welcome\n"
-                assert asyncio.get_running_loop().time() - began < 5
+                async with asyncio.timeout(30):  # which is less than the portal's whole patience
+                    assert await dial(portal) == b"welcome\n"
 
     async def test_are_all_told_when_none_answers(self, source: MemorySource, names: list[tuple[str, int]]) -> None:
         names += [("127.0.0.2", closed_port()), ("127.0.0.3", closed_port())]

@@ -134,7 +134,7 @@ async def test_a_caller_that_does_not_like_us_is_told_apart(door: Door, refusals
     picky.verify_mode = ssl.CERT_REQUIRED
 
     def dial() -> None:  # asyncio's client would keep its alert to itself
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
             picky.wrap_socket(plain)
 
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -148,12 +148,13 @@ async def test_a_caller_that_openssl_refuses_is_told_by_an_alert(door: Door, ref
     stranger_of_our_name = presenting(ALL["stranger-with-the-right-names"].wrong)
 
     def dial() -> bytes:
-        plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+        plain = socket.create_connection(("127.0.0.1", port), timeout=60)
         with plain, stranger_of_our_name.wrap_socket(plain) as tls:
             return tls.recv(1)
 
     with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
         await asyncio.to_thread(dial)
+    await until(lambda: refusals)
     assert len(refusals) == 1
 
 
@@ -190,7 +191,7 @@ async def test_garbage_is_refused_and_leaves_nothing(
 async def test_a_handshake_that_takes_too_long_is_ended(server: PrivateServer, refusals: Refusals) -> None:
     async with (
         Door(
-            limits=DoorLimits(handshake=timedelta(seconds=0.1)), on_refused=lambda *refusal: refusals.append(refusal)
+            limits=DoorLimits(handshake=timedelta(seconds=0.5)), on_refused=lambda *refusal: refusals.append(refusal)
         ) as door,
         PrivateServer(door) as behind,
     ):
@@ -201,7 +202,7 @@ async def test_a_handshake_that_takes_too_long_is_ended(server: PrivateServer, r
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(outgoing.read()[:-10])
         assert await reader.read() == b""
-        assert [str(reason) for _, reason in refusals] == ["no TLS handshake within 0.1 s"]
+        assert [str(reason) for _, reason in refusals] == ["no TLS handshake within 0.5 s"]
         writer.close()
         # One that never says a word is ended too, and is no refusal: port checks do that.
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -210,13 +211,23 @@ async def test_a_handshake_that_takes_too_long_is_ended(server: PrivateServer, r
         await until(lambda: not door.connections)
         assert door.refused == 1
         # Whoever is in stays in for longer than that.
-        async with dialled(port, presenting(LOCAL.chain(key=KEY))) as (reader, writer):
-            await reader.readline()
-            reached = asyncio.get_running_loop().time() + 0.15
+        async with contextlib.AsyncExitStack() as here:
+            reader, writer = await let_in(port, here)
+            reached = asyncio.get_running_loop().time() + 0.6
             await until(lambda: asyncio.get_running_loop().time() > reached)
             writer.write(b"still here\n")
             assert await reader.readline() == b"still here\n"
         assert len(behind.callers) == 1
+
+
+async def let_in(port: int, stack: contextlib.AsyncExitStack) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A caller that was in time, as on a busy machine not each one is."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(OSError):
+                reader, writer = await stack.enter_async_context(dialled(port, presenting(LOCAL.chain(key=KEY))))
+                if await reader.readline():
+                    return reader, writer
 
 
 async def test_one_address_has_a_limit_and_all_together_have_one(refusals: Refusals) -> None:
@@ -297,7 +308,7 @@ async def test_a_caller_that_leaves_in_the_handshake_is_told_of(
         reset(leaving) if how == "reset" else leaving.close()
         await until(lambda: refusals)
     assert "closed in the middle" in str(refusals[0][1])
-    assert not door.connections
+    await until(lambda: not door.connections)
 
 
 async def test_a_private_server_that_is_not_there_turns_callers_away(door: Door, refusals: Refusals) -> None:
@@ -311,7 +322,10 @@ async def test_a_private_server_that_is_not_there_turns_callers_away(door: Door,
         assert str(WEB) in await greeting(port, presenting(LOCAL.chain(key=KEY)))
 
 
-async def test_a_private_server_with_a_full_queue_is_waited_for(door: Door, refusals: Refusals) -> None:
+async def test_a_private_server_with_a_full_queue_is_waited_for(
+    door: Door, refusals: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("istio_auth.door.visit._TRIES", 1000)
     port = await listening(door)
     with socket.socket(socket.AF_UNIX) as private, contextlib.ExitStack() as queue:
         private.bind(door.target.removeprefix("unix:"))
@@ -358,7 +372,7 @@ async def test_a_caller_that_arrives_while_the_door_closes_is_sent_away(turns: i
     """The loop may have taken its connection from the socket already."""
     door = Door()
     port = await listening(door)
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as late:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as late:
         for _ in range(turns):
             await asyncio.sleep(0)
         await door.close(timedelta())

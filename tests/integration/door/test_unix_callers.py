@@ -122,7 +122,7 @@ async def test_a_caller_that_has_left_can_not_be_checked_and_holds_nothing(
         assert await greeting(tmp_path / "s")
     await until(lambda: not door.connections)
     await until(lambda: not server.open)
-    await until(lambda: len(os.listdir("/proc/self/fd")) == before)  # noqa: PTH208  # the same
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)  # noqa: PTH208  # the same
     caller = server.callers[0]
     assert isinstance(caller, UnixCaller)
     with pytest.raises(NotAuthenticated):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from tests.fakes.svid_folder import SVIDFolder, generation
 from tests.fakes.tls import meet, talk
 from tests.fakes.waiting import until
 
-OFTEN, PATIENCE = timedelta(milliseconds=10), timedelta(seconds=20)
+OFTEN, PATIENCE = timedelta(milliseconds=10), timedelta(seconds=60)
 LOCAL = TrustDomain("cluster.local")
 FIRST, SECOND = generation(1), generation(2)
 
@@ -64,7 +65,7 @@ async def test_everybody_follows_what_is_written(tmp_path: Path) -> None:
         updates = source.updates()
         assert (await anext(updates)).svid == FIRST.svid
         write_svid(tmp_path / "certs", SECOND)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert (await anext(updates)).svid == SECOND.svid
         await updates.aclose()
 
@@ -75,7 +76,7 @@ def test_a_program_without_a_loop_waits_as_well(tmp_path: Path) -> None:
         source.subscribe(changed.set)
         SVIDFolder(tmp_path, SVIDLayout.KUBERNETES_TLS).write(FIRST)
         source.wait_until_ready(PATIENCE)
-        assert changed.wait(20)
+        assert changed.wait(60)
         assert source.svid() == FIRST.svid
 
 
@@ -134,15 +135,17 @@ class TestNothingIsLeft:
         live.symlink_to("1")
         with FileSource(live, interval=OFTEN) as source:
             source.reload()
-            before, contexts = descriptors(), snapshots()
+            with source._reading:  # its thread reads nothing meanwhile
+                before, contexts = descriptors(), snapshots()
             for number in range(1000):
                 fresh.symlink_to(str(number % 2))
                 fresh.replace(live)
                 source.reload()
             assert source.status().updates == 1001
-            assert descriptors() <= before
             assert threads() == 1
-            assert snapshots() <= contexts + 1  # one that the thread may just be comparing
+            with source._reading:
+                assert descriptors() <= before
+                assert snapshots() <= contexts + 1  # one that the thread may just be comparing
 
     def test_of_one_that_is_closed_however_long_it_would_wait(self, tmp_path: Path, threads: Callable[[], int]) -> None:
         source = FileSource(tmp_path, interval=timedelta(days=1))
@@ -159,7 +162,7 @@ class TestNothingIsLeft:
         thread = source._thread
         assert thread is not None
         write_svid(tmp_path, FIRST)
-        thread.join(20)
+        thread.join(60)
         assert threads() == 0
         assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
@@ -172,7 +175,7 @@ class TestNothingIsLeft:
         assert thread is not None
         del source
         gc.collect()
-        thread.join(20)
+        thread.join(60)
         assert threads() == 0
 
 
@@ -196,9 +199,11 @@ def test_a_writer_in_a_hurry_and_readers_in_a_hurry_see_whole_svids(tmp_path: Pa
     chains = [context.svid.chain for context in contexts]
 
     def write() -> None:
-        for number in range(200):
+        for number in itertools.count():
             for step in getattr(folder, way)(contexts[number % 2]):
                 step()
+            if number >= 199 and number % 2 and source.status().updates > 1:
+                break
         over.set()
 
     for step in getattr(folder, way)(SECOND):
