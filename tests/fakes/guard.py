@@ -12,23 +12,25 @@ class Guard:
 
     Its first member waits for the end of a pipe whose other end only we hold, and then kills the group. The kernel's
     own way (PR_SET_PDEATHSIG) would end a program with the thread that started it.
+
+    Args:
+        by: the name of the signal; another than KILL for programs that have to end others.
     """
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            ("/bin/sh", "-c", "read -r _; kill -KILL 0"), stdin=subprocess.PIPE, process_group=0
-        )
+    def __init__(self, by: str = "KILL") -> None:
+        script = f"trap '' TERM; read -r _; kill -{by} 0"
+        self._process = subprocess.Popen(("/bin/sh", "-c", script), stdin=subprocess.PIPE, process_group=0)
         self.group = self._process.pid
 
     def end(self) -> None:
-        """Kill what is left of the group."""
+        """End what is left of the group."""
         self._process.communicate()
 
 
 @functools.cache
-def group() -> int:
+def group(by: str = "KILL") -> int:
     """The process group for programs that a test ends by itself; what is left of it ends when this process does."""
-    guard = Guard()
+    guard = Guard(by)
     atexit.register(guard.end)
     return guard.group
 

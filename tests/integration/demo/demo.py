@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import istio_auth
+from tests.fakes import guard
 from tests.fakes.waiting import until
 
 ROOT = Path(istio_auth.__file__).parent.parent
@@ -95,6 +96,7 @@ async def running_demo(*arguments: str, python: str | Path = sys.executable) -> 
             env=os.environ | {"TMPDIR": name, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=PIPE,
             stderr=STDOUT,
+            process_group=guard.group("TERM"),
         )
         demo = Demo(process, folder)
         try:
