@@ -18,7 +18,7 @@ from istio_auth.proto import kubelet_registration_pb2 as registration
 from istio_auth.rpc.channel import Channel, Response
 
 OWN = "csi.storage.k8s.io/"
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 DRIVER = "istio-auth"
 
 

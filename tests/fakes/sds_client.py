@@ -63,7 +63,7 @@ class SDSStream:
             request.error_detail.message = refusal
         self._requests.put_nowait(request)
 
-    async def receive(self, *, within: float = 20, refusal: str = "") -> DiscoveryResponse:
+    async def receive(self, *, within: float = 60, refusal: str = "") -> DiscoveryResponse:
         """The next answer, accepted, or refused with these words."""
         async with asyncio.timeout(within):
             response = await anext(self._answers)
@@ -88,13 +88,13 @@ class SDSStream:
         return read_certificates(self.secrets[name].validation_context.trusted_ca.inline_bytes)
 
 
-async def received(socket: Path, *, within: float = 30) -> X509SVID:
+async def received(socket: Path, *, within: float = 60) -> X509SVID:
     """What a workload that connects now gets, as soon as the agent's socket is there."""
     async with asyncio.timeout(within):
         while True:
             async with SDSStream(socket, "default", "ROOTCA") as stream:
                 try:
-                    await stream.receive(within=30)
+                    await stream.receive()
                 except grpc.aio.AioRpcError:
                     await asyncio.sleep(0.01)
                     continue

@@ -33,7 +33,7 @@ class WorkloadAPIStream:
         self._call.cancel()
         await self._channel.close(None)
 
-    async def receive(self, *, within: float = 20) -> messages.X509SVIDResponse:
+    async def receive(self, *, within: float = 60) -> messages.X509SVIDResponse:
         """The next message."""
         async with asyncio.timeout(within):
             found = await self._call.read()

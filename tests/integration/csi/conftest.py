@@ -55,7 +55,7 @@ async def agent(
 ) -> AsyncIterator[RunningAgent]:
     (folder / "run").mkdir()  # nobody waits for this loop yet
     settings = CSISettings(
-        endpoint=kubelet.endpoint, kubelet_folder=kubelet.folder, publish_timeout=timedelta(seconds=15)
+        endpoint=kubelet.endpoint, kubelet_folder=kubelet.folder, publish_timeout=timedelta(seconds=60)
     )
     running = RunningAgent(server, folder / "run", clock, mounts=mounts, csi=settings, allow_disk_cache=True)
     async with running as agent:

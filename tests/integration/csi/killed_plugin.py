@@ -17,6 +17,7 @@ from tests.fakes.ca import CAServer
 from tests.fakes.certificate_client import FakeCA
 from tests.fakes.kubelet import Kubelet, Pod
 from tests.fakes.sds_client import SDSStream
+from tests.fakes.unix_sockets import is_answered
 from tests.fakes.waiting import until
 from tests.integration.csi.conftest import TOKEN, WEB
 
@@ -52,7 +53,8 @@ kubelet_folder = "{kubelet.folder}"
                 sys.executable, "-c", code, "--config", str(self.folder / "agent.toml"), stdout=log, stderr=log
             )
         try:
-            await until(lambda: (self.kubelet.registry / "istio-auth-reg.sock").exists() or process.returncode)
+            socket = self.kubelet.registry / "istio-auth-reg.sock"
+            await until(lambda: is_answered(socket) or process.returncode is not None)
             await self.kubelet.register()
         except BaseException:
             process.kill()

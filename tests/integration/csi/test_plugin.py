@@ -26,7 +26,7 @@ import os, socket, sys
 with socket.socket(socket.AF_UNIX) as connection:
     os.setgid(65534)
     os.setuid(int(sys.argv[2]))
-    connection.settimeout(10)
+    connection.settimeout(60)
     connection.connect(sys.argv[1])
     try:
         said = connection.recv(100)  # a server of HTTP/2 speaks first

@@ -23,7 +23,7 @@ def test_a_killed_agent_finds_its_volumes_again_and_serves_them_without_the_ca()
             [*command, "tests.integration.csi.killed_plugin", str(folder)],
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=110,
             check=False,
             cwd=Path(__file__).parents[3],
         )

@@ -25,7 +25,7 @@ from tests.fakes.clock import FakeClock
 from tests.fakes.kubelet import Kubelet, Pod
 from tests.fakes.running_agent import RunningAgent
 from tests.fakes.sds_client import SDSStream
-from tests.fakes.waiting import until
+from tests.fakes.waiting import until, until_async
 from tests.integration.csi.conftest import TOKEN, WEB
 from tests.integration.csi.test_files import kept, nothing_is_left, pass_time
 
@@ -44,7 +44,7 @@ async def first(path: Path) -> messages.X509SVIDResponse:
     """What the Workload API says first."""
     async with grpc.aio.insecure_channel(f"unix:{path}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = channel.unary_stream(METHOD, None, messages.X509SVIDResponse.FromString)(b"", metadata=HEADER)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             found = await call.read()
         assert isinstance(found, messages.X509SVIDResponse)
         return found
@@ -72,7 +72,7 @@ async def test_the_socket_has_the_name_that_the_pod_asks_for_and_health_is_answe
     await kubelet.publish(pod, TOKEN)
     async with Channel(f"unix:{kubelet.target(pod) / 'socket'}") as channel:
         answer = await channel.unary(
-            "/grpc.health.v1.Health/Check", HealthCheckRequest(), HealthCheckResponse, timeout=timedelta(seconds=20)
+            "/grpc.health.v1.Health/Check", HealthCheckRequest(), HealthCheckResponse, timeout=timedelta(seconds=60)
         )
     assert answer.status == HealthCheckResponse.SERVING
 
@@ -149,10 +149,17 @@ async def test_a_pod_that_opens_too_much_is_refused_and_no_other_pod_notices(
         assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "limits.streams_per_pod" in (refusal.value.details() or "")
         assert (await first(socket_of(kubelet, twin))).svids[0].spiffe_id == str(WEB)
-    assert agent.agent.csi is not None
-    csi = agent.agent.csi
-    await until(lambda: not csi.consumers().total)
-    assert (await first(socket_of(kubelet))).svids[0].spiffe_id == str(WEB)
+    await until_async(lambda: let_in(kubelet))  # as soon as the others are seen to have left
+
+
+async def let_in(kubelet: Kubelet) -> bool:
+    """Whether the pod is served, or still at its limit."""
+    try:
+        return (await first(socket_of(kubelet))).svids[0].spiffe_id == str(WEB)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise
+        return False
 
 
 async def test_a_pod_that_asks_too_often_is_refused_and_no_other_pod_of_its_user_notices(
@@ -161,10 +168,10 @@ async def test_a_pod_that_asks_too_often_is_refused_and_no_other_pod_of_its_user
     await limited(agent, request_burst=4, requests_per_second=1)
     twin = Pod("web-1")
     await asyncio.gather(kubelet.publish(POD, TOKEN), kubelet.publish(twin, TOKEN))
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await asyncio.gather(*(first(socket_of(kubelet)) for _ in range(40)))
-    assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "limits.requests_per_second" in (refusal.value.details() or "")
+    outcomes = await asyncio.gather(*(first(socket_of(kubelet)) for _ in range(40)), return_exceptions=True)
+    refusals = [each for each in outcomes if isinstance(each, grpc.aio.AioRpcError)]
+    assert {each.code() for each in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert all("limits.requests_per_second" in (each.details() or "") for each in refusals)
     assert (await first(socket_of(kubelet, twin))).svids[0].spiffe_id == str(WEB)
 
 
@@ -174,7 +181,7 @@ async def test_who_asks_for_its_health_alone_has_the_same_budget(agent: RunningA
     async with Channel(f"unix:{socket_of(kubelet)}") as channel:
         calls = (
             channel.unary(
-                "/grpc.health.v1.Health/Check", HealthCheckRequest(), HealthCheckResponse, timeout=timedelta(seconds=20)
+                "/grpc.health.v1.Health/Check", HealthCheckRequest(), HealthCheckResponse, timeout=timedelta(seconds=60)
             )
             for _ in range(40)
         )

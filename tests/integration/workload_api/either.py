@@ -14,7 +14,7 @@ from istio_auth.errors import IstioAuthError
 from istio_auth.workload_api import BlockingWorkloadAPIClient, WorkloadAPIClient
 
 Value = TypeVar("Value")
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 
 
 @dataclass
@@ -48,16 +48,20 @@ class EitherClient:
         watched: Watched[object] = Watched()
         if isinstance(self.client, WorkloadAPIClient):
             task = asyncio.create_task(_follow(self.client, method, watched))
-            yield watched
-            await self.close()
-            async with asyncio.timeout(PATIENCE.total_seconds()):
-                await task
+            try:
+                yield watched
+            finally:
+                await self.close()
+                async with asyncio.timeout(PATIENCE.total_seconds()):
+                    await task
         else:
             thread = threading.Thread(target=_follow_blocking, args=(self.client, method, watched), daemon=True)
             thread.start()
-            yield watched
-            await self.close()
-            await asyncio.to_thread(thread.join, PATIENCE.total_seconds())
+            try:
+                yield watched
+            finally:
+                await self.close()
+                await asyncio.to_thread(thread.join, PATIENCE.total_seconds())
         assert watched.over
 
 

@@ -17,7 +17,7 @@ import grpc
 from istio_auth import JWTSource, NotReady, WorkloadAPISource
 from istio_auth.workload_api import BlockingWorkloadAPIClient, WorkloadAPIClient
 
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 FORKS = 25
 
 
@@ -39,6 +39,13 @@ def in_child(work: Callable[[], str]) -> str:
     return answer if status == 0 else f"ended with status {status}"
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """What a child has had comes to its parent too, sooner or later."""
+    over = time.monotonic() + PATIENCE.total_seconds()
+    while not condition() and time.monotonic() < over:
+        time.sleep(0.005)
+
+
 def renewed(source: WorkloadAPISource) -> str:
     """What the source holds after something has come that it did not have."""
     before, changed = source.x509_context(), threading.Event()
@@ -54,9 +61,7 @@ def follow() -> None:
     with WorkloadAPISource() as source:
         source.wait_until_ready(PATIENCE)
         said = in_child(lambda: renewed(source))
-        over = time.monotonic() + PATIENCE.total_seconds()
-        while str(source.svid().id) != said and time.monotonic() < over:
-            time.sleep(0.005)
+        wait_for(lambda: str(source.svid().id) == said)
         print(said, flush=True)
         print(renewed(source), flush=True)
 
@@ -135,19 +140,23 @@ def tokens() -> None:
         source.wait_until_ready(PATIENCE)
         before = source.fetch("db")
 
+        def key_id() -> str:
+            (key,) = source.bundle(before.id.trust_domain).keys.keys
+            return str(key.key_id)
+
         def use() -> str:
             changed = threading.Event()
             source.subscribe(changed.set)
             print("waiting", flush=True)
             assert changed.wait(PATIENCE.total_seconds())
-            (key,) = source.bundle(before.id.trust_domain).keys.keys
-            return f"{key.key_id} {source.fetch('other').audiences[0]}"
+            return f"{key_id()} {source.fetch('other').audiences[0]}"
 
         def use_in_child() -> str:
             assert source.fetch("db") is before
             return use()
 
-        print(in_child(use_in_child), flush=True)
+        print(told := in_child(use_in_child), flush=True)
+        wait_for(lambda: told.startswith(f"{key_id()} "))
         print(use(), flush=True)
 
 

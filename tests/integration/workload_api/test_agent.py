@@ -19,7 +19,7 @@ from tests.fakes.running_agent import RunningAgent, registration
 from tests.fakes.tls import meet, talk
 from tests.fakes.waiting import until
 
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 WEB = SpiffeID.parse("spiffe://cluster.local/web")
 
 
