@@ -11,7 +11,13 @@ from cryptography import x509
 
 from istio_auth.errors import InvalidSpiffeID, InvalidSVID
 from istio_auth.keys import PrivateKey, public_key_of, same_key
-from istio_auth.pem import read_certificates, read_private_key, write_certificates, write_private_key
+from istio_auth.pem import (
+    read_certificates,
+    read_credential_bundle,
+    read_private_key,
+    write_certificates,
+    write_private_key,
+)
 from istio_auth.spiffe_id import SpiffeID
 
 # What cryptography raises for extensions that it can not read.
@@ -65,6 +71,15 @@ class X509SVID:
         """
         return cls.of(read_certificates(chain_pem), read_private_key(key_pem))
 
+    @classmethod
+    def parse_credential_bundle(cls, pem: bytes) -> Self:
+        """The SVID in one PEM text with key and chain.
+
+        Raises:
+            InvalidPEM, KeyRejected, InvalidSVID: the text is malformed, or its parts do not belong together.
+        """
+        return cls.of(*read_credential_bundle(pem))
+
     @property
     def leaf(self) -> x509.Certificate:
         """The certificate of the identity itself."""
@@ -87,6 +102,10 @@ class X509SVID:
     def key_pem(self) -> bytes:
         """The private key as PKCS#8 PEM. For memory, sockets and files of mode 0600 only."""
         return write_private_key(self.private_key)
+
+    def credential_bundle_pem(self) -> bytes:
+        """The private key and then the chain, for one file in which they can not come apart (see `key_pem`)."""
+        return self.key_pem() + self.chain_pem()
 
 
 def uri_names(certificate: x509.Certificate) -> list[str]:

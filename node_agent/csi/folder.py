@@ -26,7 +26,8 @@ from istio_auth.sources.svid_files import write_svid
 from istio_auth.strict_json import parse_json
 from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
-from node_agent.csi.publication import FilesForm, Place, Publication, from_record
+from node_agent.csi.attributes import FilesForm
+from node_agent.csi.publication import Place, Publication, from_record
 from node_agent.workloads.kept import read_kept
 
 KEY_LENGTH = 20
@@ -80,7 +81,7 @@ class VolumeFolder:
         Raises:
             IstioAuthError: it can not be written; the one before it stays.
         """
-        atomic_write(self.path / _SVID, svid.key_pem() + svid.chain_pem())
+        atomic_write(self.path / _SVID, svid.credential_bundle_pem())
 
     def kept(self, bundles: BundleSource, now: datetime) -> X509SVID | None:
         """The SVID that was kept; None if there is none.

@@ -27,10 +27,11 @@ from node_agent.admin.status import svid_document
 from node_agent.ca_client.istio_contract import IstioClient
 from node_agent.ca_client.port import Calls
 from node_agent.config import Config
+from node_agent.csi.attributes import LONGEST_SOCKET
 from node_agent.csi.folder import CONTENT, KEY_LENGTH
 from node_agent.csi.mounts import BindMounts, Mounts
 from node_agent.csi.pod_sockets import PodSockets
-from node_agent.csi.publication import KUBELETS_OWN, LONGEST_SOCKET, Place
+from node_agent.csi.publication import KUBELETS_OWN, Place
 from node_agent.csi.services import IdentityService, NodeService, RegistrationService
 from node_agent.csi.volume import Means, Volume
 from node_agent.csi.volumes import Volumes
@@ -171,7 +172,7 @@ def _row(volume: Volume) -> JSON:
         "volume": volume.publication.volume_id,
         "pod": volume.publication.pod,
         "pod_uid": volume.publication.context[f"{KUBELETS_OWN}pod.uid"],
-        "form": volume.publication.form.value,
+        "form": volume.publication.attributes.form.value,
         "spiffe_id": str(volume.publication.spiffe_id),
         "token_ends": iso(token.ends) if token else None,
     }

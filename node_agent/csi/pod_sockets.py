@@ -111,7 +111,7 @@ class PodSockets:
             return
         self._served[folder.key] = Served(volume.cache, self._trust_domain, self._metrics)
         try:
-            path = folder.content / volume.publication.socket
+            path = folder.content / volume.publication.attributes.socket
             await self._door.listen_unix(path, name=folder.key, mode=0o666, as_one=True)
         except IstioAuthError:
             del self._served[folder.key]
@@ -119,7 +119,7 @@ class PodSockets:
 
     def close(self, volume: Volume) -> None:
         """Let nobody in any more by the socket of this volume; whether or not it was open."""
-        self._door.stop_listening_at(volume.folder.content / volume.publication.socket)
+        self._door.stop_listening_at(volume.folder.content / volume.publication.attributes.socket)
         self._served.pop(volume.folder.key, None)
 
     def consumers(self) -> Consumers:

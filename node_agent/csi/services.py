@@ -12,7 +12,8 @@ from istio_auth.errors import Code, IstioAuthError
 from istio_auth.proto import csi_pb2 as csi
 from istio_auth.proto import kubelet_registration_pb2 as kubelet
 from istio_auth.rpc.method import Call, Method, Service
-from node_agent.csi.publication import Place, check_volume_id, checked_target, from_request, token_in
+from node_agent.csi.pod_token import pod_token
+from node_agent.csi.publication import Place, check_volume_id, checked_target, from_request
 from node_agent.csi.settings import CSISettings
 from node_agent.csi.volume import seconds_for
 from node_agent.csi.volumes import Volumes
@@ -104,7 +105,7 @@ class NodeService:
         outcome = "failed"
         try:
             publication = from_request(request, self._place)
-            token = token_in(request, self._settings.audience)
+            token = pod_token(request, self._settings.audience)
             within = seconds_for(self._settings.publish_timeout, call.time_remaining)
             again = await self._volumes.publish(publication, token, within=within)
             outcome = "republished" if again else "published"

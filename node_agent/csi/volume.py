@@ -26,8 +26,10 @@ from istio_auth.x509_source import X509Context
 from node_agent.backoff import Backoff, comes_within
 from node_agent.ca_client.istio_contract import IstioClient
 from node_agent.ca_client.port import Outcome, SigningRequest
+from node_agent.csi.attributes import Form
 from node_agent.csi.folder import VolumeFolder
-from node_agent.csi.publication import Form, Publication, Token
+from node_agent.csi.pod_token import Token
+from node_agent.csi.publication import Publication
 from node_agent.csi.threads import done_in_a_thread
 from node_agent.metrics import Metrics
 from node_agent.sync import Consumers
@@ -76,7 +78,11 @@ class Volume:
         self.publication, self.folder = publication, folder
         self.cache = WorkloadCache(means.trust.bundles)
         self.cache.register(
-            (Registration(publication.spiffe_id, frozenset({Selector("socket", folder.key)}), ttl=publication.ttl),)
+            (
+                Registration(
+                    publication.spiffe_id, frozenset({Selector("socket", folder.key)}), publication.attributes.ttl
+                ),
+            )
         )
         self.trouble: str | None = None
         self._want = self.cache.snapshot.wanted[publication.spiffe_id]
@@ -181,7 +187,7 @@ class Volume:
 
     def consumers(self) -> Consumers:
         """Whether the files, if there are any, hold the present trust bundle."""
-        if self.publication.form is not Form.FILES or self._written is None:
+        if self.publication.attributes.form is not Form.FILES or self._written is None:
             return Consumers()
         domain = self._means.trust_domain
         behind = self._written.bundle(domain) is not self.context.bundle(domain)
@@ -227,8 +233,8 @@ class Volume:
 
     def _write(self, context: X509Context) -> None:
         self.folder.keep(context.svid)
-        if self.publication.form is Form.FILES:
-            self.folder.write_files(context, self.publication.files)
+        if self.publication.attributes.form is Form.FILES:
+            self.folder.write_files(context, self.publication.attributes.files)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -17,10 +17,12 @@ from pathlib import Path
 import structlog
 
 from istio_auth.errors import ConflictError, IstioAuthError, MalformedError, MissingError
+from node_agent.csi.attributes import Form
 from node_agent.csi.folder import VolumeFolder, folders_in, key_of
 from node_agent.csi.mounts import Mounts
 from node_agent.csi.pod_sockets import PodSockets
-from node_agent.csi.publication import Form, Place, Publication, Token
+from node_agent.csi.pod_token import Token
+from node_agent.csi.publication import Place, Publication
 from node_agent.csi.threads import done_in_a_thread
 from node_agent.csi.volume import Means, Volume
 
@@ -127,7 +129,7 @@ class Volumes:
             "a volume is published",
             pod=publication.pod,
             spiffe_id=str(publication.spiffe_id),
-            form=publication.form.value,
+            form=publication.attributes.form.value,
             volume=publication.volume_id,
         )
         return False
@@ -142,7 +144,7 @@ class Volumes:
     async def _show(self, volume: Volume) -> None:
         """Let the pod see the volume, with all that belongs into it; what is there already stays as it is."""
         await volume.write()
-        if volume.publication.form is Form.SOCKETS:
+        if volume.publication.attributes.form is Form.SOCKETS:
             await self._sockets.open(volume)
         await done_in_a_thread(lambda: self._mounts.mount(volume.folder.content, volume.publication.target))
 
@@ -191,7 +193,7 @@ class Volumes:
             log.warning("a pod's kept SVID is not used", pod=publication.pod, reason=str(error))
         self._by_id[publication.volume_id] = volume
         volume.start()
-        if publication.form is Form.SOCKETS:
+        if publication.attributes.form is Form.SOCKETS:
             await self._sockets.open(volume)  # if that fails, the next republish tries it again
         log.info("a volume is served again", pod=publication.pod, spiffe_id=str(publication.spiffe_id))
 

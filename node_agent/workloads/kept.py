@@ -44,7 +44,6 @@ from istio_auth.verify import verify_chain
 from node_agent.workloads.cache import Held, Snapshot
 from node_agent.workloads.registrations import Want, checked, from_table
 
-_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _MAX_BYTES = 64 << 20
 _MAX_SVID = 1 << 20
 _BOOT, _REGISTRATIONS, _SVIDS = "boot-id", "registrations.json", "*.pem"
@@ -151,7 +150,7 @@ class WorkloadFolder:
 
     def _keep_svid(self, path: Path, held: Held) -> None:
         asked = json.dumps(_asked_for(held.want)).encode()
-        atomic_write(path, asked + b"\n" + held.svid.key_pem() + held.svid.chain_pem())
+        atomic_write(path, asked + b"\n" + held.svid.credential_bundle_pem())
         self._written[path] = held.svid
 
     def _read(self, path: Path, bundles: BundleSource, now: datetime, draw: float) -> Held:
@@ -182,8 +181,7 @@ def read_kept(path: Path, bundles: BundleSource, now: datetime) -> X509SVID:
 
 
 def _still_good(text: bytes, bundles: BundleSource, now: datetime) -> X509SVID:
-    key, mark, chain = text.partition(_CERTIFICATE)
-    found = X509SVID.parse(mark + chain, key)
+    found = X509SVID.parse_credential_bundle(text)
     verify_chain(found.chain, bundles, now)
     if found.not_after <= now:
         raise VerificationError(Fault.EXPIRED, f"its chain ended {found.not_after:%F %T} UTC")

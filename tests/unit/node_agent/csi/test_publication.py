@@ -13,16 +13,9 @@ from istio_auth.errors import MalformedError
 from istio_auth.proto.csi_pb2 import NodePublishVolumeRequest, VolumeCapability
 from istio_auth.sources.svid_files import SVIDLayout
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
-from node_agent.csi.publication import (
-    TOKENS,
-    Form,
-    Place,
-    Token,
-    checked_target,
-    from_record,
-    from_request,
-    token_in,
-)
+from node_agent.csi.attributes import Form
+from node_agent.csi.pod_token import TOKENS, Token, pod_token
+from node_agent.csi.publication import Place, checked_target, from_record, from_request
 
 PLACE = Place(TrustDomain("cluster.local"), Path("/var/lib/kubelet"))
 OWN = "csi.storage.k8s.io/"
@@ -57,13 +50,14 @@ def given(text: str) -> NodePublishVolumeRequest:
 def test_a_volume_is_the_socket_of_the_pods_service_account_if_nothing_else_is_said() -> None:
     found = from_request(request(), PLACE)
     assert found.spiffe_id == SpiffeID.parse("spiffe://cluster.local/ns/shop/sa/web.v1")
-    assert (found.form, found.socket, found.ttl, found.pod) == (Form.SOCKETS, "agent.sock", None, "shop/web-0")
+    asked = found.attributes
+    assert (asked.form, asked.socket, asked.ttl, found.pod) == (Form.SOCKETS, "agent.sock", None, "shop/web-0")
 
 
 def test_files_are_as_the_pods_author_says() -> None:
     found = from_request(
         request("2000", form="files", layout="tls", keyEncoding="PKCS1", combined="all.pem", ttl="2h"), PLACE
-    )
+    ).attributes
     assert (found.form, found.ttl) == (Form.FILES, timedelta(hours=2))
     files = found.files
     assert (files.layout, files.key_mode, files.group) == (SVIDLayout.KUBERNETES_TLS, 0o640, 2000)
@@ -71,7 +65,7 @@ def test_files_are_as_the_pods_author_says() -> None:
 
 
 def test_without_a_group_nobody_but_the_owner_reads_the_key() -> None:
-    assert from_request(request(form="files"), PLACE).files.key_mode == 0o600
+    assert from_request(request(form="files"), PLACE).attributes.files.key_mode == 0o600
 
 
 @pytest.mark.parametrize(
@@ -169,8 +163,8 @@ def test_the_token_for_our_audience_is_found_in_either_place(where: str) -> None
     asked = request()
     entry = {"token": SECRET, "expirationTimestamp": "2030-01-01T12:00:00Z"}
     getattr(asked, where)[TOKENS] = json.dumps({"": {"token": "another"}, "istio-ca": entry})
-    assert token_in(asked, "istio-ca") == Token(SECRET, datetime(2030, 1, 1, 12, tzinfo=UTC))
-    assert SECRET not in repr(token_in(asked, "istio-ca"))
+    assert pod_token(asked, "istio-ca") == Token(SECRET, datetime(2030, 1, 1, 12, tzinfo=UTC))
+    assert SECRET not in repr(pod_token(asked, "istio-ca"))
 
 
 @pytest.mark.parametrize(
@@ -193,5 +187,5 @@ def test_the_token_for_our_audience_is_found_in_either_place(where: str) -> None
 )
 def test_a_token_that_is_none_is_refused_and_not_repeated(text: str, reason: str) -> None:
     with pytest.raises(MalformedError, match=reason) as refusal:
-        token_in(given(text), "istio-ca")
+        pod_token(given(text), "istio-ca")
     assert SECRET not in f"{refusal.value!r} {refusal.value.public} {refusal.value.__cause__!r}"
