@@ -32,6 +32,7 @@ Hook = Callable[[], Awaitable[str]]
 """Tells; returns what came of it, in a few words, or raises `NotReady`."""
 
 _MAX_OUTPUT = 500  # characters of it that a log line shows, from its end
+_MAX_QUOTED = 4 * _MAX_OUTPUT  # bytes that these may be
 _MAX_KEPT = 2**20  # bytes of output on the disk
 _LOOK = 0.2  # seconds between two looks at how much it is
 _MAX_PID_FILE = 4096
@@ -81,7 +82,7 @@ async def run_command(settings: FilesSettings) -> str:
                     os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         if code:
-            raise NotReady(f"the command ended with {code}: {_end_of(output) or 'it said nothing'}")
+            raise NotReady(f"the command ended with {code}: {_end_of(output.fileno()) or 'it said nothing'}")
         return "the command ended well"
 
 
@@ -164,12 +165,22 @@ async def _end(process: asyncio.subprocess.Process, output: IO[bytes]) -> int:
             async with asyncio.timeout(_LOOK):
                 return await process.wait()
         except TimeoutError:
-            if os.fstat(output.fileno()).st_size > _MAX_KEPT:
-                # Who writes has the same file open, and so the same place in it: it goes on at the beginning.
-                output.seek(0)
-                output.truncate()
+            _keep_end(output.fileno())
 
 
-def _end_of(output: IO[bytes]) -> str:
-    output.seek(max(0, output.seek(0, os.SEEK_END) - 4 * _MAX_OUTPUT))
-    return " ".join(output.read().decode(errors="replace").split())[-_MAX_OUTPUT:]
+def _keep_end(file: int) -> None:
+    """Of too much output keep only the end. Who writes shares our place in the file, and goes on behind it."""
+    if os.fstat(file).st_size > _MAX_KEPT:
+        os.lseek(file, 0, os.SEEK_END)  # waits for who is writing just now
+        end = _last_bytes(file)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.ftruncate(file, 0)
+        os.write(file, end)
+
+
+def _end_of(file: int) -> str:
+    return " ".join(_last_bytes(file).decode(errors="replace").split())[-_MAX_OUTPUT:]
+
+
+def _last_bytes(file: int) -> bytes:
+    return os.pread(file, _MAX_QUOTED, max(0, os.fstat(file).st_size - _MAX_QUOTED))

@@ -45,10 +45,17 @@ class TestACommand:
         assert await run_command(running(tmp_path, "pass"))
 
     async def test_that_says_too_much_is_quoted_in_part(self, tmp_path: Path) -> None:
-        with pytest.raises(NotReady) as failed:
-            await run_command(running(tmp_path, "print('x' * 10_000_000 + ' the end'); raise SystemExit(1)"))
-        assert str(failed.value).endswith("the end")
-        assert len(str(failed.value)) < 600
+        script = (
+            "import os, time\n"
+            "print('x' * 10_000_000 + ' the end', flush=True)\n"
+            "while {until} and os.fstat(1).st_size > 1_000_000: time.sleep(0.01)\n"
+            "raise SystemExit(1)\n"
+        )
+        for until_it_is_shortened in (False, True):
+            with pytest.raises(NotReady) as failed:
+                await run_command(running(tmp_path, script.format(until=until_it_is_shortened)))
+            assert str(failed.value).endswith("the end")
+            assert len(str(failed.value)) < 600
 
     async def test_that_hangs_is_ended_with_all_its_children(self, tmp_path: Path) -> None:
         pids = tmp_path / "pids"
