@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import structlog
 from istio_auth.clock import Clock
 from istio_auth.daemon.alarm import Alarm
 from istio_auth.daemon.lifecycle import Daemon, spare_the_collector
-from istio_auth.errors import IstioAuthError
+from istio_auth.errors import IstioAuthError, MissingError
 from istio_auth.registration import Registration
 from istio_auth.system_clock import SystemClock
 from node_agent.admin.status import Status, ca_document, own_document
@@ -81,7 +81,8 @@ def check(config: Config) -> None:
     trust_bundle(config.trust_bundle, config.trust_domain).read()
     if config.registrations is not None:
         local_registrations(config.registrations, config.trust_domain).read()
-    read_token(config.join_token_file)
+    with suppress(MissingError):
+        read_token(config.join_token_file)
     folder_to_keep(config)
     if config.csi.endpoint is not None:
         volumes_folder(config)

@@ -139,9 +139,9 @@ class _Passage:
             self.out.abort()
 
     def fail(self, error: IstioAuthError) -> None:
-        """Tell why there is no connection; loudly once, since gRPC tries again and again."""
+        """Tell why there is no connection; once, since gRPC tries again every two seconds for as long as it lasts."""
         last = self._portal.last_error
-        level = logging.INFO if last is not None and str(last) == str(error) else logging.WARNING
+        level = logging.DEBUG if last is not None and str(last) == str(error) else logging.WARNING
         _LOG.log(level, "no connection to %s: %s", self._portal.authority, error)
         self._portal.last_error = error
 

@@ -8,21 +8,20 @@
 | none that lives, no token                  | recover                                                                 |
 
 The next way is tried at once when the CA *refused* the one before. A CA that is away is not asked in another way: it
-is asked again later.
+is asked again later. Who finds no way is told what became of each, and what to do, in one error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import structlog
 
 from istio_auth.clock import Clock
 from istio_auth.errors import (
-    ConfigurationError,
     IstioAuthError,
     MalformedError,
     MissingError,
@@ -58,6 +57,10 @@ class Token(enum.Enum):
     USED = "used"
 
 
+_PROOFS = {Way.RENEW: "our SVID", Way.ENROL: "the join token", Way.RECOVER: "the node key"}
+_REFUSALS = (NotAuthenticated, NotAuthorized, MissingError, MalformedError)
+
+
 def ways(*, lives: bool, token: Token) -> tuple[Way, ...]:
     """The ways to try, in their order.
 
@@ -74,7 +77,26 @@ def ways(*, lives: bool, token: Token) -> tuple[Way, ...]:
 
 def is_refusal(error: IstioAuthError) -> bool:
     """Whether the CA said no, so that asking in the same way again will not help."""
-    return isinstance(error, NotAuthenticated | NotAuthorized | MissingError | MalformedError)
+    return isinstance(error, _REFUSALS)
+
+
+def no_way(refused: Mapping[Way, IstioAuthError], *, without_token: str | None, agent: str) -> IstioAuthError:
+    """What to tell if each way was refused, as an error of the kind of the last one.
+
+    Args:
+        refused: what the CA said to each way, in the order in which they were tried.
+        without_token: why no join token was shown that could have been; None if one was, or none was needed.
+        agent: our name, which a new join token has to be made for.
+    """
+    said = [f"{_PROOFS[way]} was refused ({error})" for way, error in refused.items()]
+    if without_token is not None:
+        said.append(f"there is no join token to enrol with ({without_token})")
+    said.append("the CA's log says why")
+    if without_token is not None or Way.ENROL in refused:
+        said.append(f"`ca-cli token create {agent}` makes a join token, there")
+    last = list(refused.values())[-1]
+    kind = next(kind for kind in _REFUSALS if isinstance(last, kind))
+    return kind("; ".join(said), retry_after=last.retry_after)
 
 
 class Enrolment:
@@ -87,7 +109,7 @@ class Enrolment:
         trust: whom we trust.
         proven: the CA, over connections on which we present our SVID.
         unproven: the CA, over connections on which we present none.
-        read_token: the join token, if there is one now; blocks.
+        read_token: the join token; blocks. Raises MissingError if there is none now.
         ttl: the lifetime to ask for; None for what the CA gives.
         clock: tells the time.
     """
@@ -101,7 +123,7 @@ class Enrolment:
         trust: Trust,
         proven: CertificateClient,
         unproven: CertificateClient,
-        read_token: Callable[[], str | None],
+        read_token: Callable[[], str],
         ttl: timedelta | None,
         clock: Clock,
     ) -> None:
@@ -110,6 +132,7 @@ class Enrolment:
         self._proven, self._unproven, self._read_token = proven, unproven, read_token
         self._ttl, self._clock = ttl, clock
         self._token = Token.NONE  # when we last tried
+        self._without_token: str | None = None  # why there was none then
 
     async def obtain(self, *, lives: bool) -> X509SVID:
         """A new SVID, by the first way that the CA takes (see `node_agent.identity.identity.Enrolling`).
@@ -118,38 +141,34 @@ class Enrolment:
             BadAnswer: the CA answered with something that is none.
             IstioAuthError: the CA refused each way, or is away.
         """
-        self._token = Token.NONE if lives else await self.token()
-        order = ways(lives=lives, token=self._token)
-        for way in order[:-1]:
+        self._token, self._without_token = (Token.NONE, None) if lives else await self._look_at_token()
+        refused: dict[Way, IstioAuthError] = {}
+        for way in ways(lives=lives, token=self._token):
             try:
-                return await self._go(way)
+                svid = await self._go(way)
             except IstioAuthError as error:
                 if not is_refusal(error):
                     raise
-                log.warning(
-                    "the CA refused one way to our own SVID; the next is tried", way=way.value, reason=str(error)
-                )
-        try:
-            return await self._go(order[-1])
-        except NotAuthenticated as error:
-            if not lives and Way.ENROL not in order:
-                raise NotAuthenticated(f"{error}; and there is no join token to enrol with") from error
-            raise
+                refused[way] = error
+            else:
+                for each, why in refused.items():
+                    log.warning(
+                        "the CA refused one way to our own SVID, and took the next", way=each.value, reason=str(why)
+                    )
+                return svid
+        raise no_way(refused, without_token=self._without_token, agent=self.spiffe_id.path.rpartition("/")[2])
 
     async def has_news(self) -> bool:
         """Whether a join token has come that was not there when we last tried."""
-        return self._token is not Token.UNUSED and await self.token() is Token.UNUSED
+        return self._token is not Token.UNUSED and (await self._look_at_token())[0] is Token.UNUSED
 
-    async def token(self) -> Token:
-        """What is known of the join token now; one that can not be used is told, and counts as none."""
+    async def _look_at_token(self) -> tuple[Token, str | None]:
+        """What is known of the join token now, and why there is none that can be used; None if there is."""
         try:
             token = await asyncio.to_thread(self._read_token)
         except IstioAuthError as error:
-            log.warning("the join token can not be used", reason=str(error))
-            return Token.NONE
-        if token is None:
-            return Token.NONE
-        return Token.USED if await asyncio.to_thread(self._state.is_spent, token) else Token.UNUSED
+            return Token.NONE, str(error)
+        return (Token.USED if await asyncio.to_thread(self._state.is_spent, token) else Token.UNUSED), None
 
     async def _go(self, way: Way) -> X509SVID:
         if way is Way.RENEW:
@@ -161,8 +180,7 @@ class Enrolment:
         return await self._signed(self._proven, self._request(key), key)
 
     async def _enrol(self) -> X509SVID:
-        if (token := await asyncio.to_thread(self._read_token)) is None:
-            raise ConfigurationError("the join token is gone")
+        token = await asyncio.to_thread(self._read_token)
         svid = await self._signed(self._unproven, self._request(self._node_key), self._node_key, token=token)
         await asyncio.to_thread(self._state.note_spent, token)
         return svid

@@ -101,7 +101,10 @@ class Identity:
     @property
     def problem(self) -> str | None:
         """What keeps the agent from its work."""
-        return None if self.lives() else "no SVID of our own yet"
+        if self.lives():
+            return None
+        missing = "no SVID of our own yet" if self.svid is None else "our own SVID has ended"
+        return missing if self.trouble is None else f"{missing}: {self.trouble}"
 
     @property
     def due(self) -> datetime | None:

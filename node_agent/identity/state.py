@@ -165,19 +165,18 @@ class StateFolder:
         self.trouble = trouble
 
 
-def read_token(path: Path | None) -> str | None:
-    """The join token in a file; None if no file is named, it is not there, or is empty.
+def read_token(path: Path | None) -> str:
+    """The join token in a file.
 
     Raises:
+        MissingError: there is none: no file is named, it is not there, or is empty.
         ConfigurationError: others may read the file, or it holds no token.
     """
     if path is None:
-        return None
-    try:
-        content = read_secret(path, _MAX_TOKEN)
-    except MissingError:
-        return None
-    return token_in(content, path, kind="join token", empty=True) or None
+        raise MissingError("join_token_file is not set")
+    if not (token := token_in(read_secret(path, _MAX_TOKEN), path, kind="join token", empty=True)):
+        raise MissingError(f"{path} is empty")
+    return token
 
 
 def _noted(token: str) -> bytes:

@@ -254,12 +254,12 @@ class TestReasons:
         def levels() -> list[int]:
             return [record.levelno for record in caplog.records if record.name == "istio_auth.portal"]
 
-        with caplog.at_level(logging.INFO, "istio_auth.portal"):
+        with caplog.at_level(logging.DEBUG, "istio_auth.portal"):
             call = echo(refused)(b"", wait_for_ready=True)
             await until(lambda: len(levels()) > 3)
             call.cancel()
             assert levels()[0] == logging.WARNING
-            assert set(levels()[1:]) == {logging.INFO}
+            assert set(levels()[1:]) == {logging.DEBUG}
 
     @pytest.mark.parametrize("kind", KINDS)
     async def test_a_blocking_channel_tells_them_too(self, kind: str, theirs: MemorySource, talk: Talk) -> None:

@@ -83,6 +83,11 @@ def test_nobody_may_have_anything_else(caller: SpiffeID, wanted: SpiffeID) -> No
         granted(registry(), caller, wanted)
 
 
+def test_who_asks_for_another_agents_identity_reads_whose_token_it_needs() -> None:
+    with pytest.raises(NotAuthorized, match="agent node-1 asks to be agent node-2: .* token made for its own name"):
+        granted(registry(), NODE, OTHER_NODE)
+
+
 def test_an_evicted_agent_may_have_nothing() -> None:
     evicted = registry(Evictions({"node-1": FakeClock().now()}))
     for wanted in (NODE, WEB):

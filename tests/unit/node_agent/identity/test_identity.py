@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from istio_auth.errors import NotAuthenticated, NotReady
+from istio_auth.errors import MissingError, NotAuthenticated, NotReady
 from istio_auth.keys import same_key
 from istio_auth.pem import write_private_key
 from istio_auth.sources.memory import MemorySource
@@ -53,7 +53,7 @@ class Agent:
             trust=self.trust,
             proven=self.ca.proven(),
             unproven=self.ca.unproven(),
-            read_token=lambda: self.token,
+            read_token=self.read_token,
             ttl=None,
             clock=self.clock,
         )
@@ -68,6 +68,11 @@ class Agent:
             draw=lambda: 0.5,
             backoff=Backoff(monotonic=lambda: self.seconds, draw=lambda: 0.5),
         )
+
+    def read_token(self) -> str:
+        if self.token is None:
+            raise MissingError("nobody gave one")
+        return self.token
 
     def give_token(self, token: str = FIRST) -> None:
         self.token = token
@@ -211,13 +216,45 @@ async def test_a_ca_that_is_away_is_not_asked_in_another_way(agent: Agent) -> No
     assert agent.ca.calls == ["sign"]
 
 
-async def test_without_token_or_enrolment_the_log_says_that_there_is_no_token(agent: Agent) -> None:
+async def test_without_token_or_enrolment_one_line_says_why_and_how_to_come_by_a_token(agent: Agent) -> None:
     with capture_logs() as lines:
         await agent.identity.step()
-    assert "no join token" in lines[-1]["reason"]
+    (line,) = lines
+    assert "the node key was refused (" in line["reason"]
+    assert "there is no join token to enrol with (nobody gave one)" in line["reason"]
+    assert "`ca-cli token create node-1`" in line["reason"]
     agent.give_token()
     await agent.pass_time(MINUTE)
     assert agent.identity.lives()
+
+
+async def test_a_token_that_the_ca_refuses_is_told_in_the_same_line_as_what_became_of_the_node_key(
+    agent: Agent,
+) -> None:
+    agent.token = "unknown"
+    with capture_logs() as lines:
+        await agent.identity.step()
+    (line,) = lines
+    assert "the join token was refused (" in line["reason"]
+    assert "the node key was refused (" in line["reason"]
+    assert "no join token" not in line["reason"]
+
+
+async def test_what_keeps_an_agent_from_its_work_is_told_with_its_reason(agent: Agent) -> None:
+    def problem() -> str | None:
+        return agent.identity.problem
+
+    assert problem() == "no SVID of our own yet"
+    agent.ca.failure = away()
+    await agent.identity.step()
+    assert problem() == f"no SVID of our own yet: {away()}"
+    agent.ca.failure = None
+    agent.give_token()
+    await agent.pass_time(MINUTE)
+    assert problem() is None
+    agent.ca.failure = away()
+    await agent.pass_time(2 * HOUR)
+    assert problem() == f"our own SVID has ended: {away()}"
 
 
 async def test_without_token_or_enrolment_the_agent_keeps_asking_ever_more_rarely(agent: Agent) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from istio_auth.bundle import BundleSet
-from istio_auth.errors import ConfigurationError, ConflictError
+from istio_auth.errors import ConfigurationError, ConflictError, MissingError
 from istio_auth.keys import same_key
 from istio_auth.spiffe_id import SpiffeID
 from node_agent.identity.state import StateFolder, read_token
@@ -102,10 +103,12 @@ class TestTheBundles:
 class TestTheToken:
     def test_is_one_word_in_a_file_of_our_own(self, tmp_path: Path) -> None:
         path = tmp_path / "token"
-        assert read_token(path) is None
-        assert read_token(None) is None
+        for given, why in (None, "join_token_file is not set"), (path, f"can not read {path}: No such file"):
+            with pytest.raises(MissingError, match=re.escape(why)):
+                read_token(given)
         path.touch(0o600)
-        assert read_token(path) is None
+        with pytest.raises(MissingError, match="is empty"):
+            read_token(path)
         path.write_text("word\n")
         assert read_token(path) == "word"
 
