@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _LOOPBACK = "127.0.0.1"
-_TIMEOUT = 10.0
+_TIMEOUT = 30.0
 # What a peer of the mesh offers: HTTP/1.1 is what this client speaks, the first name says to whom it belongs.
 _MESH_ALPN = ["istio-http/1.1", "istio", "http/1.1"]
 

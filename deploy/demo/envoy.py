@@ -15,8 +15,8 @@ from deploy.demo.processes import Child, Processes, ProcessFailed
 from deploy.demo.waiting import holds_within
 from istio_auth.bundle import JSON
 
-_READY_WITHIN = 20.0
-_REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_READY_WITHIN = 60.0
+_REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
 def envoy_binary() -> Path:

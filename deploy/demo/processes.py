@@ -155,7 +155,7 @@ def program(name: str) -> Path:
     return Path(sys.executable).parent / name
 
 
-async def run(command: Sequence[str | Path], *, timeout: float = 30, text: str | None = None) -> str:  # noqa: ASYNC109  # of the program, which is killed then
+async def run(command: Sequence[str | Path], *, timeout: float = 60, text: str | None = None) -> str:  # noqa: ASYNC109  # of the program, which is killed then
     """Run a program to its end.
 
     Args:

@@ -32,7 +32,7 @@ from istio_auth.strict_json import JSON, parse_json
 
 LOOPBACK = "127.0.0.1"
 LARGEST_REQUEST = 16 << 20  # so that it is the library that refuses an enormous token
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=20)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

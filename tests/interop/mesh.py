@@ -45,7 +45,7 @@ class Workload:
 
     async def counted(self, counter: str, since: int) -> None:
         """Wait until a counter has grown by exactly one."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (now := await self.count(counter)) <= since:  # noqa: ASYNC110  # Envoy tells no event of it
                 await asyncio.sleep(0.02)
         assert now == since + 1, f"{counter} grew by {now - since}"

@@ -70,7 +70,7 @@ async def with_aiohttp(port: int, context: ssl.SSLContext) -> str:
 
 
 async def with_async_httpx(port: int, context: ssl.SSLContext) -> str:
-    async with httpx.AsyncClient(verify=context) as client:
+    async with httpx.AsyncClient(verify=context, timeout=60) as client:
         answer = await client.get(f"https://127.0.0.1:{port}/")
     assert answer.http_version == "HTTP/1.1"
     return str(answer.json()["caller"])
@@ -78,7 +78,7 @@ async def with_async_httpx(port: int, context: ssl.SSLContext) -> str:
 
 async def with_httpx_and_http2(port: int, context: ssl.SSLContext) -> str:
     def get() -> httpx.Response:
-        with httpx.Client(verify=context, http2=True) as client:
+        with httpx.Client(verify=context, http2=True, timeout=60) as client:
             return client.get(f"https://127.0.0.1:{port}/")
 
     answer = await asyncio.to_thread(get)
@@ -98,7 +98,7 @@ async def with_http_client(port: int, context: ssl.SSLContext) -> str:
     """It sets no ALPN on a context that it is given."""
 
     def get() -> str:
-        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
+        connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
         with contextlib.closing(connection):
             connection.request("GET", "/")
             assert peer_id(connection) == BACKEND
@@ -202,7 +202,7 @@ class TestStrict:
         assert caught.value.reason_error.fault is Fault.UNTRUSTED
         assert "no path to the bundle of cluster.local" in str(caught.value)
         backend.agent.replace(holding(authority.svid(BACKEND.path), authority.bundle()))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(CallFailed):
                     assert (await http_get(backend.ports["inbound_web"], tls=context)).caller == str(FRONTEND)

@@ -135,7 +135,7 @@ async def started(
 async def test_each_refusal_has_its_reason_and_mended_it_passes(mesh: Mesh, http: aiohttp.ClientSession) -> None:
     web, at = await started(mesh, http, A_RULE), now()
     good = A.token(at)
-    ended, later = int(at.timestamp()) - 61, int(at.timestamp()) + 70
+    ended, later = int(at.timestamp()) - 61, int(at.timestamp()) + 3600
     stranger = TokenIssuer(place=22, issuer=A.issuer)
     faults = {
         "ended": (A.token(at, exp=ended), 401, "Jwt_is_expired"),
@@ -158,7 +158,8 @@ async def test_each_refusal_has_its_reason_and_mended_it_passes(mesh: Mesh, http
     assert await web.workload.count("http.inbound_web.jwt_authn.denied") == before + len(faults)
     assert (await web.get(bearer("abc"))).challenge.startswith("Bearer realm=")
     assert await web.judged() == (200, PASSED)
-    assert await web.judged(bearer(A.token(at, exp=ended + 31, nbf=later - 31))) == (200, PASSED)  # clocks differ
+    second = int(now().timestamp())
+    assert await web.judged(bearer(A.token(at, exp=second - 5, nbf=second + 55))) == (200, PASSED)  # clocks differ
     assert await web.judged((("Authorization", "Basic dTpw"),)) == (200, PASSED)
 
 
@@ -336,10 +337,10 @@ async def test_keys_come_over_https_are_rotated_and_outlive_an_outage(
         async def is_away() -> bool:
             return await web.workload.count("http.inbound_web.jwt_authn.jwks_fetch_failed") > 0
 
-        assert await holds_within(20, is_rotated)
+        assert await holds_within(60, is_rotated)
         assert await web.judged(bearer(old.token(now()))) == (401, NO_MATCH)
         server.misbehave(says("<html>", status=503))
-        assert await holds_within(20, is_away)
+        assert await holds_within(60, is_away)
         assert await web.judged(bearer(new.token(now()))) == (200, PASSED)
 
 
@@ -397,19 +398,21 @@ async def test_hostile_tokens_are_refused_by_both_engines(mesh: Mesh, http: aioh
 
 
 async def test_good_tokens_pass_both_engines(mesh: Mesh, http: aiohttp.ClientSession) -> None:
-    at = now()
     issuers = {name: TokenIssuer(name, place=20) for name in ("ES256", "ES384", "ES512", "RS256", "RS512", "PS384")}
     entries: list[JSON] = [issuer.jwk(alg=None) for issuer in issuers.values()]
-    key_set, second = json.dumps({"keys": entries}), int(at.timestamp())
-    issuer = issuers["ES256"]
+    key_set, issuer = json.dumps({"keys": entries}), issuers["ES256"]
     web = await started(mesh, http, JWTRule(issuer=issuer.issuer, jwks=key_set, audiences=(AUDIENCE, "other")))
-    tokens = {name: one.token(at) for name, one in issuers.items()} | {
+    at = now()
+    second = int(at.timestamp())
+    tokens = {  # the first must come before the clocks differ too much
+        "ended within the difference of clocks": issuer.token(at, exp=second - 5),
+        "begins within the difference of clocks": issuer.token(at, nbf=second + 55),
+    }
+    tokens |= {name: one.token(at) for name, one in issuers.items()} | {
         "one audience": issuer.token(at, aud=AUDIENCE),
         "one of several audiences": issuer.token(at, aud=["x", "other"]),
         "without name of the key": issuer.sign(issuer.payload(at), header={"kid": None}),
         "with a type": issuer.sign(issuer.payload(at), header={"typ": "at+jwt"}),
-        "ended within the difference of clocks": issuer.token(at, exp=second - 30),
-        "begins within the difference of clocks": issuer.token(at, nbf=second + 30),
         "without beginning": issuer.token(at, nbf=None, iat=None),
         "with a fraction of a second": issuer.token(at, exp=second + 60.5),
         "with much to say": issuer.token(at, filler="x" * 6_000),

@@ -73,7 +73,7 @@ def test_the_spiffe_package_reads_tokens_and_refusals_of_the_fake(api: FakeWorkl
     api.jwt_bundles.say(fake.jwt_bundles({"cluster.local": ISSUER}))
     api.x509.refuse(grpc.StatusCode.PERMISSION_DENIED, "no identity issued")
     command = [sys.executable, "-m", "tests.interop.spiffe_tokens", api.address, AUDIENCE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     told = json.loads(done.stdout)
     assert "it has ended (StatusCode.INVALID_ARGUMENT)" in told.pop("bad token")
     assert "no identity issued (StatusCode.PERMISSION_DENIED)" in told.pop("x509")

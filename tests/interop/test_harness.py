@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -32,11 +32,13 @@ from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.strict_json import JSON
 from istio_auth.svid import X509SVID
 from tests.fakes.authority import FakeAuthority
+from tests.fakes.tcp import closed_port
 from tests.fakes.tls import stranger
 from tests.fakes.token_issuer import TokenIssuer
 from tests.fakes.waiting import until
 from tests.fakes.workload_api import Context, FakeWorkloadAPI, entry, jwt_bundles
 from tests.fakes.workload_api import x509 as said
+from tests.interop.harness import PATIENCE
 from tests.unit.tls.test_verdict import PRESENTABLE, key_of
 from tests.vectors.x509_svid import FEDERATED, KEY, LOCAL, STRANGER, Vector
 
@@ -84,7 +86,7 @@ class Harness:
     def end(self) -> tuple[int, str]:
         """Have it end by SIGTERM: its exit code, and what else it has printed."""
         self.process.send_signal(signal.SIGTERM)
-        rest, _ = self.process.communicate(timeout=15)
+        rest, _ = self.process.communicate(timeout=60)
         return self.process.returncode, rest
 
     def ask(self, path: str, body: JSON | bytes = None, *, method: str | None = None) -> Answer:
@@ -92,7 +94,7 @@ class Harness:
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.control_port}{path}", data=data, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310  # loopback
+            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310  # loopback
                 return response.status, json.load(response)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
@@ -119,7 +121,7 @@ def greeted(
     if version is not None:
         context.minimum_version = context.maximum_version = version
     read, leaf = b"", b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as plain:
         try:
             with context.wrap_socket(plain) as tls:
                 leaf = tls.getpeercert(binary_form=True) or b""
@@ -143,7 +145,7 @@ def serving(chain: Sequence[x509.Certificate], key: PrivateKey = KEY) -> Iterato
                 except OSError:
                     return
                 with plain:
-                    plain.settimeout(10)
+                    plain.settimeout(60)
                     try:
                         with context.wrap_socket(plain, server_side=True) as tls:
                             tls.recv()
@@ -239,13 +241,13 @@ class TestItsLife:
                 held.enter_context(silent.accept()[0])
                 began = time.monotonic()
                 assert harness.end() == (0, "")
-                assert time.monotonic() - began < 5
-                dialling.exception(10)
+                assert time.monotonic() - began < PATIENCE.total_seconds() - 5
+                dialling.exception(60)
 
     @pytest.mark.parametrize("address", [None, "unix://host/agent.sock"])
     def test_does_not_begin_without_an_address(self, address: str | None) -> None:
         with Harness(address) as harness:
-            out, err = harness.process.communicate(timeout=15)
+            out, err = harness.process.communicate(timeout=60)
             assert (harness.process.returncode, out) == (1, "")
             assert err.startswith("harness: ")
 
@@ -270,7 +272,7 @@ class TestTheX509Port:
         context.minimum_version = ssl.TLSVersion.TLSv1_3  # before, both directions end together
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls, closing = context.wrap_bio(incoming, outgoing), False
-        with socket.create_connection(("127.0.0.1", harness.x509_port), timeout=10) as plain:
+        with socket.create_connection(("127.0.0.1", harness.x509_port), timeout=60) as plain:
             while not closing:
                 try:
                     tls.do_handshake()
@@ -280,7 +282,11 @@ class TestTheX509Port:
                     pass
                 plain.sendall(outgoing.read())
                 incoming.write(plain.recv(1 << 16))
-            assert tls.read() == f"{WEB}\n".encode()
+            while True:
+                with suppress(ssl.SSLWantReadError):
+                    assert tls.read() == f"{WEB}\n".encode()
+                    break
+                incoming.write(plain.recv(1 << 16))
 
     def test_says_nothing_over_old_tls(self, harness: Harness) -> None:
         context = stranger(server_side=False, chain=PEER.chain, key=PEER.private_key)
@@ -298,7 +304,7 @@ class TestTheX509Port:
                 peer.sendall(hello[: place % 4 * 50])  # nothing, or a part of a handshake
             began = time.monotonic()
             assert harness.greeting(PEER.chain, PEER.private_key) == f"{WEB}\n".encode()
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 30  # half of what a stalled handshake has
 
     def test_serves_many_at_once(self, harness: Harness) -> None:
         def greet(_place: int) -> bytes:
@@ -349,9 +355,7 @@ class TestDialling:
         assert harness.dial(harness.x509_port) == (200, {"spiffe_id": DB})
 
     def test_of_nobody_and_of_no_tls_is_refused(self, harness: Harness) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            port = listening.getsockname()[1]
-        for nobody in (port, harness.control_port):
+        for nobody in (closed_port(), harness.control_port):
             status, answer = harness.dial(nobody)
             assert (status, list(answer)) == (422, ["error"])
 
@@ -362,7 +366,7 @@ class TestDialling:
             assert harness.dial(harness.x509_port)[0] == 200
             assert not stalled.done()
             connection.close()
-            assert stalled.result(20)[0] == 422
+            assert stalled.result(60)[0] == 422
 
 
 class TestTokens:
@@ -518,7 +522,7 @@ class TestWhatTheAgentChanges:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    asyncio.run(until(condition, within=15))
+    asyncio.run(until(condition, within=60))
 
 
 def client_hello() -> bytes:
@@ -542,4 +546,4 @@ def openssl_files(folder: Path, svid: X509SVID) -> tuple[object, ...]:
 def s_client(port: int, *options: object) -> subprocess.CompletedProcess[str]:
     """What openssl's client makes of a server that speaks first."""
     command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-quiet", *map(str, options)]
-    return subprocess.run(command, input="", capture_output=True, text=True, check=False, timeout=20)
+    return subprocess.run(command, input="", capture_output=True, text=True, check=False, timeout=60)

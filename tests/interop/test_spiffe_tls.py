@@ -59,7 +59,7 @@ async def package(*words: object) -> AsyncIterator[asyncio.StreamReader]:
 
 
 async def line(output: asyncio.StreamReader) -> str:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         return (await output.readline()).decode().strip()
 
 

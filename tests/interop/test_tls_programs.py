@@ -30,7 +30,7 @@ SERVER = SpiffeID.parse("spiffe://cluster.local/server")
 THEIRS = SpiffeID.parse("spiffe://cluster.local/theirs")
 VERSIONS = ["-tls1_2", "-tls1_3"]
 HOST = "web.test"
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -287,7 +287,7 @@ def serving(context: ssl.SSLContext) -> Iterator[int]:
             yield server.server_address[1]
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(60)
 
 
 async def fetch(port: int, *more: object) -> tuple[int, str]:

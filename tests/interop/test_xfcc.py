@@ -117,7 +117,13 @@ async def application(authority: FakeAuthority) -> AsyncIterator[int]:
     context = server_context(source, is_id(PROXY))
     app = IdentityMiddleware(telling, authorize=any_id(), trusted_proxies=[PROXY], require_caller=False)
     config = uvicorn.Config(
-        app, "127.0.0.1", 0, http=HTTPProtocol, ssl_context_factory=lambda *_: context, log_config=None
+        app,
+        "127.0.0.1",
+        0,
+        http=HTTPProtocol,
+        ssl_context_factory=lambda *_: context,
+        log_config=None,
+        timeout_keep_alive=120,
     )
     async with serving(uvicorn.Server(config)) as port:
         yield port
