@@ -165,7 +165,8 @@ class TestWriting:
             write_svid(tmp_path, X509Context(FIRST.svids, BundleSet()))
         assert not list(tmp_path.iterdir())
 
-    def test_by_several_at_once_is_one_after_the_other(self, tmp_path: Path) -> None:
+    def test_by_several_at_once_is_one_after_the_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(svid_files, "_PATIENCE", 60.0)  # a slow disk is no finding
         start, failed = threading.Barrier(4), list[BaseException]()
 
         def write(context: X509Context) -> None:

@@ -11,11 +11,12 @@ from istio_auth.errors import NotReady
 from node_agent.attest.pod import Place
 from node_agent.attest.pod_list import PodList
 from node_agent.attest.pods import Pods
+from tests.fakes.loop_clock import set_forward
 from tests.fakes.pod_lister import CONTAINER, UID, pod
 from tests.fakes.waiting import until
 
 HERE = Place(UID, CONTAINER)
-LONG, SHORT = timedelta(seconds=60), timedelta(seconds=1)
+LONG = timedelta(seconds=60)
 EMPTY, LISTED = PodList(), PodList.of({"kind": "PodList", "items": [pod(containers={CONTAINER: "app"})]})
 
 
@@ -41,8 +42,8 @@ class Source:
         return self.answer
 
 
-def pods(source: Source, *, wait: timedelta = LONG, containers: bool = False) -> Pods:
-    return Pods(source, wait=wait, containers=containers)
+def pods(source: Source, *, containers: bool = False) -> Pods:
+    return Pods(source, wait=LONG, containers=containers)
 
 
 async def test_what_was_told_a_moment_ago_is_not_asked_for_again() -> None:
@@ -100,9 +101,12 @@ async def test_a_kubelet_that_was_away_is_asked_again_while_somebody_waits() -> 
     ("answer", "reason"), [(EMPTY, "does not tell of pod"), ("connection refused", "connection refused")]
 )
 async def test_who_has_waited_long_enough_hears_not_now_and_why_is_told(answer: PodList | str, reason: str) -> None:
-    looking = pods(Source(answer), wait=SHORT)
-    with pytest.raises(NotReady, match=f"{reason}.*; waited for 1 s") as caught:
-        await looking.selectors(HERE)
+    source = Source(answer)
+    asking = asyncio.create_task(pods(source).selectors(HERE))
+    await until(lambda: source.asked and not source.asking)
+    set_forward(LONG)
+    with pytest.raises(NotReady, match=f"{reason}.*; waited for 60 s") as caught:
+        await asking
     assert caught.value.public == "the caller's pod is not known yet"
     assert caught.value.retry_after is not None
 
@@ -110,8 +114,11 @@ async def test_who_has_waited_long_enough_hears_not_now_and_why_is_told(answer: 
 async def test_a_kubelet_that_never_answers_holds_a_caller_no_longer_than_that() -> None:
     source = Source()
     source.may_answer.clear()
-    with pytest.raises(NotReady, match="has not answered yet; waited for 1 s"):
-        await pods(source, wait=SHORT).selectors(HERE)
+    asking = asyncio.create_task(pods(source).selectors(HERE))
+    await until(lambda: source.asking)
+    set_forward(LONG)
+    with pytest.raises(NotReady, match="has not answered yet; waited for 60 s"):
+        await asking
     source.may_answer.set()
 
 
@@ -128,12 +135,13 @@ async def test_callers_that_come_and_go_ask_nothing_of_the_kubelet() -> None:
     assert source.asked == 1
     source.may_answer.set()
     assert await patient
+    begun = asyncio.get_running_loop().time()
     for _ in range(50):
         caller = asyncio.create_task(looking.selectors(Place("nobody", None)))
         await asyncio.sleep(0)
         caller.cancel()
         await asyncio.gather(caller, return_exceptions=True)
-    assert source.asked <= 3
+    assert source.asked <= 3 + asyncio.get_running_loop().time() - begun  # once a second at most
 
 
 async def test_a_caller_that_is_first_and_leaves_takes_nothing_from_those_who_wait_with_it() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from itertools import pairwise
 
 import pytest
 from structlog.testing import capture_logs
 
+from ca.platform.kubernetes.api import reflector
 from ca.platform.kubernetes.api.client import KubernetesAPI, Selection
 from ca.platform.kubernetes.api.objects import Key, Object, text
 from ca.platform.kubernetes.api.reflector import Reflector
@@ -62,10 +63,14 @@ class Steady:
 class Watched:
     """A reflector that runs, and what it tells."""
 
-    def __init__(self, api: KubernetesAPI, *, silence: timedelta, selection: Selection) -> None:
+    def __init__(
+        self, api: KubernetesAPI, monkeypatch: pytest.MonkeyPatch, *, silence: timedelta, selection: Selection
+    ) -> None:
         self.reader = Reader()
         self.clock = Steady()
         self.told: list[str] = []
+        self.opened = 0  # watches, as the reflector sees it: a moment after the API server
+        monkeypatch.setattr(api, "watch", self._counted(api.watch))
         self.reflector = Reflector(api, SECRETS, self.reader, silence=silence, selection=selection, clock=self.clock)
         self.reflector.on_change(lambda key: self.told.append(key.name))
 
@@ -79,14 +84,24 @@ class Watched:
     def running(self) -> AbstractAsyncContextManager[None]:
         return in_background(self.reflector.run())
 
+    def _counted(self, watch: Callable[..., Watch]) -> Callable[..., Watch]:
+        @asynccontextmanager
+        async def counted(*arguments: object, **more: object) -> AsyncIterator[AsyncIterator[Object]]:
+            async with watch(*arguments, **more) as events:
+                self.opened += 1
+                yield events
+
+        return counted
+
 
 Make = Callable[..., Watched]
+Watch = AbstractAsyncContextManager[AsyncIterator[Object]]
 
 
 @pytest.fixture
-def make(api: KubernetesAPI) -> Make:
+def make(api: KubernetesAPI, monkeypatch: pytest.MonkeyPatch) -> Make:
     def make(*, silence: timedelta = timedelta(minutes=1), selection: Selection | None = None) -> Watched:
-        return Watched(api, silence=silence, selection=selection or Selection())
+        return Watched(api, monkeypatch, silence=silence, selection=selection or Selection())
 
     return make
 
@@ -98,7 +113,7 @@ async def watched(make: Make, server: FakeAPIServer) -> AsyncIterator[Watched]:
     server.put(SECRETS, "b", namespace="shop", value="1")
     watched = make()
     async with watched.running():
-        await until(lambda: server.open == 1)
+        await until(lambda: watched.opened)
         watched.told.clear()
         yield watched
 
@@ -211,6 +226,7 @@ class TestWatch:
     ) -> None:
         server.put(SECRETS, "a", namespace="shop", value="2")
         await until(lambda: watched.facts["a"] == "2")
+        go_on = server.hold(is_watch)
         if how == "ended":
             server.end()
         else:
@@ -221,6 +237,7 @@ class TestWatch:
         await until(lambda: not server.open)
         server.put(SECRETS, "a", namespace="shop", value="3")  # while nobody looks
         server.remove(SECRETS, "b", namespace="shop")
+        go_on.set()
         await until(lambda: watched.facts == {"a": "3"})
         assert watched.told == ["a", "a", "b"]
         assert (watched.reflector.lists, watched.reflector.fault) == (1, None)
@@ -293,11 +310,10 @@ class TestTrouble:
         watched = make(silence=timedelta(seconds=0.2))
         server.mute = True
         async with watched.running():
-            await until(lambda: server.open)
+            await until(lambda: watched.opened)
             heard = watched.reflector.heard
             watched.clock.time += 100
-            await until(lambda: len(server.calls(is_watch)) == 3)
-            await until(lambda: server.open == 1)
+            await until(lambda: watched.opened == 3)
             assert watched.reflector.heard == heard
             assert watched.reflector.age() == timedelta(seconds=100)
             assert watched.fault() == "nothing was heard for 0.2 seconds"
@@ -309,9 +325,9 @@ class TestTrouble:
             assert watched.reflector.lists == 1
 
     async def test_bookmarks_are_words_enough(self, make: Make, server: FakeAPIServer) -> None:
-        watched = make(silence=timedelta(seconds=2))
+        watched = make()
         async with watched.running():
-            await until(lambda: server.open)
+            await until(lambda: watched.opened)
             watched.clock.time += 100
             server.bookmark()
             await until(lambda: not watched.reflector.age())
@@ -350,7 +366,16 @@ class TestTrouble:
             await until(lambda: server.open)
         assert sum(gaps(server, is_list)) >= 0.7
 
-    async def test_a_word_makes_patience_new(self, make: Make, server: FakeAPIServer) -> None:
+    async def test_a_word_makes_patience_new(
+        self, make: Make, server: FakeAPIServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        attempts: list[int] = []
+
+        def noted(attempt: int, **_: object) -> timedelta:
+            attempts.append(attempt)
+            return timedelta(milliseconds=1)
+
+        monkeypatch.setattr(reflector, "retry_delay", noted)
         server.answer(200, b"", where=is_watch, times=4)
         watched = make()
         async with watched.running():
@@ -358,7 +383,7 @@ class TestTrouble:
             server.bookmark()
             server.end()
             await until(lambda: len(server.calls(is_watch)) == 6)
-        assert gaps(server, is_watch)[-1] < 1.5  # and not the fifth delay, which is longer
+        assert attempts == [1, 2, 3, 4, 1]
 
     async def test_it_comes_no_earlier_than_the_api_server_says(self, watched: Watched, server: FakeAPIServer) -> None:
         busy = server.answer(429, where=is_watch, headers={"Retry-After": "1"})
