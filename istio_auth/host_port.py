@@ -29,6 +29,8 @@ class HostPort:
         Raises:
             ConfigurationError: it spells neither.
         """
+        if "://" in text:
+            raise ConfigurationError(f"{text[:100]!r}: write host:port alone, without a scheme before it")
         host, colon, port = text.rpartition(":")
         if len(host) > 2 and host.startswith("[") and host.endswith("]"):
             host = host[1:-1]

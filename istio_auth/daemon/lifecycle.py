@@ -107,10 +107,7 @@ class Daemon:
         """
         if not self._stop.is_set():
             _log.info("stopping", cause=cause)
-            self.readiness.stopping()
-            self._limit()
-            self._notifier.stopping()
-            self._stop.set()
+            self._end()
 
     def reload(self) -> None:
         """Begin what SIGHUP begins."""
@@ -129,9 +126,16 @@ class Daemon:
                     self.supervise("watchdog", self._watch_forever(self._notifier.watchdog / 2))
                 await main(self)
             finally:
-                self.stop("the main task ended")
+                self._end()  # without a word: what it died of is told once, by `run`
                 for task in self._tasks:
                     task.cancel()
+
+    def _end(self) -> None:
+        if not self._stop.is_set():
+            self.readiness.stopping()
+            self._limit()
+            self._notifier.stopping()
+            self._stop.set()
 
     async def _reload_forever(self) -> None:
         while True:

@@ -16,6 +16,7 @@ import pytest
 from istio_auth.clock import parse_duration
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.lifecycle import STOP_WITHIN, Exit
+from node_agent.limits import LimitsSettings
 from tests.fakes.processes import program
 
 SAMPLES = Path(__file__).parents[3] / "deploy" / "standalone"
@@ -137,3 +138,9 @@ class TestEveryUnit:
 def test_the_agent_sees_the_processes_that_call_it() -> None:
     keys = service(SAMPLES / "node-agent.service")
     assert not {"PrivateUsers", "ProtectProc", "PrivatePIDs"} & keys.keys()
+
+
+def test_the_agent_may_open_as_many_files_as_its_connections_take() -> None:
+    limits = LimitsSettings()
+    allowed = int(service(SAMPLES / "node-agent.service")["LimitNOFILE"])
+    assert limits.at_the_door(allowed).connections == limits.connections

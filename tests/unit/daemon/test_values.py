@@ -161,3 +161,8 @@ def test_an_address_is_read_and_written(text: str, host: str, port: int) -> None
 def test_a_text_that_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError):
         HostPort.parse(text)
+
+
+def test_who_writes_a_url_reads_that_no_scheme_is_wanted() -> None:
+    with pytest.raises(ConfigurationError, match="write host:port alone, without a scheme"):
+        HostPort.parse("https://ca.test:15012")
