@@ -32,7 +32,7 @@ from tests.fakes.guard import Guard
 from tests.fakes.tcp import closed_port
 
 _ADMIN_GROUP = "system:masters"
-_TIMEOUT = 2.0  # seconds for one look whether a server is ready
+_TIMEOUT = 20.0  # seconds for one look whether a server is ready
 
 
 class ControlPlane:

@@ -21,6 +21,7 @@ case $1 in
 env) echo go{version} ;;
 build)
     [ ! -e {folder}/broken ] || {{ echo 'one: does not compile' >&2; exit 1; }}
+    [ ! -e {folder}/away ] || {{ echo 'two: unexpected EOF' >&2; rm {folder}/away; exit 1; }}
     echo "$@" >> {folder}/builds
     while [ "$1" != -o ]; do shift; done
     echo built > "$2" ;;
@@ -97,6 +98,12 @@ def test_a_build_that_fails_leaves_nothing_and_says_why(go: Path, capsys: pytest
     assert [path.suffix for path in (go / "cache" / "istio-auth").iterdir()] == [".lock"]
     (go / "broken").unlink()
     assert servers() == built()
+
+
+def test_a_download_that_breaks_off_is_begun_again(go: Path) -> None:
+    (go / "away").touch()
+    assert servers() == built()
+    assert not (go / "away").exists()
 
 
 def test_a_go_that_is_too_old_gives_way_to_that_of_the_wheel(go: Path) -> None:

@@ -24,7 +24,9 @@ def unpacked(package: str) -> Path | None:
 
 def _fetch(package: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as place:
-        fetched = subprocess.run(["apt-get", "download", package], cwd=place, capture_output=True, check=False)
+        fetched = subprocess.run(
+            ["apt-get", "-o", "Acquire::Retries=5", "download", package], cwd=place, capture_output=True, check=False
+        )
         packages = list(Path(place).glob(f"{package}_*.deb"))
         if fetched.returncode == 0 and packages:
             subprocess.run(["dpkg-deb", "-x", packages[0], Path(place) / "content"], check=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 _LAST_LINES = 15
 _GO = Path("go", "bin", "go")  # in the wheel
+_BROKEN_OFF = re.compile("unexpected EOF|connection reset|i/o timeout|handshake timeout|50[234] |stream error")
 _BUILD = ("go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags")  # the flags and words follow
 
 
@@ -113,9 +114,15 @@ class GoModule:
     def _build(self, go: Path, package: str, to: Path) -> None:
         command = (go, *_BUILD[1:], self._linker_flags(), *self._tags, "-o", to, package)
         environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
-        done = subprocess.run(command, cwd=self._module, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise BuildFailed(f"go could not build {package}:\n{_last_lines(done.stderr)}")
+        for again in (True, True, False):
+            done = subprocess.run(
+                command, cwd=self._module, env=environment, capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0:
+                return
+            if not (again and _BROKEN_OFF.search(done.stderr)):
+                raise BuildFailed(f"go could not build {package}:\n{_last_lines(done.stderr)}")
+            tell("  a download broke off: once more ...")
 
 
 def cache() -> Path:
