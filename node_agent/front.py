@@ -51,7 +51,8 @@ async def front(
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(HealthServer(config.metrics_listen, daemon.readiness, metrics.registry))
-        at_the_door = config.limits.at_the_door(raise_descriptor_limit())
+        doors = 1 if config.csi.endpoint is None else 2  # the other one is behind the sockets of pods
+        at_the_door = config.limits.at_the_door(raise_descriptor_limit(), doors=doors)
         if at_the_door.connections < config.limits.connections:
             log.warning("the limit of open files allows fewer connections", connections=at_the_door.connections)
         door = await stack.enter_async_context(Door(limits=at_the_door, on_refused=refused))

@@ -12,6 +12,7 @@ from istio_auth.errors import ConfigurationError
 
 _DESCRIPTORS = 4  # of one connection: the caller's, two of the private one behind it, and the handle of its process
 _OWN = 200  # descriptors for everything else
+_CONNECTIONS_OF_PODS, _CONNECTIONS_PER_POD = 50_000, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +38,29 @@ class LimitsSettings:
             if getattr(self, each.name) < 1:
                 raise ConfigurationError(f"limits.{each.name} is less than one")
 
-    def at_the_door(self, descriptors: int) -> DoorLimits:
-        """What the door takes on where a process may have so many descriptors.
+    def at_the_door(self, descriptors: int, *, doors: int = 1) -> DoorLimits:
+        """What the door takes on where a process may have so many descriptors, and so many doors share them.
 
         A tenth is kept for callers that have few connections. What is more than the descriptors suffice for is
         refused, for without any left nobody could be let in.
         """
-        connections = max(10, min(self.connections, (descriptors - _OWN) // _DESCRIPTORS))
+        connections = min(self.connections, _room(descriptors, doors))
         return DoorLimits(
             connections=connections,
             per_caller=min(self.connections_per_user, connections),
             per_process=self.connections_per_process,
             reserve=connections // 10,
         )
+
+
+def at_the_door_of_pods(descriptors: int, *, doors: int = 2) -> DoorLimits:
+    """The same for the door behind the sockets of pods, where each pod is one caller."""
+    connections = min(_CONNECTIONS_OF_PODS, _room(descriptors, doors))
+    return DoorLimits(connections=connections, per_caller=_CONNECTIONS_PER_POD, reserve=connections // 10)
+
+
+def _room(descriptors: int, doors: int) -> int:
+    return max(10, (descriptors - _OWN) // _DESCRIPTORS // doors)
 
 
 def raise_descriptor_limit() -> int:

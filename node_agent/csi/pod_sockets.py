@@ -17,14 +17,14 @@ from typing import Self
 from google.protobuf.message import Message
 
 from istio_auth.bundle import BundleSet
-from istio_auth.door import Door, DoorLimits, UnixCaller
+from istio_auth.door import Door, UnixCaller
 from istio_auth.errors import IstioAuthError, NotAuthenticated
 from istio_auth.rpc.method import Call, Method, Service
 from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.spiffe_id import TrustDomain
 from node_agent.attest.socket import SocketAttestor
 from node_agent.csi.volume import Volume
-from node_agent.limits import LimitsSettings
+from node_agent.limits import LimitsSettings, at_the_door_of_pods, raise_descriptor_limit
 from node_agent.metrics import Metrics
 from node_agent.quota import Quota
 from node_agent.sds.service import SecretDiscovery
@@ -36,11 +36,10 @@ from node_agent.workloads.cache import WorkloadCache
 
 _LISTENER = "volumes"
 _DRAIN = timedelta(seconds=2)
-_CONNECTIONS = DoorLimits(connections=50_000, per_caller=100)
 _LIMITS = Limits(connection_age=timedelta(hours=12), streams=100_000)
 
 
-class Served:
+class PodServices:
     """What one pod is served.
 
     Args:
@@ -81,13 +80,14 @@ class PodSockets:
     def __init__(self, trust_domain: TrustDomain, limits: LimitsSettings, metrics: Metrics) -> None:
         self._trust_domain, self._metrics = trust_domain, metrics
         self._quota = Quota(limits, lambda limit: metrics.streams_refused.labels(limit).inc(), by_pod=True)
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, PodServices] = {}
         self._stack = AsyncExitStack()
         self._door: Door
 
     async def __aenter__(self) -> Self:
+        limits = at_the_door_of_pods(raise_descriptor_limit())
         async with AsyncExitStack() as stack:
-            self._door = await stack.enter_async_context(Door(limits=_CONNECTIONS, on_refused=self._refused))
+            self._door = await stack.enter_async_context(Door(limits=limits, on_refused=self._refused))
             server = RpcServer(self._door, self._services(), limits=_LIMITS, guard=self._quota.stream)
             await server.start()
             stack.push_async_callback(server.stop, _DRAIN)
@@ -109,7 +109,7 @@ class PodSockets:
         folder = volume.folder
         if folder.key in self._served:
             return
-        self._served[folder.key] = Served(volume.cache, self._trust_domain, self._metrics)
+        self._served[folder.key] = PodServices(volume.cache, self._trust_domain, self._metrics)
         try:
             path = folder.content / volume.publication.attributes.socket
             await self._door.listen_unix(path, name=folder.key, mode=0o666, as_one=True)
@@ -128,7 +128,7 @@ class PodSockets:
 
     def _services(self) -> list[Service]:
         """The services of any pod, each of whose methods leads to the caller's own."""
-        shape = Served(WorkloadCache(BundleSet()), self._trust_domain, self._metrics).services
+        shape = PodServices(WorkloadCache(BundleSet()), self._trust_domain, self._metrics).services
         own = [
             Service(each.name, {name: self._routed(each.name, name, method) for name, method in each.methods.items()})
             for each in shape

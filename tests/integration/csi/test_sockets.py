@@ -12,13 +12,12 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from istio_auth.door import DoorLimits
 from istio_auth.errors import Exhausted
 from istio_auth.pem import read_der_certificates
 from istio_auth.proto import workload_api_pb2 as messages
 from istio_auth.rpc.channel import Channel
 from istio_auth.spiffe_id import SpiffeID
-from node_agent.csi import pod_sockets
+from node_agent import limits
 from node_agent.limits import LimitsSettings
 from tests.fakes.ca import CAServer
 from tests.fakes.clock import FakeClock
@@ -198,7 +197,7 @@ async def test_connections_are_counted_by_pod_and_not_by_user(
     agent: RunningAgent, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await agent.stop()
-    monkeypatch.setattr(pod_sockets, "_CONNECTIONS", DoorLimits(per_caller=2))
+    monkeypatch.setattr(limits, "_CONNECTIONS_PER_POD", 2)
     await agent.start()
     twin = Pod("web-1")
     await asyncio.gather(kubelet.publish(POD, TOKEN), kubelet.publish(twin, TOKEN))

@@ -11,7 +11,7 @@ import pytest
 from istio_auth.door import UnixCaller
 from istio_auth.errors import ConfigurationError, Exhausted
 from istio_auth.rpc.method import Call
-from node_agent.limits import LimitsSettings
+from node_agent.limits import LimitsSettings, at_the_door_of_pods
 from node_agent.quota import Quota
 
 
@@ -191,3 +191,10 @@ def test_the_door_takes_on_no_more_than_there_are_descriptors_for() -> None:
     assert LimitsSettings().at_the_door(1 << 20).connections == 10_000
     few = LimitsSettings().at_the_door(1_000)
     assert (few.connections, few.per_caller, few.reserve) == (200, 200, 20)
+
+
+def test_the_doors_of_an_agent_with_volumes_share_the_descriptors() -> None:
+    ours, pods = LimitsSettings().at_the_door(1_000, doors=2), at_the_door_of_pods(1_000)
+    assert (ours.connections, pods.connections) == (100, 100)
+    assert (pods.per_caller, pods.reserve) == (100, 10)
+    assert at_the_door_of_pods(1 << 20).connections == 50_000
