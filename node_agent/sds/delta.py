@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable
 
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
-from node_agent.sds.acknowledgement import Accepted, Holding, View
+from node_agent.sds.acknowledgement import View
 from node_agent.sds.secrets import SECRET_TYPE, Resource
 from node_agent.sds.session import (
     MAX_NAMES,
     Kind,
     Reaction,
     Sent,
+    Subscription,
     checked_names,
     detail_of,
     random_nonce,
@@ -29,7 +30,7 @@ from node_agent.sds.session import (
 _MAX_UNANSWERED = 100  # answers that a client owes a word on; it says nothing of older ones
 
 
-class DeltaSession:
+class DeltaSession(Subscription):
     """The state of one stream (see `Session`, whose methods it has).
 
     Args:
@@ -38,13 +39,11 @@ class DeltaSession:
     """
 
     def __init__(self, *, nonce: Callable[[], str] = random_nonce, max_names: int = MAX_NAMES) -> None:
+        super().__init__()
         self._nonce, self._max_names = nonce, max_names
         self._sent: dict[str, bytes] = {}  # name -> digest of what this client was last sent
         self._held: dict[str, str] = {}  # name -> version that it brought from another stream
         self._unanswered: dict[str, Sent] = {}  # by nonce
-        self.accepted = Accepted()
-        self.names: tuple[str, ...] = ()
-        self.node_id = ""
 
     def receive(self, request: DeltaDiscoveryRequest, view: View) -> Reaction[DeltaDiscoveryResponse]:
         """Take in a request.
@@ -94,14 +93,6 @@ class DeltaSession:
             entry = response.resources.add(name=resource.name, version=version_of([resource]))
             entry.resource.type_url, entry.resource.value = SECRET_TYPE, resource.body
         return response
-
-    def pending(self, view: View) -> tuple[str, ...]:
-        """The subscribed names for which there is nothing yet."""
-        return tuple(name for name in self.names if view(name) is None)
-
-    def holding(self, view: View) -> Holding:
-        """Whether the client has accepted the present roots of our own trust domain, if it wants them."""
-        return self.accepted.holding(self.names, view)
 
     def _is_news(self, resource: Resource) -> bool:
         """Whether the client has not got this yet; what it brought along counts as accepted."""

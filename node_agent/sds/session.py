@@ -76,12 +76,8 @@ class Sent:
     contents: Mapping[str, Content]
 
 
-class Session:
-    """The state of one stream.
-
-    Args:
-        nonce: makes a new nonce for each answer.
-        max_names: how many names one client may subscribe to.
+class Subscription:
+    """What a client has subscribed to and accepted, by whichever of the two protocols.
 
     Attributes:
         names: what it is subscribed to.
@@ -89,15 +85,35 @@ class Session:
         accepted: what it has accepted.
     """
 
+    def __init__(self) -> None:
+        self.accepted = Accepted()
+        self.names: tuple[str, ...] = ()
+        self.node_id = ""
+
+    def pending(self, view: View) -> tuple[str, ...]:
+        """The subscribed names for which there is nothing yet."""
+        return tuple(name for name in self.names if view(name) is None)
+
+    def holding(self, view: View) -> Holding:
+        """Whether the client has accepted the present roots of our own trust domain, if it wants them."""
+        return self.accepted.holding(self.names, view)
+
+
+class Session(Subscription):
+    """The state of one stream.
+
+    Args:
+        nonce: makes a new nonce for each answer.
+        max_names: how many names one client may subscribe to.
+    """
+
     def __init__(self, *, nonce: Callable[[], str] | None = None, max_names: int = MAX_NAMES) -> None:
+        super().__init__()
         self._nonce = nonce or random_nonce
         self._max_names = max_names
         self._sent: dict[str, bytes] = {}  # subscribed name -> digest of what this client was last sent
         self._last: Sent | None = None
         self._owes = False  # its word on the last answer
-        self.accepted = Accepted()
-        self.names: tuple[str, ...] = ()
-        self.node_id = ""
 
     def receive(self, request: DiscoveryRequest, view: View) -> Reaction[DiscoveryResponse]:
         """Take in a request.
@@ -131,14 +147,6 @@ class Session:
         for resource in granted:
             response.resources.add(type_url=SECRET_TYPE, value=resource.body)
         return response
-
-    def pending(self, view: View) -> tuple[str, ...]:
-        """The subscribed names for which there is nothing yet."""
-        return tuple(name for name in self.names if view(name) is None)
-
-    def holding(self, view: View) -> Holding:
-        """Whether the client has accepted the present roots of our own trust domain, if it wants them."""
-        return self.accepted.holding(self.names, view)
 
     def _kind(self, request: DiscoveryRequest) -> Kind:
         if not request.response_nonce:
