@@ -18,13 +18,16 @@ from tests.node.node import Node
 from tests.node.pods import Pods
 
 _HERE = Path(__file__).parent
+_LONGEST = 900  # seconds for a test, and the servers that start with it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of this folder are of the group `node`."""
+    """All tests of this folder are of the group `node`, and servers of a busy machine have their time to start."""
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.node)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(_LONGEST))
 
 
 @pytest.fixture(scope="session")

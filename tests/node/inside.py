@@ -1,6 +1,6 @@
 """What runs in the tests' pods: software that uses this project's library, as a workload does.
 
-    python -m tests.node.inside who <where>
+    python -m tests.node.inside who <where> [<seconds>]
     python -m tests.node.inside follow <where> <count>
     python -m tests.node.inside serve <where> <SPIFFE ID of the only client>
     python -m tests.node.inside call <where> <address> <SPIFFE ID of the server>
@@ -24,7 +24,7 @@ from istio_auth.sources.source import Source
 from istio_auth.svid import X509SVID
 
 PORT = 8443
-_PATIENCE = timedelta(seconds=30)
+_PATIENCE = timedelta(seconds=120)
 
 
 def source_at(where: str) -> Source:
@@ -32,10 +32,10 @@ def source_at(where: str) -> Source:
     return WorkloadAPISource(f"unix://{where}") if where.endswith(".sock") else FileSource(where)
 
 
-async def who(where: str) -> None:
-    """Tell who this pod is."""
+async def who(where: str, seconds: str = "") -> None:
+    """Tell who this pod is, if that is known within so many seconds."""
     with source_at(where) as source:
-        await source.ready(_PATIENCE)
+        await source.ready(timedelta(seconds=int(seconds)) if seconds else _PATIENCE)
         context = source.x509_context()
         bundle = context.bundle(context.svid.id.trust_domain)
         tell(**seen_of(context.svid), uid=os.getuid(), roots=len(bundle.x509_authorities))
@@ -55,10 +55,11 @@ async def follow(where: str, count: str) -> None:
 
 
 async def serve(where: str, client: str) -> None:
-    """Greet one client, and tell why others are refused, for ever."""
+    """Tell when it serves; greet one client, and tell why others are refused, for ever."""
     with source_at(where) as source, socket.create_server(("0.0.0.0", PORT)) as listening:
         await source.ready(_PATIENCE)
         context = server_context(source, is_id(SpiffeID.parse(client)))
+        tell(listening=PORT)
         await asyncio.to_thread(_greet_all, listening, context)
 
 

@@ -95,10 +95,12 @@ class Installed:
         return 0
 
     async def volume_of(self, pod: str) -> dict[str, Any]:
-        """What `node-agent status` says of the volume of a pod: `<namespace>/<name>`."""
-        told = json.loads(await run("node-agent", "status", "--output", "json", "--admin-socket", RUN / "admin.sock"))
-        (found,) = [each for each in told["csi"]["volumes"] if each["pod"] == pod]
-        return dict(found)
+        """What `node-agent status` says of the volume of a pod: `<namespace>/<name>`; nothing while it starts."""
+        try:
+            told = await run("node-agent", "status", "--output", "json", "--admin-socket", RUN / "admin.sock")
+        except AssertionError:  # nobody listens there yet
+            return {}
+        return next((dict(each) for each in json.loads(told)["csi"]["volumes"] if each["pod"] == pod), {})
 
     def _add(self, stack: ExitStack, name: str, command: list[object], port: int, path: str = "/readyz") -> Server:
         server = self._plane.add(command, log=f"{name}.log", is_ready=lambda: status(port, path) == 200)

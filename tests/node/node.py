@@ -9,7 +9,8 @@ import json
 import os
 import subprocess
 import tempfile
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -64,7 +65,8 @@ class Node:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="node-")))
+            folder = tempfile.TemporaryDirectory(prefix="node-", ignore_cleanup_errors=True)  # its machine ends as well
+            self._folder = Path(stack.enter_context(folder))
             self._socket = self._folder / "containerd.sock"
             stack.callback(self._unmount_all)
             self._start_containerd(stack)
@@ -166,16 +168,23 @@ class Node:
         return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
     def _kill_pods(self) -> None:
-        for line in self.ctr("tasks", "list").splitlines()[1:]:
-            self.ctr("tasks", "delete", "--force", line.split()[0])
+        """Some may be about to end, as the kubelet had told them to."""
+        for _ in range(20):
+            tasks = [line.split()[0] for line in self.ctr("tasks", "list").splitlines()[1:]]
+            for task in tasks:
+                with suppress(subprocess.CalledProcessError):
+                    self.ctr("tasks", "delete", "--force", task)
+            if not tasks:
+                return
+            time.sleep(0.1)
 
     def _unmount_all(self) -> None:
-        """What was mounted last goes first."""
+        """What was mounted last goes first, unless it went by itself."""
         mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         for mount in reversed(mounts):
             if not Path(mount).is_relative_to(self._folder) and KUBELET not in Path(mount).parents:
                 continue
-            subprocess.run(("umount", "--lazy", mount), check=True)
+            subprocess.run(("umount", "--lazy", mount), check=False)
 
 
 def _network(folder: Path) -> dict[str, object]:

@@ -16,7 +16,7 @@ from tests.node.machine import KUBELET
 from tests.node.node import Node
 
 MOUNTED = "/identity"  # where containers see the volume of the driver
-_READY = 60.0  # seconds that a pod has, on a machine that is busy
+_READY = 240.0  # seconds that a pod has, on a machine that is busy
 DRIVER = "istio-auth"
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,
@@ -150,13 +150,8 @@ class Pod:
 
     async def runs(self) -> None:
         """Wait until all its containers do; what is in the way is told."""
-
-        async def look() -> bool:
-            conditions = (await self.state())["status"].get("conditions", ())
-            return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
         try:
-            await eventually(look, within=_READY)
+            await eventually(self._is_ready, within=_READY)
         except TimeoutError:
             raise TimeoutError(f"{self.name} does not run: {await self.events()}") from None
 
@@ -173,6 +168,20 @@ class Pod:
             return next((each for each in await self.events() if words in each), None)
 
         return await eventually(look, within=_READY)
+
+    async def is_refused(self, words: str) -> bool:
+        """Whether there is an event with these words in it before it runs."""
+
+        async def look() -> str | None:
+            if any(words in each for each in await self.events()):
+                return "refused"
+            return "let in" if await self._is_ready() else None
+
+        return await eventually(look, within=_READY) == "refused"
+
+    async def _is_ready(self) -> bool:
+        conditions = (await self.state())["status"].get("conditions", ())
+        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
     async def pid(self) -> int:
         """The process id of its container's first process."""
@@ -199,9 +208,13 @@ class Pod:
         """Its address."""
         return str((await self.state())["status"]["podIP"])
 
-    async def log(self) -> str:
-        """What its container has printed."""
-        return await self._kubectl("logs", self.name)
+    async def says(self, words: str) -> None:
+        """Wait until its container has printed these words."""
+
+        async def look() -> bool:
+            return words in await self._kubectl("logs", self.name)
+
+        await eventually(look)
 
     def is_mounted(self) -> bool:
         """Whether any volume of a CSI driver is mounted for it."""

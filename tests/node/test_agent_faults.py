@@ -30,7 +30,7 @@ async def away(server: Server, *, killed: bool = False) -> AsyncIterator[None]:
 async def test_pods_are_served_again_by_an_agent_that_starts_anew(
     pods: Pods, installed: Installed, killed: bool
 ) -> None:
-    running = {form: await pods.start(PodSpec(name=form, attributes={"form": form, "ttl": "16s"})) for form in WHERE}
+    running = {form: await pods.start(PodSpec(name=form, attributes={"form": form, "ttl": "30s"})) for form in WHERE}
     pids = [await pod.pid() for pod in running.values()]
     async with away(installed.agent, killed=killed):
         (told,) = await running["files"].told("who", MOUNTED)  # files need no agent

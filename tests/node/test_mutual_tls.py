@@ -25,9 +25,11 @@ async def test_two_pods_know_each_other_and_each_refuses_a_third(
     )
     caller = await pods.start(PodSpec("client", attributes, service_account="client"))
     stranger = await pods.start(PodSpec("stranger", attributes, service_account="third"))
+    for each in (serving, impostor):  # a pod is ready when its container runs
+        await each.says("listening")
     assert await caller.told("call", where, await serving.address(), server) == [{"greeted": client}]
     (told,) = await caller.told("call", where, await impostor.address(), server)
     assert f"{third} is refused: welcome is {server}" in told["refused"]
     (told,) = await stranger.told("call", where, await serving.address(), server)
     assert not told.get("greeted")
-    assert f"{third} is refused: welcome is {client}" in await serving.log()
+    await serving.says(f"{third} is refused: welcome is {client}")

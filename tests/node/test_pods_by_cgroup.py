@@ -28,7 +28,7 @@ from tests.node.pods import PodFailed, Pods, PodSpec
 
 SEEN = Path("/run/agent")
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
-_GROUP = "rbac.authorization.k8s.io"
+_GROUP, _AUTHORIZATION = "rbac.authorization.k8s.io", "authorization.k8s.io"
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def settings(node: Node, pods: Pods, tmp_path: Path) -> AsyncIterator[Kube
 
 
 async def allow(pods: Pods) -> str:
-    """Let the account ask; the path of what does."""
+    """Let the account ask; the path of what does, once the API server says so: a kubelet keeps a refusal for long."""
     name = f"agent-{pods.namespace}"
     binding: JSON = {
         "metadata": {"name": name},
@@ -58,6 +58,14 @@ async def allow(pods: Pods) -> str:
         "subjects": [{"kind": "ServiceAccount", "name": "agent", "namespace": pods.namespace}],
     }
     await pods.admin.create(f"{_RBAC}/clusterrolebindings", binding)
+    attributes = {"verb": "get", "resource": "nodes", "subresource": "pods", "name": pods.node.name}
+    review = {"user": f"system:serviceaccount:{pods.namespace}:agent", "resourceAttributes": attributes}
+
+    async def is_allowed() -> bool:
+        path = f"/apis/{_AUTHORIZATION}/v1/subjectaccessreviews"
+        return bool((await pods.admin.create(path, {"spec": review}))["status"]["allowed"])
+
+    await eventually(is_allowed)
     return f"{_RBAC}/clusterrolebindings/{name}"
 
 
@@ -102,7 +110,7 @@ async def test_the_kubelet_tells_of_its_pods_whoever_may_ask(settings: Kubernete
         except NotReady:
             return False  # the refusal is kept by the kubelet for a while
 
-    assert await eventually(look, within=60)
+    assert await eventually(look, within=120)
     await pods.admin.delete(binding)
 
 
@@ -114,5 +122,5 @@ async def test_a_pod_is_who_its_service_account_is_on_the_agents_own_socket_and_
     (told,) = await web.told("who", SEEN / agent.socket.name)
     assert told["spiffe_id"] == account_id(pods.namespace, "web")
     with pytest.raises(PodFailed, match="no identity issued"):
-        await other.told("who", SEEN / agent.socket.name)
+        await other.told("who", SEEN / agent.socket.name, 30)
     await pods.admin.delete(binding)
