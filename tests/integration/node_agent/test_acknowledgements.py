@@ -38,7 +38,7 @@ async def test_the_ca_is_told_how_many_have_taken_the_bundle_and_who_has_not(tmp
                 await other.receive()
                 await workload.receive()
                 await refuses.receive(refusal="unable to parse the certificate")
-                await until_async(lambda: counts(2, 3), within=40)
+                await until_async(lambda: counts(2, 3))
                 found = await heard()
                 assert found["laggards"] == ["spiffe://cluster.local/web (refuses)"]
                 assert found["bundle_sequence"] == 1
@@ -46,4 +46,4 @@ async def test_the_ca_is_told_how_many_have_taken_the_bundle_and_who_has_not(tmp
                 text = await machine.operator("agent", "list")
                 assert "2 of 3" in text
                 assert "spiffe://cluster.local/web (refuses)" in text
-            await until_async(lambda: counts(0, 0), within=40)
+            await until_async(lambda: counts(0, 0))

@@ -139,7 +139,7 @@ async def ask_on_and_on(port: int, folder: Path, stop: asyncio.Event, serials: s
 async def query(port: int, folder: Path) -> int:
     """By which certificate PostgreSQL knows us."""
     connection = await psycopg.AsyncConnection.connect(
-        f"host=localhost port={port} user=web dbname=postgres connect_timeout=20",
+        f"host=localhost port={port} user=web dbname=postgres connect_timeout=60",
         sslmode="verify-ca",  # the CA of this test puts no DNS names into certificates
         sslcert=str(folder / "cert-chain.pem"),
         sslkey=str(folder / "key.pem"),
@@ -195,7 +195,7 @@ if program() is not None:
                     (writer,) = agent.agent.workloads.files
                     assert writer.state.svid is not None
                     serial = writer.state.svid.leaf.serial_number
-                    async with asyncio.timeout(20):
+                    async with asyncio.timeout(60):
                         while serial not in seen:  # its new workers take over in a moment
                             assert is_ours(await get())
                 assert len(seen) >= ROTATIONS

@@ -18,7 +18,7 @@ from tests.fakes.key_server import Answer, compressed, cut_off, dripping, endles
 from tests.fakes.pod_lister import TOKEN, UID, PodLister, pod
 
 SHORT = timedelta(milliseconds=500)
-AMPLE = timedelta(seconds=20)
+AMPLE = timedelta(seconds=60)
 LISTED = json.dumps({"kind": "PodList", "items": [pod()]})
 
 

@@ -31,6 +31,7 @@ from node_agent.mounted import MountedAgent
 from tests.fakes.authority import FakeAuthority
 from tests.fakes.clock import FakeClock
 from tests.fakes.sds_client import SDSStream
+from tests.fakes.unix_sockets import is_answered
 from tests.fakes.waiting import until
 from tests.integration.node_agent.test_workload_api import at, names, state
 
@@ -69,11 +70,13 @@ class Pod:
                 serving.set()
                 await daemon.until_stop()
 
-        task = asyncio.create_task(self.daemon.live(main))
-        await serving.wait()
+        task, waiting = asyncio.create_task(self.daemon.live(main)), asyncio.create_task(serving.wait())
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
         try:
-            yield self.agent
+            if serving.is_set():
+                yield self.agent
         finally:
+            waiting.cancel()
             self.daemon.stop("the test")
             await task
 
@@ -263,7 +266,7 @@ async def test_callers_from_other_containers_of_the_pod_are_served_though_their_
         )
         try:
             socket = Path(name) / "agent.sock"
-            await until(socket.exists, within=60)
+            await until(lambda: is_answered(socket))
             async with at(socket) as workload, SDSStream(socket, "default") as stream:
                 assert names(await state(workload.svids())) == [f"spiffe://cluster.local{WEB}"]
                 await stream.receive()
@@ -280,7 +283,7 @@ async def test_the_program_runs_so_and_tells_its_status(pod: Pod, authority: Fak
             *_command(), env=_environment(pod, name), stderr=asyncio.subprocess.DEVNULL
         )
         try:
-            await until((Path(name) / "agent.sock").exists, within=60)
+            await until(lambda: is_answered(Path(name) / "agent.sock"))
             async with at(Path(name) / "agent.sock") as workload:
                 assert names(await state(workload.svids())) == [f"spiffe://cluster.local{WEB}"]
             status = await asyncio.create_subprocess_exec(

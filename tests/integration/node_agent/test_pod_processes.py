@@ -11,6 +11,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ async def agent(tmp_path: Path, clock: FakeClock, group: Path) -> AsyncIterator[
         lister.pods = [pod(uid, containers={group.name: "app"})]
         server = await stack.enter_async_context(CAServer(FakeCA(clock)))
         server.register(account=OF_THE_ACCOUNT)
-        settings = lister.settings(containers=True)
+        settings = lister.settings(containers=True, wait=timedelta(seconds=60))
         agent = await stack.enter_async_context(RunningAgent(server, tmp_path, clock, kubernetes=settings))
         agent.give_token()
         agent.agent.identity.look_again()
@@ -73,7 +74,7 @@ async def agent(tmp_path: Path, clock: FakeClock, group: Path) -> AsyncIterator[
 async def lines(process: asyncio.subprocess.Process, count: int = 1) -> list[str]:
     """What the process says first."""
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         return [(await process.stdout.readline()).decode().strip() for _ in range(count)]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,20 +42,14 @@ async def lister(tmp_path: Path) -> AsyncIterator[PodLister]:
 
 
 @pytest.fixture
-def wait() -> timedelta:
-    """How long a caller waits for the kubelet."""
-    return timedelta(seconds=1)
-
-
-@pytest.fixture
-async def agent(lister: PodLister, tmp_path: Path, clock: FakeClock, wait: timedelta) -> AsyncIterator[RunningAgent]:
+async def agent(lister: PodLister, tmp_path: Path, clock: FakeClock) -> AsyncIterator[RunningAgent]:
     """An agent to which this very process is in a pod, or wherever `move` puts it."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(CAServer(FakeCA(clock)))
         server.register(
             account=OF_THE_ACCOUNT, host=registration("/web")
         )  # and that one is for any process of our user
-        settings = lister.settings(wait=wait)
+        settings = lister.settings(wait=timedelta(seconds=60))
         agent = await stack.enter_async_context(RunningAgent(server, tmp_path, clock, kubernetes=settings))
         agent.give_token()
         agent.agent.identity.look_again()
@@ -80,10 +74,26 @@ async def served(agent: RunningAgent) -> list[str]:
         return names(await state(workload.svids()))
 
 
+@contextmanager
+def impatient(agent: RunningAgent) -> Iterator[None]:
+    """Callers do not wait long for the kubelet meanwhile."""
+    assert agent.agent.workloads.kubernetes is not None
+    pods = agent.agent.workloads.kubernetes.pods
+    usual, pods._wait = pods._wait, timedelta(seconds=1)
+    yield
+    pods._wait = usual
+
+
 async def refusal(agent: RunningAgent) -> tuple[str, str]:
     """Status and words that this process is refused with."""
     async with at(agent.socket) as workload:
         return await workload.refusal("FetchX509SVID")
+
+
+async def not_now(agent: RunningAgent) -> bool:
+    """Whether this process is refused because its pod is not known."""
+    with impatient(agent):
+        return await refusal(agent) == NOT_NOW
 
 
 async def test_a_caller_in_a_pod_has_its_service_accounts_identity_and_one_outside_has_not(agent: RunningAgent) -> None:
@@ -96,20 +106,20 @@ async def test_a_caller_in_a_pod_is_refused_for_now_while_its_pod_is_not_known_a
     agent: RunningAgent, lister: PodLister
 ) -> None:
     await lister.stop()
-    assert await refusal(agent) == NOT_NOW
+    assert await not_now(agent)
     move(agent, "user.slice")
     assert await served(agent) == [WEB]  # for which no kubelet is needed
     move(agent, PLACE)
     await lister.start()
     lister.pods = []
-    assert await refusal(agent) == NOT_NOW
+    assert await not_now(agent)
     lister.pods = [pod()]
     assert await served(agent) == [SHOP_WEB, WEB]
 
 
 async def test_a_sidecar_in_a_pod_that_is_not_known_comes_again(agent: RunningAgent, lister: PodLister) -> None:
     lister.answer = says("", status=403)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
+    with impatient(agent), pytest.raises(grpc.aio.AioRpcError) as caught:
         async with SDSStream(agent.socket, "default") as stream:
             await stream.receive()
     assert (caught.value.code().name, caught.value.details()) == NOT_NOW
@@ -138,7 +148,8 @@ async def test_a_caller_whose_pod_has_no_registration_is_told_with_its_selectors
 async def test_explain_and_status_tell_why_a_pod_is_not_known(agent: RunningAgent, lister: PodLister) -> None:
     words = ("explain", "--pid", str(os.getpid()))
     lister.answer = says("", status=403)
-    text = await said(agent, *words)
+    with impatient(agent):
+        text = await said(agent, *words)
     assert "status 403: our account needs `get` on nodes/pods" in text
     assert SHOP_WEB not in text.partition("nothing")[0]
     assert "status 403" in (await said(agent, "status")).partition("Kubelet")[2]
@@ -149,7 +160,6 @@ async def test_explain_and_status_tell_why_a_pod_is_not_known(agent: RunningAgen
     assert "status 403" not in text + await said(agent, "status")
 
 
-@pytest.mark.parametrize("wait", [timedelta(seconds=60)])
 async def test_callers_that_wait_for_a_slow_kubelet_keep_nobody_else_waiting(
     agent: RunningAgent, lister: PodLister
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.processes import Machine
+from tests.fakes.processes import Machine, fetch, status
 from tests.fakes.sds_client import SDSStream, received
 from tests.fakes.waiting import until
 
@@ -27,6 +29,7 @@ async def test_a_killed_agent_comes_back_without_its_token_and_serves_fresh_cert
     await machine.agent_is_ready()
     machine.token.unlink()
     await machine.agent.kill()
+    shutil.rmtree(machine.folder / "workloads", ignore_errors=True)  # kept where this folder is in memory
     await machine.agent.start()
     second = await received(machine.socket)
     assert second.leaf.serial_number != first.leaf.serial_number
@@ -45,27 +48,36 @@ async def test_certificates_rotate_and_outlive_a_ca_that_is_away_for_longer_than
         await stream.receive()  # half of a life later
         assert stream.svid().leaf.serial_number != first.leaf.serial_number
         assert stream.svid().not_before > first.not_before
-        held = stream.svid()
         # An agent whose own SVID ends first does not ask any more.
         await until(lambda: sum(line["event"] == "the agent has a new SVID" for line in machine.agent.lines()) > 1)
+        already, said = len(machine.agent.lines()), len(machine.ca.lines())
         await machine.ca.kill()
-        await machine.agent.says("the CA gives no certificates; those held are served on")
-        assert (await received(machine.socket)).chain == held.chain
+        await machine.agent.says("the CA gives no certificates; those held are served on", after=already)
+        held = await received(machine.socket)
+        while stream.svid().leaf.serial_number != held.leaf.serial_number:
+            await stream.receive()
         await machine.ca.start()
+        await machine.ca.says("ready", after=said)
+        in_time = datetime.now(UTC) < held.not_after - timedelta(seconds=9)  # what the agent's next attempts may take
         await stream.receive()
         assert stream.svid().leaf.serial_number != held.leaf.serial_number
-    assert not [line for line in machine.agent.lines() if "has ended before" in str(line["event"])]
+    lapsed = [line for line in machine.agent.lines() if "has ended before" in str(line["event"])]
+    assert not (lapsed and in_time)
 
 
 async def test_an_agent_whose_every_certificate_has_lapsed_comes_back_by_itself(machine: Machine) -> None:
     await received(machine.socket)
     await machine.ca.kill()
+    # By how it is, and not by what it said: on a slow machine an SVID may have lapsed, and come back, before.
+    await until(lambda: status(machine.agent_health) == 503)
+    await until(lambda: b"istio_auth_agent_svids_held 0.0" in fetch(machine.agent_health, "/metrics"))
     await machine.agent.says("the agent's own SVID has lapsed")
     await machine.agent.says("a workload's SVID has ended before a new one came")
     machine.token.unlink()
+    already = len(machine.ca.lines())
     await machine.ca.start()
     await received(machine.socket)
-    ways = [line for line in machine.ca.lines() if line.get("method") == "node-key"]
+    ways = [line for line in machine.ca.lines()[already:] if line.get("method") == "node-key"]
     assert ways
 
 
