@@ -1,4 +1,4 @@
-"""When to try again: doubling waits with jitter that honour what the other side asked for, or at once on an event.
+"""When to try again: waits that double, with jitter, that honour the other side's hint, and that an event can end.
 
 Waits are measured on a monotonic clock: a wall clock that is set back must not turn a wait of seconds into a day.
 """
@@ -19,7 +19,7 @@ _LONGEST_HINT = timedelta(minutes=10)  # a mistaken hint must not silence us for
 
 
 class Backoff:
-    """The waits of one thing that is tried until it works.
+    """The waits between attempts at one thing.
 
     Args:
         first: the bound of the first wait.
@@ -46,7 +46,7 @@ class Backoff:
         """Count a failure.
 
         Args:
-            retry_after: how long the other side asked us to wait; what we add to it keeps a crowd from coming at once.
+            retry_after: how long the other side asked us to wait; we add a little, or a crowd would come at once.
 
         Returns:
             how long to wait.

@@ -1,4 +1,4 @@
-"""What every agent shows: health and metrics, the sockets of the workloads, and the operator's own."""
+"""What every agent listens on: health and metrics, the workloads' sockets, and the operator's socket."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from node_agent.metrics import Metrics
 from node_agent.serving import Workloads
 
 DRAIN = timedelta(seconds=5)
-# A local connection is cheap to keep. What is looked at when it opens is looked at again after half a day.
-# How many streams there may be, the quota says.
+# A local connection is cheap to keep; after half a day its caller is attested anew. The quota limits the streams.
 LIMITS = Limits(connection_age=timedelta(hours=12), streams=1_000_000)
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""What the files of a folder are called, and which modes its key can have, as settings and volumes say it."""
+"""The names of an SVID's files, and the modes that its key may have, as settings and volumes spell them."""
 
 from __future__ import annotations
 

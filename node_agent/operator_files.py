@@ -1,7 +1,7 @@
 """The files that an operator writes for the agent: the pinned bundle, and the local registrations if there are any.
 
-They are read at the start, where a mistake stops it; and again on SIGHUP and when they change, where a mistake is
-told once and the last good content stays.
+They are read at the start, which a mistake stops. They are read again on SIGHUP and when they change; a mistake is
+logged once then, and the last good content stays.
 """
 
 from __future__ import annotations

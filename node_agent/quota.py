@@ -1,4 +1,4 @@
-"""What each caller has open and asks for, held against the limits: per process, user and socket, and in all.
+"""Limits what callers have open and ask for: per process, per user, per socket, and in all.
 
 * A stream, or another call while it lasts, counts for its process, its user and its socket. A tenth of all is kept for
   users that have few, so that nobody can take what others need.
@@ -6,8 +6,8 @@
   again with time. A user's is twenty times a process's: many sidecars run as one user.
 * Behind the socket of a pod are processes that can not be told apart, of users that other pods have too. So there all
   of a pod's streams and requests count together, and for that pod alone.
-* Whoever is over a limit is refused with RESOURCE_EXHAUSTED and the limit's name, after a moment: who asks again and
-  again at once would cost more than one who is served.
+* Whoever is over a limit is refused with RESOURCE_EXHAUSTED and the limit's name, after a moment: a caller that tries
+  again at once would otherwise cost more than one that is served.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Quota:
 
     @asynccontextmanager
     async def stream(self, call: Call) -> AsyncIterator[Callable[[], None]]:
-        """A stream or another call, for as long as it is open; to be told of each request on a stream.
+        """Count a stream or another call for as long as it is open; what it yields is called for each request on it.
 
         Raises:
             Exhausted: its caller is over a limit.

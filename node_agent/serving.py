@@ -1,4 +1,4 @@
-"""All ways by which workloads are served: secret discovery, the Workload API, files; and who of them holds what."""
+"""Everything that serves workloads: secret discovery, the Workload API, files, and the sockets they call."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ class Workloads:
             await _listen(door, each)
 
     async def keep_listening(self, door: Door) -> None:
-        """Listen again where a socket was removed, for as long as we run: who starts then would find nobody."""
+        """Listen again where a socket was removed, for as long as we run: workloads that start later need it."""
         while True:
             await asyncio.sleep(LOOK_AT_SOCKETS)
             for each in self._sockets:
                 await self._find_again(door, each)
 
     def socket_trouble(self) -> str | None:
-        """Which sockets nobody can find, and why; None if all is well."""
+        """Which sockets are gone, and why; None if all is well."""
         return "; ".join(self._lost.values()) or None
 
     async def _find_again(self, door: Door, settings: SocketSettings) -> None:

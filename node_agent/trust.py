@@ -2,9 +2,9 @@
 
 Nothing else ever adds trust: not the roots in an answer of Istio's contract, not a peer. Decisions, in this order:
 
-* At the start, what the CA sent last is taken up again, as long as the pinned bundle is the one it grew out of. An
-  operator who pins another one starts over with that; save for a copy that is merely out of date (it has a sequence
-  below what is held, and an authority in common with it).
+* At the start, what the CA sent last counts again, as long as the pinned bundle is the one that it grew out of. An
+  operator who pins another bundle starts over with that one, unless it is merely an old copy: one with a lower sequence
+  than what is held, and with an authority in common.
 * A set that the CA sends replaces the one held, whole. Our own trust domain must be in it, with at least one
   authority. Other authorities than those held need a higher sequence; the same ones may come with any, as a CA that
   was restored from a backup sends them.

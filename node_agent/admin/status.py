@@ -162,7 +162,7 @@ def ca_document(sync: Sync, renewals: Renewals, trust: Trust, now: datetime) -> 
 
 
 def svid_document(held: Held | None, trouble: str | None) -> dict[str, JSON]:
-    """What is held of an SVID, and what keeps it from being another."""
+    """An SVID that is held, and why it was not renewed."""
     return {
         "spiffe_id": str(held.svid.id) if held else None,
         "not_after": iso(held.svid.not_after) if held else None,

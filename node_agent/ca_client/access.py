@@ -1,4 +1,4 @@
-"""How the agent reaches its CA and proves itself: our own CA by SVID, another by Istio's contract alone and a token.
+"""How the agent reaches and authenticates to its CA: our own by SVID, another by Istio's contract alone and a token.
 
 |                      | our own CA                       | `[istio_ca]`                                       |
 |----------------------|----------------------------------|----------------------------------------------------|
@@ -37,7 +37,7 @@ from node_agent.trust import Trust
 
 
 class Standing(Protocol):
-    """What an agent proves itself by to its CA."""
+    """How an agent authenticates to its CA."""
 
     @property
     def svid(self) -> X509SVID | None:
@@ -65,7 +65,7 @@ class Standing(Protocol):
         ...
 
     def lives(self) -> bool:
-        """Whether there is anything to prove itself by now."""
+        """Whether the agent can authenticate now."""
         ...
 
     def subscribe(self, changed: Callable[[], None]) -> None:

@@ -1,6 +1,6 @@
 """What the agent sends to have a key certified: a CSR with one name and nothing else.
 
-The CA takes the name from what it knows of us, and not from here; it stands in the CSR for the logs of other CAs.
+Our CA takes the name from what it knows of us, and not from the CSR. It is there for the logs of other CAs.
 """
 
 from __future__ import annotations

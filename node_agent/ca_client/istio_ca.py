@@ -1,9 +1,9 @@
-"""A CA that has Istio's contract alone, such as istiod: how it is known, and what the agent proves itself by to it.
+"""A CA that has Istio's contract alone, such as istiod: how we verify it, and how we authenticate to it.
 
 It has no SPIFFE ID and nobody joins it, so neither end of the connection is as with our own CA:
 
-* It is known by the DNS name in its certificate, under the pinned roots (RFC 9525 6). Whoever else these roots give a
-  certificate with that name is taken for it, and learns our tokens; what it issues is judged like every answer.
+* It is known by the DNS name in its certificate, under the pinned roots (RFC 9525 6). Anybody else to whom these roots
+  give a certificate with that name is taken for the CA, and learns our tokens. What it issues is judged all the same.
 * The agent has no SVID. Each call carries the service-account token that is in the file at that moment, for the
   kubelet renews it, and names the workload that it asks for (`ImpersonatedIdentity`), as ztunnel does.
 """
@@ -97,7 +97,7 @@ class NamedServerContext(ssl.SSLContext):
 
 
 class TokenStanding:
-    """What we prove ourselves by: a token, whose worth the CA alone knows. It stands where `Identity` does elsewhere.
+    """Our means of authentication: a token, which only the CA can judge. Elsewhere `Identity` takes this part.
 
     Args:
         path: the file with the token; None if we ask for nobody but pods, with theirs.

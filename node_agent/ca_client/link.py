@@ -35,7 +35,7 @@ class _Line:
 
 
 class CALink:
-    """Makes calls to one CA (see `Calls`). An async context manager's worth of connections: `close` ends them.
+    """Makes calls to one CA (see `Calls`), over connections that `close` ends.
 
     Args:
         address: where the CA is.
@@ -124,5 +124,5 @@ class CALink:
 
 
 def _told(error: IstioAuthError) -> IstioAuthError:
-    """The error, in the words of the port."""
+    """The error as the port names it."""
     return NotOffered(str(error)) if isinstance(error, UnknownMethod) else error

@@ -106,7 +106,7 @@ class Calls(Protocol):
 
 
 class Signer(Protocol):
-    """Asks a CA for certificates; by what it proves itself is its own matter."""
+    """Asks a CA for certificates. How the caller proves its identity is up to the implementation."""
 
     async def sign(self, requests: Sequence[SigningRequest]) -> list[Outcome]:
         """The certificates, each answered for itself, in the order of the requests.
@@ -163,7 +163,7 @@ class CertificateClient(Protocol):
 
 
 class AnyCA:
-    """Whatever the CA has: NodeService, or else Istio's contract. News are asked for again even where there were none.
+    """A CA of either kind: asked by NodeService, or by Istio's contract if it has no NodeService.
 
     Args:
         node: the client of the one.

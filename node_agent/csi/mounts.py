@@ -1,9 +1,9 @@
 """Folders that are seen in another place: the `Mounts` port, and bind mounts by the system calls themselves.
 
-mount(2) and umount2(2) are called by way of libc, and not mount(8): an image needs no such program then, and what went
-wrong is a number and not a text. A mount is told by looking where it leads: a folder that is bound is the same folder
-(device and inode), so nobody has to read a table of mounts. Needs CAP_SYS_ADMIN, and in a container mount propagation
-to the host: that is all for which this plugin needs privilege.
+mount(2) and umount2(2) are called through libc, and not mount(8): so the image needs no such program, and a failure is
+an error number and not a text. Whether a folder is mounted is seen by where it leads: a bound folder is the same folder
+(device and inode), so no table of mounts is read. This needs CAP_SYS_ADMIN, and in a container mount propagation to the
+host. The plugin needs privilege for nothing else.
 """
 
 from __future__ import annotations

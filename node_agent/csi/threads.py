@@ -1,4 +1,4 @@
-"""Blocking work on a thread that nobody leaves behind: who is cancelled meanwhile waits until it is done.
+"""Blocking work on a thread that is always waited for: whoever is cancelled meanwhile ends only when it is done.
 
 A thread can not be cancelled. One that still writes into a folder would make it again after it was removed.
 """

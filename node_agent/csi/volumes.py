@@ -3,9 +3,9 @@
 * A publish writes the record first and mounts last, and returns when the pod can use what it sees. If it can not, in
   time, all of it is undone: there may be no unpublish for it. What a pod saw before, it goes on to see.
 * A republish brings a token. It never mounts anew what the pod already sees, for running containers would not see it.
-* An unpublish takes away what is there, however much that is.
-* One thing at a time for each volume: who comes meanwhile is told to come again (CSI: ABORTED). What was begun goes on
-  to its end, also if its caller has given up.
+* An unpublish removes whatever is there, if anything.
+* One call at a time for each volume; another is told to come again (CSI: ABORTED). A call that was begun runs to its
+  end, even if its caller has given up.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Volumes:
         await done_in_a_thread(lambda: self._mounts.mount(volume.folder.content, volume.publication.target))
 
     async def _leave(self, volume: Volume) -> None:
-        """Of a volume that was not found again a running pod may still use the files: the next publish tries again."""
+        """Stop serving it, and leave the files: the pod of a volume that was not restored may use them still."""
         self._sockets.close(volume)
         await volume.end()
 

@@ -1,7 +1,7 @@
-"""What came of telling a reader, kept beside the very files that it was told of: new files come without.
+"""A record that the reader of files was told of them, kept in the folder that is swapped: new files come without one.
 
-So an agent that starts anew knows whether the reader has heard of what is there. One that was killed in between does
-not find a record, and tells again.
+So an agent that restarts knows whether the reader has heard of the files that are there. One that was killed before it
+wrote the record finds none, and tells the reader again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Keeps one folder as its workload's SVID and trust bundle are, and tells its reader of each change.
+"""Keeps the files of one folder up to date with a workload's SVID and trust bundle, and tells their reader of changes.
 
     changed -> written as one whole -> the reader is told -> until it was told, again and again
 

@@ -100,7 +100,7 @@ def no_way(refused: Mapping[Way, IstioAuthError], *, without_token: str | None, 
 
 
 class Enrolment:
-    """Goes these ways.
+    """Gets the agent an SVID in the first of these ways that the CA accepts.
 
     Args:
         spiffe_id: who we are.

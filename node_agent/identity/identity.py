@@ -1,8 +1,8 @@
-"""The agent's own SVID, never missed: held, on disk, renewed at half of its life, and got anew when it has lapsed.
+"""The agent's own SVID: kept on disk, renewed at half of its life, and obtained anew if it has lapsed.
 
-A new SVID never takes the place of the held one before it was checked. It is put on disk before it is used, so that an
-agent that is restarted needs no token; one that is killed in between comes back by its node key. So does one whose disk
-is full: what can not be written is used all the same (see `state`).
+A new SVID is checked before it takes the place of the old one, and put on disk before it is used, so that an agent that
+restarts needs no token. One that is killed in between comes back by its node key; so does one whose disk is full, for
+what can not be written is used all the same (see `state`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 class Enrolling(Protocol):
-    """Knows how to come by an SVID of the agent's own."""
+    """Obtains an SVID for the agent itself."""
 
     async def obtain(self, *, lives: bool) -> X509SVID:
         """A new one, checked; not kept yet.

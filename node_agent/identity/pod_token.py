@@ -28,7 +28,7 @@ _MAX_TOKEN = 16 << 10
 
 
 class PodToken:
-    """Goes this way (see `node_agent.identity.identity.Enrolling`).
+    """Gets the agent an SVID in this way (see `node_agent.identity.identity.Enrolling`).
 
     Args:
         spiffe_id: who we are: the agent of our node.

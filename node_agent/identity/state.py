@@ -33,7 +33,6 @@ from istio_auth.svid import X509SVID
 from node_agent.token_file import token_in
 from node_agent.trust import KeptTrust
 
-_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _MAX_BYTES = 8 << 20
 _MAX_TOKEN = 16 << 10
 log = structlog.get_logger()
@@ -90,11 +89,11 @@ class StateFolder:
         """
         path = self.path / "svid.pem"
         try:
-            key, mark, chain = read_secret(path, _MAX_BYTES).partition(_CERTIFICATE)
+            text = read_secret(path, _MAX_BYTES)
         except MissingError:
             return None
         try:
-            found = X509SVID.parse(mark + chain, key)
+            found = X509SVID.parse_credential_bundle(text)
         except MalformedError as error:
             log.warning("the kept SVID is damaged and is not used", path=str(path), reason=str(error))
             return None
@@ -105,7 +104,7 @@ class StateFolder:
 
     def keep_svid(self, svid: X509SVID) -> None:
         """Put the agent's own SVID in the place of the old one."""
-        self._write("svid.pem", svid.key_pem() + svid.chain_pem())
+        self._write("svid.pem", svid.credential_bundle_pem())
 
     def trust(self) -> KeptTrust | None:
         """The bundles that the CA sent last; None if none are kept that are of use."""

@@ -1,8 +1,8 @@
 """What a client of secret discovery has accepted: which version, and which bundle of our own trust domain that is.
 
-Without I/O. A version is a hash of content and says nothing of a sequence; the roots in the content do. Roots that did
-not change are not sent again, whatever new sequence they have: who accepted them holds the present one. The content of
-other trust domains, and certificates, stand for none.
+Pure. A version is a hash of content and says nothing of a bundle's sequence; the roots in the content do. Roots that
+did not change are not sent again when only their sequence is new: a client that accepted them holds the present bundle.
+Certificates, and the bundles of other trust domains, stand for no sequence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What these selectors earn now: identities, and the SVIDs and bundles that go with them, by the present snapshot.
+"""What a workload earns by its selectors now: its identities, with their SVIDs and bundles in the present snapshot.
 
-Who calls is looked at once, when its stream opens, and stays true for it: the connection is the calling process's own.
-What that earns is looked at again with each new snapshot.
+A caller's selectors are observed once, when its stream opens, and hold for that stream: the connection belongs to the
+calling process. What they earn is worked out again for each new snapshot.
 """
 
 from __future__ import annotations

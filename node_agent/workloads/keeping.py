@@ -1,4 +1,4 @@
-"""Keeps what workloads hold for the next start of the agent: restored into the cache, then kept as the cache is.
+"""Keeps what workloads hold for the agent's next start: restores the cache, then writes down each change of it.
 
 What can not be written, because the folder is full for instance, is served on from memory, and written as soon as that
 is possible. What somebody removed from the folder is written again.
@@ -77,7 +77,7 @@ class Keeping:
         """Write down each change, for as long as we run.
 
         Args:
-            is_heard: whether the registrations in the cache are somebody's word by now.
+            is_heard: whether the registrations in the cache come from somewhere by now, and are not just none yet.
         """
         changed = asyncio.Event()
         end = self._cache.subscribe(changed.set)

@@ -1,14 +1,14 @@
 """What is kept of workloads from one start of the agent to the next: their registrations and live SVIDs.
 
-So an agent that is restarted while the CA is away serves as before. Keys of workloads must not reach a disk, nor
-outlive the machine's uptime: the folder is on a memory file system, only we may enter it, and what another boot left
-there is removed. Everything is checked again when it is read; what is damaged, has ended, or is nobody's any more is
-removed, and the others are served.
+So an agent that is restarted while the CA is away serves as before. Workloads' keys must not reach a disk, nor survive
+a reboot: the folder is on a memory file system, only we may enter it, and what an earlier boot left there is removed.
+Everything is checked again when it is read. What is damaged, has ended, or belongs to nobody any more is removed; the
+rest is served.
 
 | file                 | content                                                                                  |
 |----------------------|------------------------------------------------------------------------------------------|
-| `boot-id`            | of the machine's uptime that the rest belongs to                                         |
-| `registrations.json` | as the CA sent them last, under their hash: who gets what must not change by a lost bit  |
+| `boot-id`            | the kernel's name for this uptime of the machine, to which the rest belongs              |
+| `registrations.json` | as the CA sent them last, with their hash: a flipped bit must not change who gets what   |
 | `<hash>.pem`         | one SVID: what it was asked for by, key and chain in one file, so that they stay together |
 """
 
