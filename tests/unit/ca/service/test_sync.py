@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import ClassVar
 
 import pytest
 
@@ -30,9 +31,12 @@ hint = "db"
 class Stream:
     """The agent's end of a stream."""
 
+    made: ClassVar[list[Stream]] = []
+
     def __init__(self, ca: StandaloneCA, caller: TLSCaller, *authorization: str) -> None:
         self._up: asyncio.Queue[node_pb2.SyncRequest | None] = asyncio.Queue()
         self._down = ca.sync.stream(self._requests(), call(caller, *authorization))
+        self.made.append(self)
 
     async def _requests(self) -> AsyncIterator[node_pb2.SyncRequest]:
         while (request := await self._up.get()) is not None:
@@ -55,6 +59,14 @@ class Stream:
 
     async def close(self) -> None:
         await self._down.aclose()
+
+
+@pytest.fixture(autouse=True)
+async def streams_end() -> AsyncIterator[None]:
+    """What a stream leaves behind must not be told in the log of a later test."""
+    yield
+    while Stream.made:
+        await Stream.made.pop().close()
 
 
 async def opened(ca: StandaloneCA, caller: TLSCaller, **said: object) -> tuple[Stream, node_pb2.SyncResponse]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import ClassVar
 
 import pytest
 import structlog
@@ -69,6 +70,8 @@ class Node:
 class Stream:
     """A client of the service, without gRPC in between."""
 
+    made: ClassVar[list[Stream]] = []
+
     def __init__(self, node: Node, who: UnixCaller | TLSCaller) -> None:
         self._requests: asyncio.Queue[DiscoveryRequest | None] = asyncio.Queue()
         method = node.discovery.service().methods["StreamSecrets"]
@@ -77,6 +80,7 @@ class Stream:
         self._answers = answers
         self._next: asyncio.Future[DiscoveryResponse] | None = None
         self.last = DiscoveryResponse()
+        self.made.append(self)
 
     async def _sent(self) -> AsyncIterator[DiscoveryRequest]:
         while (request := await self._requests.get()) is not None:
@@ -98,8 +102,14 @@ class Stream:
             self._next = asyncio.ensure_future(anext(self._answers))
         return self._next
 
+    async def close(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait([self._next])
+        await self._answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+
     async def receive(self) -> DiscoveryResponse:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             self.last = await self._reading()
         self._next = None
         return self.last
@@ -113,8 +123,10 @@ class Stream:
 
 
 @pytest.fixture
-def node(authority: FakeAuthority) -> Node:
-    return Node(authority)
+async def node(authority: FakeAuthority) -> AsyncIterator[Node]:
+    yield Node(authority)
+    while Stream.made:  # what a stream leaves behind must not be told in the log of a later test
+        await Stream.made.pop().close()
 
 
 async def test_a_registered_caller_gets_its_secrets_and_every_change_of_them(node: Node) -> None:
