@@ -205,12 +205,16 @@ class RpcServer:
             if not self._stopping:
                 raise
             task.uncancel()
-            raise NotReady("the server is stopping", retry_after=self._limits.retry_after) from None
+            raise self._leaving() from None
         finally:
             self._streams.discard(task)
 
     def _too_much(self, words: str) -> _Busy:
         return _Busy(words, public="too many requests, try again later", retry_after=self._limits.retry_after)
+
+    def _leaving(self) -> NotReady:
+        words = "the server is stopping"
+        return NotReady(words, public=words, retry_after=self._limits.retry_after)
 
     def begin(self, context: _Context) -> Call:
         """What is known of a call when it begins.
@@ -221,7 +225,7 @@ class RpcServer:
         """
         self._begun += 1
         if self._stopping:
-            raise NotReady("the server is stopping", retry_after=self._limits.retry_after)
+            raise self._leaving()
         return Call(
             self._door.caller(context.peer()),
             _metadata(context),
