@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,7 +26,7 @@ from tests.fakes.authority import FakeAuthority
 ASK, SMALL, TALK = "/test.Bench/Ask", "/test.Bench/Small", "/test.Bench/Talk"
 SMALL_BYTES = 100
 NAME = "server.test"
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=60)
 
 
 async def echo(request: StringValue, _call: Call) -> StringValue:
@@ -34,7 +34,7 @@ async def echo(request: StringValue, _call: Call) -> StringValue:
     return request
 
 
-async def echo_each(requests: AsyncIterator[StringValue], _call: Call) -> AsyncIterator[StringValue]:
+async def echo_each(requests: AsyncIterator[StringValue], _call: Call) -> AsyncGenerator[StringValue]:
     """Say each thing that was said."""
     async for request in requests:
         yield request
@@ -53,7 +53,7 @@ class Bench:
     folder: Path
     door: Door
     answer: Callable[[StringValue, Call], Awaitable[StringValue]] = echo
-    talk: Callable[[AsyncIterator[StringValue], Call], AsyncIterator[StringValue]] = echo_each
+    talk: Callable[[AsyncIterator[StringValue], Call], AsyncGenerator[StringValue]] = echo_each
     counted: list[tuple[str, Code | None]] = field(default_factory=list)
     port: int = 0
     server: RpcServer = field(init=False)
@@ -66,7 +66,7 @@ class Bench:
         async def ask(request: StringValue, call: Call) -> StringValue:
             return await self.answer(request, call)
 
-        async def talk(requests: AsyncIterator[StringValue], call: Call) -> AsyncIterator[StringValue]:
+        async def talk(requests: AsyncIterator[StringValue], call: Call) -> AsyncGenerator[StringValue]:
             async for response in self.talk(requests, call):
                 yield response
 

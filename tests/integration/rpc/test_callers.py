@@ -105,7 +105,7 @@ async def test_http_2_is_agreed_on_at_the_handshake(bench: Bench, version: ssl.T
 
     def agreed() -> tuple[str | None, str | None]:
         with (
-            socket.create_connection(("127.0.0.1", bench.port), timeout=20) as connection,
+            socket.create_connection(("127.0.0.1", bench.port), timeout=60) as connection,
             context.wrap_socket(connection, server_hostname="server.test") as tls,
         ):
             return tls.selected_alpn_protocol(), tls.version()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,12 +20,14 @@ from tests.fakes.authority import FakeAuthority
 from tests.fakes.waiting import until
 from tests.integration.rpc.bench import (
     ASK,
+    PATIENCE,
     SMALL,
     SMALL_BYTES,
     TALK,
     Bench,
     ask,
     asking,
+    echo,
     heard,
     serving,
     talking,
@@ -55,16 +57,23 @@ class Held:
             self.ended += 1
         return request
 
-    async def talk(self, _requests: AsyncIterator[StringValue], call: Call) -> AsyncIterator[StringValue]:
+    async def talk(self, _requests: AsyncIterator[StringValue], call: Call) -> AsyncGenerator[StringValue]:
         yield StringValue(value="first")
         yield await self.answer(StringValue(value="last"), call)
 
 
-async def held(*_said: StringValue) -> AsyncIterator[StringValue]:
+async def held(*_said: StringValue) -> AsyncGenerator[StringValue]:
     """Requests that never end."""
     for said in _said:
         yield said
     await asyncio.Event().wait()
+
+
+async def to_its_end(stream: grpc.aio.StreamStreamCall[StringValue, StringValue]) -> None:
+    """Hear a stream out."""
+    async with asyncio.timeout(60):
+        while await heard(stream):
+            pass
 
 
 class TestSizes:
@@ -72,8 +81,8 @@ class TestSizes:
     async def test_what_does_not_parse_is_malformed(self, bench: Bench, way: str) -> None:
         async with bench.plain(way) as channel:
             for call in (
-                channel.unary_unary(ASK, None, None)(b"\xff\xff", timeout=20),
-                channel.stream_stream(TALK, None, None)(iter([b"\xff\xff"]), timeout=20).read(),
+                channel.unary_unary(ASK, None, None)(b"\xff\xff", timeout=60),
+                channel.stream_stream(TALK, None, None)(iter([b"\xff\xff"]), timeout=60).read(),
             ):
                 with pytest.raises(grpc.aio.AioRpcError) as failed:
                     await call
@@ -112,11 +121,12 @@ class TestTimes:
     @BOTH
     async def test_a_caller_that_gives_up_is_not_answered_for_ever(self, bench: Bench, way: str) -> None:
         async with bench.ours(way) as channel:
-            await ask(channel)  # connected: the time below is that of the call alone
-            method = Held(bench)
-            with pytest.raises(NotReady):
-                await ask(channel, timeout=timedelta(milliseconds=300))
-            await until(lambda: method.ended == 1)
+            method, allowed = Held(bench), timedelta(milliseconds=300)
+            while not method.began:  # on a busy machine the time may be over before the call has come
+                with pytest.raises(NotReady):
+                    await ask(channel, timeout=allowed)
+                allowed *= 2
+            await until(lambda: method.ended == method.began)
             method.let.set()
             assert await ask(channel) == "hello"
 
@@ -129,13 +139,13 @@ class TestTimes:
 
         bench.answer = answer
         async with bench.plain() as channel:
-            await asking(channel)(StringValue(), timeout=7)
+            await asking(channel)(StringValue(), timeout=1000)
             await asking(channel)(StringValue())
         assert told[0] is not None
-        assert 5 < told[0] <= 7
+        assert 900 < told[0] <= 1000
         assert told[1] is None
 
-    @pytest.mark.parametrize("patience", [None, 20])
+    @pytest.mark.parametrize("patience", [None, 60])
     async def test_whoever_has_all_the_time_hears_of_ours(
         self, authority: FakeAuthority, tmp_path: Path, patience: float | None
     ) -> None:
@@ -255,27 +265,29 @@ class TestAge:
     async def test_callers_connect_anew_and_lose_no_call(self, authority: FakeAuthority, tmp_path: Path) -> None:
         limits = Limits(connection_age=timedelta(milliseconds=150))
         async with serving(authority, tmp_path, limits=limits) as bench, bench.ours() as channel:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while bench.door.accepted < 4:
                     assert await ask(channel) == "hello"
 
-    async def test_a_call_that_takes_longer_is_finished_and_a_stream_that_takes_too_long_is_ended(
-        self, authority: FakeAuthority, tmp_path: Path
-    ) -> None:
+    async def test_a_call_that_takes_longer_is_finished(self, authority: FakeAuthority, tmp_path: Path) -> None:
+        limits = Limits(connection_age=timedelta(milliseconds=100), connection_grace=PATIENCE)
+        async with serving(authority, tmp_path, limits=limits) as bench, bench.plain() as channel:
+            method = Held(bench)
+            call = asking(channel)(StringValue(value="x"))
+            await until(lambda: method.began == 1)
+            bench.answer = echo
+            async with asyncio.timeout(60):
+                while bench.door.accepted < 2:  # the connection that is too old takes no more calls
+                    assert (await asking(channel)(StringValue(value="y"))).value == "y"
+            method.let.set()
+            assert (await call).value == "x"
+
+    async def test_a_stream_that_takes_too_long_is_ended(self, authority: FakeAuthority, tmp_path: Path) -> None:
         limits = Limits(connection_age=timedelta(milliseconds=100), connection_grace=timedelta(milliseconds=600))
         async with serving(authority, tmp_path, limits=limits) as bench, bench.plain() as channel:
             method = Held(bench)
-            call, stream = asking(channel)(StringValue(value="x")), talking(channel)(held())
-            assert await heard(stream) == "first"
-            await until(lambda: method.began == 2)
-            async with bench.plain() as newer:  # the connection that is too old takes no more calls
-                await until(lambda: bench.door.connections == 1)
-                asked = asking(newer)(StringValue(value="y"))
-                await until(lambda: method.began == 3)
-                with pytest.raises(grpc.aio.AioRpcError) as failed:
-                    await stream.read()
-                assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
-                await until(lambda: method.cancelled >= 2)
-                call.cancel()
-                method.let.set()
-                assert (await asked).value == "y"
+            stream = talking(channel)(held())
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await to_its_end(stream)
+            assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+            await until(lambda: method.cancelled == method.began)

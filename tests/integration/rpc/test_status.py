@@ -80,9 +80,9 @@ async def failure(channel: grpc.aio.Channel, path: str) -> grpc.aio.AioRpcError:
     """What a plain client hears of a call that fails."""
     if path == ASK:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await asking(channel)(StringValue(), timeout=20)
+            await asking(channel)(StringValue(), timeout=60)
         return failed.value
-    stream = talking(channel)(iter([StringValue()]), timeout=20)
+    stream = talking(channel)(iter([StringValue()]), timeout=60)
     assert await heard(stream) == "first"
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await heard(stream)
