@@ -128,6 +128,25 @@ def of_kind(objects: Iterable[JSON], kind: str, name: str = "") -> JSON:
     return found
 
 
+def pod_spec(objects: Iterable[JSON], kind: str = "Deployment") -> JSON:
+    """What the pods of the CA, or of the agent's DaemonSet, are made of."""
+    spec: JSON = of_kind(objects, kind)["spec"]["template"]["spec"]
+    return spec
+
+
+def container(objects: Iterable[JSON], kind: str = "Deployment") -> JSON:
+    """The only container of such a pod."""
+    (only,) = pod_spec(objects, kind)["containers"]
+    found: JSON = only
+    return found
+
+
+def volumes_by_path(objects: Iterable[JSON], kind: str = "Deployment") -> dict[str, JSON]:
+    """What that container finds mounted, by where."""
+    volumes = {each["name"]: each for each in pod_spec(objects, kind)["volumes"]}
+    return {each["mountPath"]: volumes[each["name"]] for each in container(objects, kind)["volumeMounts"]}
+
+
 def environment(objects: Iterable[JSON], kind: str = "Deployment") -> dict[str, str]:
     """The environment of the CA in its pod, or of the agent in that of the DaemonSet, as a kubelet would set it."""
     workload = of_kind(objects, kind)

@@ -20,7 +20,19 @@ from istio_auth.daemon.lifecycle import STOP_WITHIN
 from istio_auth.host_port import HostPort
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.manifests import BASE, KUBERNETES, Installation, apply, environment, kubectl, of_kind, rendered
+from tests.cluster.manifests import (
+    BASE,
+    KUBERNETES,
+    Installation,
+    apply,
+    container,
+    environment,
+    kubectl,
+    of_kind,
+    pod_spec,
+    rendered,
+    volumes_by_path,
+)
 from tests.cluster.waiting import answers, vanishes
 from tests.fakes.processes import program
 
@@ -39,17 +51,6 @@ INSTALLATIONS = {
     "all": replace(HIGH_AVAILABILITY, components=(*ALL_COMPONENTS, "node-agent", "shared-socket")),
 }
 every_installation = pytest.mark.parametrize("installation", INSTALLATIONS.values(), ids=INSTALLATIONS)
-
-
-def pod_spec(objects: Sequence[JSON]) -> JSON:
-    spec: JSON = of_kind(objects, "Deployment")["spec"]["template"]["spec"]
-    return spec
-
-
-def container(objects: Sequence[JSON]) -> JSON:
-    (only,) = pod_spec(objects)["containers"]
-    found: JSON = only
-    return found
 
 
 async def effective(objects: Sequence[JSON], folder: Path) -> dict[str, str]:
@@ -117,8 +118,7 @@ async def test_its_pods_may_run_where_the_restricted_standard_is_enforced(
 
 async def test_the_container_writes_nowhere_but_where_it_must(control_plane: ControlPlane) -> None:
     objects = await rendered(control_plane)
-    volumes = {each["name"]: each for each in pod_spec(objects)["volumes"]}
-    mounts = {each["mountPath"]: volumes[each["name"]] for each in container(objects)["volumeMounts"]}
+    mounts = volumes_by_path(objects)
     assert container(objects)["securityContext"]["readOnlyRootFilesystem"]
     writable = {path for path, volume in mounts.items() if "emptyDir" in volume}
     assert writable == {"/var/lib/istio-auth", "/tmp"}

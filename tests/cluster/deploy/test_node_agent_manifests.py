@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ca.config import TokenSettings
 from istio_auth.daemon.lifecycle import STOP_WITHIN
 from istio_auth.host_port import HostPort
 from istio_auth.pem import write_certificates
+from tests.cluster import manifests
 from tests.cluster.client import JSON, Client
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.deploy.test_manifests import WITH_AGENTS, WITH_SOCKETS, effective
@@ -46,22 +48,9 @@ PODS_AT_THE_KUBELET = Rule("get", "nodes/pods")
 # include/uapi/linux/capability.h
 CHOWN, SYS_PTRACE, SYS_ADMIN = 0, 19, 21
 of_agents = pytest.mark.parametrize("installation", [WITH_AGENTS, WITH_SOCKETS], ids=["volumes", "sockets"])
-
-
-def pod_spec(objects: Sequence[JSON]) -> JSON:
-    spec: JSON = of_kind(objects, "DaemonSet")["spec"]["template"]["spec"]
-    return spec
-
-
-def container(objects: Sequence[JSON]) -> JSON:
-    (only,) = pod_spec(objects)["containers"]
-    found: JSON = only
-    return found
-
-
-def volumes_by_path(objects: Sequence[JSON]) -> dict[str, JSON]:
-    volumes = {each["name"]: each for each in pod_spec(objects)["volumes"]}
-    return {each["mountPath"]: volumes[each["name"]] for each in container(objects)["volumeMounts"]}
+pod_spec = partial(manifests.pod_spec, kind="DaemonSet")
+container = partial(manifests.container, kind="DaemonSet")
+volumes_by_path = partial(manifests.volumes_by_path, kind="DaemonSet")
 
 
 async def settings(objects: Sequence[JSON], folder: Path, memory: Path, bundle: str) -> dict[str, str]:
