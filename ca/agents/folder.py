@@ -42,7 +42,7 @@ class AgentFolder:
         self._folder = private_folder(folder)
         self._evicted = private_folder(folder / "evicted")
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[tuple[int, int], AgentRecord]] = {}
+        self._known: dict[str, tuple[tuple[int, int, bool], AgentRecord]] = {}  # by time stamp, number, and settled
         self._seen: tuple[int, bool] | None = None
         self._evictions = Evictions({})
         self._subscribers = Subscribers()
@@ -221,9 +221,10 @@ class AgentFolder:
             raise MissingError(f"agent {name} never enrolled") from None
         except OSError as error:
             raise NotReady(f"can not look at {path}: {error.strerror}") from error
-        version = (found.st_mtime_ns, found.st_ino)
+        changed, number = found.st_mtime_ns, found.st_ino
         known = self._known.get(name)
-        if known is None or known[0] != version:
+        if known is None or known[0] != (changed, number, True):
+            settled = time.time_ns() - changed > _SETTLED  # numbers of files are given out again
             text = read_bounded(path, _MAX_FILE)
             try:
                 record = AgentRecord.from_json(text)
@@ -231,7 +232,7 @@ class AgentFolder:
                 raise ConfigurationError(f"{path}: {error}") from error
             if record.name != name:
                 raise ConfigurationError(f"{path} is the record of agent {record.name}")
-            known = self._known[name] = (version, record)
+            known = self._known[name] = ((changed, number, settled), record)
         return known[1]
 
     def _write(self, record: AgentRecord) -> None:

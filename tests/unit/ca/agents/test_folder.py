@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -109,6 +110,17 @@ def test_an_eviction_in_the_same_tick_of_the_file_systems_clock_is_seen(
     other.evict("node-2", clock.now())
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert set(agents.evictions().since) == {"node-1", "node-2"}
+
+
+def test_a_record_that_changes_in_the_same_tick_of_the_file_systems_clock_is_seen(
+    agents: AgentFolder, clock: FakeClock, tmp_path: Path
+) -> None:
+    enrolled(agents, clock)
+    record, path = agents.check_welcome("node-1"), tmp_path / "agents" / "node-1.json"
+    before = path.stat()
+    path.write_bytes(replace(record, identities=frozenset({WEB})).to_json())  # as a new file with its old number
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert agents.find("node-1").identities == {WEB}
 
 
 def test_evicting_twice_keeps_the_first_time(agents: AgentFolder, clock: FakeClock) -> None:

@@ -106,7 +106,7 @@ class Stream:
         if self._next is not None:
             self._next.cancel()
             await asyncio.wait([self._next])
-        await self._answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+        await self._answers.aclose()
 
     async def receive(self) -> DiscoveryResponse:
         async with asyncio.timeout(60):
