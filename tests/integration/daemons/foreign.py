@@ -128,7 +128,7 @@ class ForeignClient:
         """The reply's bytes to a request's bytes."""
         metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
         async with self.channel() as channel:
-            reply: bytes = await channel.unary_unary(METHOD, None, None)(data, timeout=20, metadata=metadata)
+            reply: bytes = await channel.unary_unary(METHOD, None, None)(data, timeout=60, metadata=metadata)
             return reply
 
     async def create(

@@ -280,7 +280,7 @@ class TestJoinTokens:
         async def over() -> bool:
             return (await ca.machine.operator("token", "list", "-o", "json")).count('"ended": true') > 0
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await over():
                 pass
         already = len(ca.machine.ca.lines())
@@ -338,7 +338,7 @@ class TestTheServer:
             *words, *strictly, "-cipher", "ALL:@SECLEVEL=0",
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             out, _ = await asked.communicate()
         assert (b"ALPN protocol: h2" in out) is spoken
         assert (asked.returncode == 0) is spoken, out

@@ -59,7 +59,7 @@ async def synced(client: ForeignClient) -> AsyncIterator[grpc.aio.StreamStreamCa
 
 
 async def news(stream: grpc.aio.StreamStreamCall[SyncRequest, SyncResponse]) -> SyncResponse:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         response = await stream.read()
     assert isinstance(response, SyncResponse)
     return response
@@ -86,7 +86,6 @@ class TestTheEndOfTheCA:
         seen: set[int] = set()
         lingering = tls_connection(machine)  # somebody who does not hang up
         async with synced(client) as stream:
-            began = time.monotonic()
             machine.ca.signal(signal.SIGTERM)
             ending = asyncio.create_task(machine.ca.ended())
             with pytest.raises(grpc.aio.AioRpcError) as failed:
@@ -94,8 +93,7 @@ class TestTheEndOfTheCA:
             assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
             while not ending.done():
                 seen.add(await asyncio.to_thread(status, machine.ca_health))
-        assert await ending == 0
-        assert time.monotonic() - began < 10
+        assert await ending == 0  # and was not ended hard, as after ten seconds
         assert 503 in seen
         assert seen <= {503, 0}
         lingering.close()
@@ -263,6 +261,7 @@ class TestAnAgentsWayBack:
             async with machine.agent:
                 await machine.agent_is_ready()
                 await machine.operator("agent", "evict", "node-1")
+                await until(lambda: status(machine.agent_health) == 503)
                 await machine.agent.says("the agent's own SVID has lapsed")
                 await machine.ca.says_like("evicted")
                 already = len(machine.agent.lines())
@@ -279,6 +278,7 @@ class TestAnAgentsWayBack:
                 await machine.agent_is_ready()
                 machine.token.unlink()
                 await machine.ca.kill()
+                await until(lambda: status(machine.agent_health) == 503)
                 await machine.agent.says("the agent's own SVID has lapsed")
                 over = time.monotonic() + 2
                 await until(lambda: time.monotonic() > over)
@@ -295,13 +295,12 @@ class TestAnAgentsWayBack:
 
 class TestTheServingCertificate:
     async def test_is_renewed_under_callers_that_stay(self, tmp_path: Path) -> None:
-        machine = Machine(tmp_path, ttl="4s")
+        machine = Machine(tmp_path, ttl="8s")
         async with machine.ca:
             await machine.ca.says("ready")
             first = presented(machine)
             await until(lambda: presented(machine) != first)
-            lines = [line for line in machine.ca.lines() if line["event"] == "serving certificate renewed"]
-            assert len(lines) >= 2
+            await until(lambda: sum(line["event"] == "serving certificate renewed" for line in machine.ca.lines()) > 1)
             assert status(machine.ca_health) == 200
             agent = await joined(machine)
             assert certificates(agent.chain.decode())
@@ -372,7 +371,7 @@ def tls_connection(machine: Machine) -> ssl.SSLSocket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", machine.ca_port), timeout=20))
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", machine.ca_port), timeout=60))
 
 
 def presented(machine: Machine) -> bytes | None:

@@ -97,7 +97,7 @@ def judged(done: dict[str, Done]) -> dict[str, bool]:
 async def run(command: str) -> Done:
     """Run one command as a person would, in a shell."""
     process = await create_subprocess_shell(command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         out, err = await process.communicate()
     assert process.returncode is not None
     return Done(process.returncode, out.decode(), err.decode())
@@ -108,7 +108,7 @@ async def follows(command: str, text: str) -> bool:
     process = await create_subprocess_shell(f"exec {command}", stdin=DEVNULL, stdout=PIPE)
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while line := await process.stdout.readline():
                 if text in line.decode():
                     return True
