@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from istio_auth.door.register import DoorLimits, Register
-from istio_auth.errors import Exhausted
+from istio_auth.errors import Exhausted, NotAuthorized
 
 
 class Connection:
@@ -34,6 +34,22 @@ async def test_a_process_has_a_limit_of_its_own_and_leaves_the_rest_to_others_of
     register.leave(first[0], "")
     enter(register, 1, "uid 1", "process 7")
     assert register.connections == 6
+
+
+async def test_a_caller_over_a_limit_has_one_line_in_the_log_and_every_other_refusal_has_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[str] = []
+    register = Register(Path("server"), DoorLimits(), lambda listener, _reason: told.append(listener))
+    for _ in range(3):
+        register.refuse("main", "pid 7 uid 1", Exhausted("too many connections"))
+        register.refuse("main", "pid 8 uid 1", Exhausted("too many connections"))
+        register.refuse("main", "pid 7 uid 1", NotAuthorized("it is not welcome"))
+    assert (register.refused, len(told)) == (9, 9)
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("pid 7" in line and "too many" in line for line in lines) == 1
+    assert sum("pid 8" in line for line in lines) == 1
+    assert sum("not welcome" in line for line in lines) == 3
 
 
 async def test_what_is_kept_for_callers_with_few_connections_is_not_given_to_those_with_many() -> None:
