@@ -14,7 +14,7 @@ from cryptography import x509
 
 from tests.cluster.client import JSON, Client
 from tests.cluster.waiting import appears
-from tests.fakes.processes import Program, fetch, free_port, program, status
+from tests.fakes.processes import Program, fetch, free_port, metric, program, status
 from tests.fakes.waiting import until
 from tests.integration.daemons.foreign import SERVED_AS, ForeignClient, Identity, certificates
 
@@ -125,11 +125,8 @@ class RunningCA:
         self.process.signal(signal.SIGCONT)
 
     def metric(self, name: str) -> float:
-        """What it tells of a metric, its labels included in the name; 0 if nothing, or if nobody is there."""
-        for line in fetch(self._health, "/metrics").decode().splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.rpartition(" ")[2])
-        return 0
+        """What it tells of a metric, its labels included in the name."""
+        return metric(self._health, name)
 
     def readiness(self) -> list[str]:
         """The lines that it answers to who asks whether it is ready."""

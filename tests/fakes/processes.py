@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import socket
@@ -46,6 +47,17 @@ def status(port: int, path: str = "/readyz") -> int:
     """The status that a port of loopback answers with; 0 if nobody is there."""
     answer = fetch(port, path)
     return int(answer.split()[1]) if answer else 0
+
+
+def metric(port: int, name: str) -> float:
+    """What a port of loopback tells of a metric, its labels included in the name; 0 if nothing.
+
+    Nobody there is not nothing: that is no number, and no comparison with it holds.
+    """
+    if not (answer := fetch(port, "/metrics")):
+        return math.nan
+    told = (line.rpartition(" ") for line in answer.decode().splitlines())
+    return next((float(value) for found, _, value in told if found == name), 0)
 
 
 async def run(name: str, *arguments: object) -> str:

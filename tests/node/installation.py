@@ -12,7 +12,7 @@ from typing import Any, Self
 from tests.cluster.manifests import KUBERNETES, Installation, ca_account, environment, rendered
 from tests.cluster.running_ca import published_roots
 from tests.cluster.server import Server
-from tests.fakes.processes import fetch, free_port, program, run, status
+from tests.fakes.processes import free_port, metric, program, run, status
 from tests.node.machine import ADDRESS, KUBELET
 from tests.node.node import Node
 
@@ -88,11 +88,8 @@ class Installed:
         return (self._plane.folder / "node-agent.log").read_text()
 
     def metric(self, name: str) -> float:
-        """What the agent tells of a metric, its labels included in the name; 0 if nothing."""
-        for line in fetch(self._agent_health, "/metrics").decode().splitlines():
-            if line.startswith(f"istio_auth_agent_{name} "):
-                return float(line.rpartition(" ")[2])
-        return 0
+        """What the agent tells of a metric, its labels included in the name."""
+        return metric(self._agent_health, f"istio_auth_agent_{name}")
 
     async def volume_of(self, pod: str) -> dict[str, Any]:
         """What `node-agent status` says of the volume of a pod: `<namespace>/<name>`; nothing while it starts."""

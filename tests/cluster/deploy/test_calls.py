@@ -42,10 +42,10 @@ async def test_every_right_is_used_and_no_call_is_without_one(
         rights = {(rule.verb, rule.resource) for rule in granted(await rendered(control_plane, installation))}
 
         async def all_are_used() -> bool:
-            return not {right for right in rights if right[1] not in _NOT_CALLED and not calls(ca, *right)}
+            return not {right for right in rights if right[1] not in _NOT_CALLED and not calls(ca, *right) > 0}
 
         await eventually(all_are_used)
-        assert calls(ca, "create", "events.events.k8s.io")
+        assert calls(ca, "create", "events.events.k8s.io") > 0
         assert not [line for line in ca.process.lines() if "forbidden" in str(line)]
 
 

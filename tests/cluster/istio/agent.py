@@ -16,7 +16,7 @@ import grpc
 from istio_auth.strict_json import JSON
 from istio_auth.svid import X509SVID
 from tests.cluster.istio.istiod import Mesh, written
-from tests.fakes.processes import Program, fetch, free_port, program, run
+from tests.fakes.processes import Program, fetch, free_port, metric, program, run
 from tests.fakes.sds_client import SDSStream
 from tests.fakes.waiting import until
 
@@ -130,10 +130,7 @@ class IstiodAgent:
 
     def metric(self, name: str) -> float:
         """What it tells of a metric, its labels included in the name."""
-        for line in fetch(self._health, "/metrics").decode().splitlines():
-            if line.startswith(f"istio_auth_agent_{name} "):
-                return float(line.rpartition(" ")[2])
-        return 0
+        return metric(self._health, f"istio_auth_agent_{name}")
 
     async def is_ready(self) -> None:
         """Return when it says so."""
