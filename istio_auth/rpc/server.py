@@ -72,6 +72,10 @@ class Limits:
     first_word: timedelta = timedelta(seconds=20)
 
 
+class _Stopping(NotReady):
+    """The server is stopping, of which there is a line already: not one more for each caller."""
+
+
 class _Busy(Exhausted):
     """More is asked of the server than it takes on at once, by this caller and others."""
 
@@ -212,9 +216,9 @@ class RpcServer:
     def _too_much(self, words: str) -> _Busy:
         return _Busy(words, public="too many requests, try again later", retry_after=self._limits.retry_after)
 
-    def _leaving(self) -> NotReady:
+    def _leaving(self) -> _Stopping:
         words = "the server is stopping"
-        return NotReady(words, public=words, retry_after=self._limits.retry_after)
+        return _Stopping(words, public=words, retry_after=self._limits.retry_after)
 
     def begin(self, context: _Context) -> Call:
         """What is known of a call when it begins.
@@ -237,7 +241,7 @@ class RpcServer:
         """How loud a refusal is."""
         if isinstance(error, _Busy):
             return logging.WARNING if self._busy_lines.allows(caller) else logging.DEBUG
-        told_already = error.code is Code.EXHAUSTED and self.guard is not None
+        told_already = isinstance(error, _Stopping) or (error.code is Code.EXHAUSTED and self.guard is not None)
         return logging.DEBUG if told_already else logging.INFO
 
     def done(self, path: str, code: Code | None, seconds: float) -> None:

@@ -173,7 +173,7 @@ def write_svid(
         NotReady: there is no SVID, the disk is full or failed, or somebody keeps the folder locked; the old files are
             as they were.
         VerificationError: there is no bundle for the trust domain of the SVID.
-        ConfigurationError: the folder can not be made or may not be written to.
+        ConfigurationError: the folder can not be made or may not be written to, or the group not be given files.
     """
     folder, svid = Path(folder), context.svid
     key = write_traditional_private_key(svid.private_key) if traditional_key else svid.key_pem()
@@ -274,12 +274,21 @@ def _replace(folder: Path, contents: Mapping[str, tuple[bytes, int]], group: int
     for name, (content, mode) in contents.items():
         atomic_write(fresh / name, content, mode=mode & 0o600 if group is not None else mode)
         if group is not None:
-            os.chown(fresh / name, -1, group)
+            _give(fresh / name, group)
             (fresh / name).chmod(mode)  # only now may the group read it: before, it was another one
     _link(folder / _DATA, fresh.name)
     for name in contents:
         _link(folder / name, f"{_DATA}/{name}")
     sync_folder(folder)
+
+
+def _give(path: Path, group: int) -> None:
+    try:
+        os.chown(path, -1, group)
+    except PermissionError as error:
+        raise ConfigurationError(
+            f"files can not be given to group {group}: who writes them must be in that group, or have CAP_CHOWN"
+        ) from error
 
 
 def _link(path: Path, target: str) -> None:

@@ -102,6 +102,10 @@ def send_signal(settings: FilesSettings) -> str:
         # Looked at after it was opened: if it has ended since, no other process of its number is sent anything.
         _refuse_other(settings, pid, writer)
         signal.pidfd_send_signal(process, settings.signal_number)
+    except PermissionError as error:
+        raise NotReady(
+            f"process {pid} was not sent {settings.signal}: it is another user's, for which we need CAP_KILL"
+        ) from error
     except OSError as error:
         raise NotReady(f"process {pid} was not sent {settings.signal}: {os.strerror(error.errno or 0)}") from error
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
 
 import grpc
@@ -45,6 +46,19 @@ async def test_a_stream_that_waits_for_its_caller_ends_too(bench: Bench) -> None
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await stream.read()
     assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_that_it_stops_is_no_line_for_each_of_its_streams(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        async with bench.plain() as channel:
+            streams = [talking(channel)(held(StringValue(value="x"))) for _ in range(3)]
+            for stream in streams:
+                assert await heard(stream) == "x"
+            await bench.server.stop(GRACE)
+            for stream in streams:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await stream.read()
+    assert [record.message for record in caplog.records if "call refused" in record.message] == []
 
 
 async def test_what_takes_longer_than_its_grace_is_given_up(bench: Bench) -> None:

@@ -165,6 +165,17 @@ class TestWriting:
             write_svid(tmp_path, X509Context(FIRST.svids, BundleSet()))
         assert not list(tmp_path.iterdir())
 
+    def test_for_a_group_that_the_writer_is_not_in_says_what_is_missing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def not_ours(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "chown", not_ours)
+        with pytest.raises(ConfigurationError, match="group 4711: who writes them must be in that group"):
+            write_svid(tmp_path, FIRST, key_mode=0o640, group=4711)
+        assert list(tmp_path.glob("*.pem")) == []
+
     def test_by_several_at_once_is_one_after_the_other(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(svid_files, "_PATIENCE", 60.0)  # a slow disk is no finding
         start, failed = threading.Barrier(4), list[BaseException]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -132,6 +133,18 @@ class TestASignal:
             assert heard == [signal.SIGUSR2]
         finally:
             signal.signal(signal.SIGUSR2, before)
+
+    def test_to_another_users_process_needs_a_capability_that_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def not_ours(*_: object) -> None:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(signal, "pidfd_send_signal", not_ours)
+        (tmp_path / "pid").write_text(f"{os.getpid()}\n")
+        settings = FilesSettings("web", tmp_path, signal="HUP", pid_file=tmp_path / "pid")
+        with pytest.raises(NotReady, match="was not sent HUP: it is another user's, for which we need CAP_KILL"):
+            send_signal(settings)
 
     async def test_goes_to_no_process_of_another_name_that_has_the_number_now(self, tmp_path: Path) -> None:
         with subprocess.Popen(["sleep", "1000"]) as other:  # noqa: ASYNC220  # which begins at once
