@@ -26,10 +26,15 @@ async def bounded_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
 def plain_reason(error: Exception) -> str:
     """What went wrong, without the inner workings of aiohttp, and without the URL: its query may hold a secret."""
     if isinstance(error, aiohttp.ClientResponseError):
-        return error.message[:300] or "it does not speak HTTP"
+        return _in_one_line(error.message) or "it does not speak HTTP"
     if isinstance(error, aiohttp.InvalidURL):
         return "the URL is malformed"
     if isinstance(error, TimeoutError):
         return "no answer in time"
     cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
-    return str(cause)[:300] or type(cause).__name__
+    return _in_one_line(str(cause)) or type(cause).__name__
+
+
+def _in_one_line(words: str) -> str:
+    """As much as a log shall have of what a server may have written."""
+    return " ".join("".join(each if each.isprintable() else " " for each in words).split())[:300]
