@@ -167,7 +167,8 @@ class TestKubeconfig:
     async def test_a_proxy_of_the_environment_is_used_but_not_for_what_is_excepted(
         self, kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.delenv("no_proxy", raising=False)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
         async with FakeAPIServer() as server, FakeAPIServer() as proxy:
             monkeypatch.setenv("http_proxy", proxy.url)
             server.kubeconfig(kubeconfig)
