@@ -13,7 +13,7 @@ from deploy.demo.processes import Child, Processes, ProcessFailed, program, run
 from deploy.demo.toml import table
 from deploy.demo.waiting import holds_within
 
-_READY_WITHIN = 20.0
+_READY_WITHIN = 60.0
 _OPERATOR_TTL = "1h"  # of certificates issued by hand: they outlive the demo
 
 

