@@ -219,6 +219,12 @@ def echo(channel: grpc.aio.Channel) -> grpc.aio.UnaryUnaryMultiCallable[bytes, b
     return channel.unary_unary(ECHO, None, None)
 
 
+async def given_up(call: grpc.aio.Call) -> None:
+    """Cancel a call, and wait for its end: told later, it would be told to a loop that is closed."""
+    call.cancel()
+    assert await call.code() == grpc.StatusCode.CANCELLED
+
+
 async def cut(channel: GrpcChannel) -> None:
     """End the channel's connection, so that its next call needs another."""
     for passage in list(channel._portal.passages):

@@ -27,6 +27,7 @@ from tests.integration.grpc.service import (
     WAIT,
     Talk,
     echo,
+    given_up,
     new_server,
     served,
 )
@@ -169,7 +170,7 @@ async def test_a_stream_that_is_given_up_ends_its_method_at_once(theirs: MemoryS
     async with served(server) as door, grpc_channel(theirs, is_id(SERVER), door.address) as channel:
         call = channel.unary_stream("/test.Endless/Endless")(b"x")
         assert await call.read() == b"x"
-        call.cancel()
+        await given_up(call)
         async with asyncio.timeout(60):
             await ended.wait()
 

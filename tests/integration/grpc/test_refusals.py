@@ -47,6 +47,7 @@ from tests.integration.grpc.service import (
     Refusals,
     Talk,
     echo,
+    given_up,
     holding,
     new_server,
     served,
@@ -110,7 +111,7 @@ class TestServers:
             call = echo(channel)(b"secret", wait_for_ready=True)
             await until(lambda: server.heard)
             assert server.heard.startswith(b"PRI * HTTP/2.0")
-            call.cancel()
+            await given_up(call)
         await until(lambda: server.finished)
 
     @pytest.mark.parametrize(("istio_alpn", "selected"), [(True, "istio-h2"), (False, None)])
@@ -257,7 +258,7 @@ class TestReasons:
         with caplog.at_level(logging.DEBUG, "istio_auth.portal"):
             call = echo(refused)(b"", wait_for_ready=True)
             await until(lambda: len(levels()) > 3)
-            call.cancel()
+            await given_up(call)
             assert levels()[0] == logging.WARNING
             assert set(levels()[1:]) == {logging.DEBUG}
 

@@ -50,6 +50,7 @@ async def test_a_stream_goes_on_and_the_next_connection_is_of_the_new_svids(
         assert await running.read() == b"after"
         await echo(channel)(b"on the same connection")
         await cut(channel)
+        assert await running.code() == grpc.StatusCode.UNAVAILABLE
         await echo(channel)(b"on the next", wait_for_ready=True)
         shown = [chain[0].serial_number for chain in talk.chains]
         assert shown == [old, old, theirs.svid().leaf.serial_number]
@@ -90,6 +91,7 @@ async def test_a_removed_root_ends_no_stream_and_admits_nobody_new_until_the_cli
         await running.write(b"after")
         assert await running.read() == b"after"
         await cut(channel)
+        assert await running.code() == grpc.StatusCode.UNAVAILABLE
         with pytest.raises(grpc.aio.AioRpcError):
             await echo(channel)(b"", wait_for_ready=True, timeout=0.5)
         await until(lambda: refusals.reasons)
