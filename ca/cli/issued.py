@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ _LONGEST_LINE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """One certificate on record."""
+    """One certificate on record; `proof` is what was shown, by the names that the CA's log has for it."""
 
     sequence: int
     time: datetime
@@ -30,6 +30,7 @@ class Issued:
     not_after: datetime
     caller: str
     method: str
+    proof: Mapping[str, str]
     certificate: str
 
     def json(self) -> dict[str, JSON]:
@@ -44,6 +45,7 @@ class Issued:
             "not_after": iso(self.not_after),
             "caller": self.caller,
             "method": self.method,
+            "proof": dict[str, JSON](self.proof),
             "certificate": self.certificate,
         }
 
@@ -149,6 +151,7 @@ def _read(line: bytes, where: str) -> Issued | None:
             not_after=datetime.fromisoformat(members["not_after"]),
             caller=str(members["attested"]["spiffe_id"]),
             method=str(members["attested"]["method"]),
+            proof={str(name): str(value) for name, value in dict(members["attested"]["details"]).items()},
             certificate=str(members["certificate"]),
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def test_the_log_tells_what_was_issued_the_newest_last(ca: Path, tmp_path: Path)
     assert [record["sequence"] for record in records] == [1, 2, 3]
     assert [record["spiffe_id"] for record in records] == [WEB, DB, WEB]
     assert {record["method"] for record in records} == {"operator"}
+    assert {record["proof"]["uid"] for record in records} == {str(os.getuid())}
     shown = ca_cli("inspect", tmp_path / "svid-2", "-o", "json").json["documents"][0]["certificates"][0]
     assert records[2]["serial"] == shown["serial"]
     assert records[2]["not_after"] == shown["not_after"]
