@@ -46,7 +46,9 @@ async def test_every_right_is_used_and_no_call_is_without_one(
 
         await eventually(all_are_used)
         assert calls(ca, "create", "events.events.k8s.io") > 0
-        assert not [line for line in ca.process.lines() if "forbidden" in str(line)]
+        refused = [str(line) for line in ca.process.lines() if "forbidden" in str(line)]
+        # Into a namespace that is going nobody may write, whatever his rights are.
+        assert not [line for line in refused if "it is being terminated" not in line]
 
 
 def calls(ca: RunningCA, verb: str, resource: str) -> float:
