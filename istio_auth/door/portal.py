@@ -17,7 +17,7 @@ from typing import Self, cast
 
 import aiohappyeyeballs
 
-from istio_auth.door.splice import BUFFER_BYTES, PlainEnd, TLSEnd
+from istio_auth.door.splice import BUFFER_BYTES, PatientEnd, TLSEnd
 from istio_auth.door.unix_socket import BACKLOG, PrivateFolder, close_listener, listening_socket
 from istio_auth.errors import IstioAuthError, NotReady
 from istio_auth.host_port import HostPort
@@ -108,7 +108,7 @@ class _Passage:
     def __init__(self, portal: Portal, buffer: memoryview) -> None:
         self._portal = portal
         self._buffer = buffer
-        self.near = PlainEnd(buffer, self)
+        self.near = PatientEnd(buffer, self)
         self.out: TLSEnd | None = None
         self.secured: asyncio.Future[None] = self.near.loop.create_future()
         self._dialling: asyncio.Task[None] | None = None

@@ -2,7 +2,7 @@
 
 An end is an asyncio protocol over one socket. `PlainEnd` passes bytes as they are; `TLSEnd` speaks TLS on its socket,
 over memory, because asyncio's own TLS tells nobody why a handshake was refused and costs twice the time. When either
-end closes, what is under way is still delivered and then both are closed, so half-closed connections do not exist.
+end closes, what is under way is still delivered and then both are closed, so half-closed connections do not last.
 """
 
 from __future__ import annotations
@@ -147,6 +147,24 @@ class PlainEnd(asyncio.BufferedProtocol):
     def _hold_until_tied(self) -> None:
         if self._other is None:
             self.hold()
+
+
+class PatientEnd(PlainEnd):
+    """An end whose peer is told of the end first and may then still write: to a closed Unix socket it could not.
+
+    gRPC takes a write that fails for the end of the connection, and throws away what it has not read: the answer to its
+    last call, and that it shall connect anew.
+    """
+
+    _finished = False
+
+    def finish(self) -> None:
+        """Deliver what was sent, and its end; close when the peer does, and not much later."""
+        if (transport := self.transport) is not None and not transport.is_closing() and not self._finished:
+            self._finished = True
+            transport.write_eof()
+            transport.resume_reading()
+            self.loop.call_later(LINGER_SECONDS, transport.abort)
 
 
 class TLSEnd(PlainEnd):
