@@ -34,9 +34,12 @@ class Workload:
         """The next thing that it tells in which this is that; what it tells before is passed over."""
         assert self._process.stdout is not None
         async with asyncio.timeout(60):
-            while (told := json.loads(await self._process.stdout.readline())).get(what) != value:
-                assert "error" not in told, told
-        return dict(told)
+            while line := await self._process.stdout.readline():
+                told: dict[str, str] = json.loads(line)
+                assert "error" not in told
+                if told.get(what) == value:
+                    return told
+        raise AssertionError("the program has ended")
 
     async def meets(self) -> str:
         """The number of the certificate of an end that met another one; each found the other to be the workload."""
@@ -85,18 +88,17 @@ async def test_a_go_workload_is_served_once_it_is_registered_and_lives_on_withou
             program.do("token")
             assert (await program.tells("code", "Unimplemented"))["words"] == "JWT-SVIDs are not served by this agent"
 
+            before = serial(agent)
             (held,) = agent.agent.cache.snapshot.held.values()
             clock.advance(held.due - clock.now())
             agent.agent.renewals.look_again()
-            assert (
-                (await program.tells("update", WEB))["serial"] == serial(agent) != f"{held.svid.leaf.serial_number:x}"
-            )
+            assert (await program.tells("update", WEB))["serial"] == serial(agent) != before
             await until_async(lambda: _meets_by(program, serial(agent)))
 
-            held_on_to = serial(agent)
+            before = serial(agent)
             await agent.stop()
             await program.tells("code", "Unavailable")
-            assert await program.meets() == held_on_to
+            assert await program.meets() == before
             await agent.start()
             assert (await program.tells("update", WEB))["serial"] == serial(agent)
 
