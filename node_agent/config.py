@@ -12,6 +12,7 @@ from typing import Annotated
 from istio_auth.daemon.command import LogSettings
 from istio_auth.daemon.folders import Folders
 from istio_auth.daemon.settings import Setting
+from istio_auth.door.unix_socket import check_path
 from istio_auth.errors import ConfigurationError, InvalidSpiffeID
 from istio_auth.host_port import HostPort
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
@@ -53,6 +54,7 @@ class SocketSettings:
             raise ConfigurationError(f"{self.mode[:100]!r} is no mode: write it in octal, for instance 0600")
         if not self.path.is_absolute():
             raise ConfigurationError(f"{self.path} is no absolute path")
+        check_path(self.path)
         if any(uid < 0 for uid in self.uids):
             raise ConfigurationError("a uid is not negative")
 

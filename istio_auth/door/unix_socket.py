@@ -44,7 +44,8 @@ def listening_socket(path: Path, mode: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise ConfigurationError(f"can not listen at {path}: {error.strerror}") from error
+        why = f"there is no folder {path.parent}" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ConfigurationError(f"can not listen at {path}: {why}") from error
     return listener
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from istio_auth.daemon.settings import Sources, load
 from istio_auth.door import UnixCaller
+from istio_auth.door.unix_socket import listening_socket
 from istio_auth.errors import ConfigurationError, NotAuthorized
 from node_agent.config import PREFIX, Config, SocketSettings
 from node_agent.serving import admission
@@ -70,6 +71,16 @@ def test_a_mistake_in_one_place_is_refused(tmp_path: Path, good: str, bad: str) 
     with pytest.raises(ConfigurationError):
         loaded(tmp_path, FILE.replace(good, bad))
     loaded(tmp_path, FILE)
+
+
+def test_a_socket_at_a_path_that_no_socket_can_have_is_found_before_the_start() -> None:
+    with pytest.raises(ConfigurationError, match="too long for a Unix socket"):
+        SocketSettings(Path(f"/run/{'x' * 120}.sock"), "web")
+
+
+def test_a_socket_in_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"there is no folder {tmp_path}/none"):
+        listening_socket(tmp_path / "none/web.sock", 0o666)
 
 
 def test_a_socket_with_uids_is_for_them_alone() -> None:
