@@ -101,6 +101,16 @@ async def test_what_opens_the_sockets_of_pods_opens_no_driver(agent: RunningAgen
     assert refusal.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_a_pod_that_asks_for_a_token_hears_that_there_are_none(agent: RunningAgent, kubelet: Kubelet) -> None:
+    await kubelet.publish(POD, TOKEN)
+    channel = grpc.aio.insecure_channel(f"unix:{socket_of(kubelet)}", options=[("grpc.use_local_subchannel_pool", 1)])
+    async with channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await channel.unary_unary("/SpiffeWorkloadAPI/FetchJWTSVID", None, None)(b"", metadata=HEADER)
+    words = "JWT-SVIDs are not served by this agent"
+    assert (refusal.value.code(), refusal.value.details()) == (grpc.StatusCode.UNIMPLEMENTED, words)
+
+
 async def test_a_renewed_certificate_is_pushed_to_the_pod(
     agent: RunningAgent, kubelet: Kubelet, clock: FakeClock
 ) -> None:
