@@ -89,7 +89,7 @@ class UnixCaller:
         uid: its effective user id when it connected.
         gid: its effective group id when it connected.
         pid: its process id as seen from here; 0 if it lives in a pid namespace that can not be seen from here.
-        socket: the name of the listener it came through.
+        socket: the name of the listener it came through; empty for a process that an operator asks about.
         process: the handle that tells whether it is still the same.
     """
 
@@ -126,7 +126,8 @@ class UnixCaller:
             raise NotAuthenticated(f"the calling process {self.pid} has ended")
 
     def __str__(self) -> str:
-        return f"process {self.pid} (uid {self.uid}, gid {self.gid}) at socket {self.socket}"
+        where = f" at socket {self.socket}" if self.socket else ""
+        return f"process {self.pid} (uid {self.uid}, gid {self.gid}){where}"
 
 
 Caller: TypeAlias = TLSCaller | UnixCaller

@@ -144,6 +144,7 @@ def test_callers_are_told_in_words() -> None:
     assert str(TLSCaller((), web, "192.0.2.1:5")) == "spiffe://cluster.local/web at 192.0.2.1:5"
     assert str(TLSCaller((), None, "[::1]:5")) == "a caller without certificate at [::1]:5"
     assert str(UnixCaller(7, 8, 9, "s")) == "process 9 (uid 7, gid 8) at socket s"
+    assert str(UnixCaller(7, 8, 9, "")) == "process 9 (uid 7, gid 8)"
     handle = ProcessHandle(-1, 5)
     assert UnixCaller(7, 8, 9, "s", handle) == UnixCaller(7, 8, 9, "s")
     assert "ProcessHandle" not in repr(UnixCaller(7, 8, 9, "s", handle))
