@@ -168,7 +168,7 @@ class WorkloadAPI:
         if stream.entitled.ids:
             return
         if (missing := self._registrations_missing()) is not None:
-            raise NotReady(missing, public="the agent is starting")
+            raise NotReady(missing, public="the agent can not serve anybody yet")
         self._metrics.callers_unknown.inc()
         log.warning(
             "no registration fits this caller; it is refused", caller=str(stream.caller), **stream.entitled.explained()

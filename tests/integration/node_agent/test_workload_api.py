@@ -237,7 +237,7 @@ class TestTheEndpoint:
         self, server: CAServer, tmp_path: Path, clock: FakeClock
     ) -> None:
         async with RunningAgent(server, tmp_path, clock) as agent, at(agent.socket) as workload:
-            assert (await workload.refusal("FetchX509SVID"))[0] == "UNAVAILABLE"
+            assert await workload.refusal("FetchX509SVID") == ("UNAVAILABLE", "the agent can not serve anybody yet")
             agent.give_token()
             agent.agent.identity.look_again()
             await agent.served("/web")
