@@ -101,12 +101,16 @@ class Volumes:
         task = asyncio.create_task(work())
         self._busy[volume_id] = task
         task.add_done_callback(lambda done: self._done(volume_id, done))
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:  # the kubelet waits no longer
+            task.add_done_callback(lambda done: _note_failure(volume_id, done))
+            raise
 
     def _done(self, volume_id: str, task: asyncio.Task[bool]) -> None:
         del self._busy[volume_id]
         if not task.cancelled():
-            task.exception()  # whoever waited for it has been told; nobody may be left who did
+            task.exception()  # whoever waited for it has been told, and the log if nobody did
 
     async def _publish(self, publication: Publication, token: Token, within: float) -> bool:
         if (volume := self._by_id.get(publication.volume_id)) is not None:
@@ -196,6 +200,13 @@ class Volumes:
         if publication.attributes.form is Form.SOCKETS:
             await self._sockets.open(volume)  # if that fails, the next republish tries it again
         log.info("a volume is served again", pod=publication.pod, spiffe_id=str(publication.spiffe_id))
+
+
+def _note_failure(volume_id: str, task: asyncio.Task[bool]) -> None:
+    """Say in the log what a call failed with that nobody waits for any more."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        reason = str(error) if isinstance(error, IstioAuthError) else repr(error)
+        log.warning("a call for a volume failed, and its caller waits no longer", volume=volume_id, reason=reason)
 
 
 def _another(before: Publication, now: Publication) -> MalformedError:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -23,6 +24,7 @@ from istio_auth.svid import X509SVID
 from istio_auth.x509_source import X509Context
 from node_agent.csi.attributes import FilesForm
 from node_agent.csi.folder import VolumeFolder
+from node_agent.csi.pod_token import Token
 from tests.fakes.ca import CAServer
 from tests.fakes.certificate_client import Fault
 from tests.fakes.clock import FakeClock
@@ -291,6 +293,29 @@ async def test_what_a_kubelet_gave_up_waiting_for_goes_on_and_is_found_by_its_ne
     await until(lambda: kubelet.target(POD).exists())
     await until_async(lambda: published(kubelet))
     assert server.ca.signed == 1
+
+
+async def test_why_it_failed_when_a_kubelet_had_given_up_waiting_is_in_the_log(
+    agent: RunningAgent, kubelet: Kubelet, server: CAServer, mounts: LinkMounts, clock: FakeClock
+) -> None:
+    await kubelet.publish(POD, TOKEN)
+    assert agent.agent.csi is not None
+    volumes = agent.agent.csi.volumes
+    (volume,) = volumes.all()
+    await kubelet.unpublish(POD)
+    server.hang.clear()
+    mounts.failure = NotReady("no space for mounts")
+    token = Token(TOKEN, clock.now() + timedelta(hours=1))
+    publishing = asyncio.create_task(volumes.publish(volume.publication, token, within=60))
+    await until(lambda: kept(agent))
+    with structlog.testing.capture_logs() as lines:
+        publishing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await publishing
+        server.hang.set()
+        await until(lambda: any("no space for mounts" in str(line.get("reason")) for line in lines))
+    mounts.failure = None
+    await until_async(lambda: published(kubelet))
 
 
 async def test_a_hundred_pods_at_once_each_get_a_key_of_their_own(agent: RunningAgent, kubelet: Kubelet) -> None:
