@@ -21,6 +21,7 @@ def instructions(layout: Layout, workloads: Workloads, ttl: str) -> str:
     ours, foreign = (_identity(operator / name) for name in ("ours", "foreign"))
     users = _plain(frontend, "backend-users")
     state = f"--state-folder {_word(layout.folder / 'ca')}"
+    agent, admin = _word(program("node-agent")), f"--admin-socket {_word(layout.folder / 'agent' / 'admin.sock')}"
     sections = {
         "Call the backend": {
             "the frontend, which is allowed: the backend tells who it sees calling": _plain(frontend, "backend"),
@@ -49,6 +50,9 @@ def instructions(layout: Layout, workloads: Workloads, ttl: str) -> str:
         "Look behind": {
             "why the backend's sidecar refused somebody": f"grep failure {_word(backend.envoy.child.output)}",
             "its counters": f"{_admin(backend)}/stats?filter=fail_verify",
+            "what the agent holds, and for whom": f"{agent} status {admin}",
+            "what a process is to it: the backend's sidecar": f"{agent} explain {admin} "
+            f"--pid {backend.envoy.child.process.pid}",
             "the CA's metrics": f"{_CURL} http://{LOOPBACK}:{layout.ca_health}/metrics | grep ^istio",
             "the agent's": f"{_CURL} http://{LOOPBACK}:{layout.agent_health}/metrics | grep ^istio",
             "logs of everything": f"tail -f {_word(layout.folder / 'logs')}/*.err",

@@ -87,6 +87,8 @@ def judged(done: dict[str, Done]) -> dict[str, bool]:
             "HTTP_REQUEST", "SAN_matcher", "PEER_DID_NOT_RETURN", "local_issuer"
         ),
         "counters": the("its counters").shows("inbound_web.ssl.fail_verify_san: [1-9]"),
+        "what the agent holds": the("what the agent holds").shows(f"Workload {BACKEND}", "renewed in"),
+        "a process": the("what a process is to it").shows(f"earns +{BACKEND}"),
         "the CA's metrics": the("the CA's metrics").shows("^istio_"),
         "the agent's metrics": the("the agent's").shows("^istio_"),
     }
