@@ -2,7 +2,7 @@
 
 A command runs without a shell, as the agent's user, in a session of its own that is ended as a whole when its time is
 up, and with output that goes to a file: a child that lives on, and holds what it inherited, holds up nobody. Of the
-file only its end is kept while the command runs.
+file only the end takes room while the command runs.
 
 A signal goes to the process that a file names, and the file may be stale or lie. So the file must belong to root, to us
 or to that process's own user, and the process must have the name that the settings tell, if they do: whoever writes the
@@ -12,6 +12,7 @@ file can not have us signal a process of somebody else.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import tempfile
@@ -34,6 +35,8 @@ Hook = Callable[[], Awaitable[str]]
 _MAX_OUTPUT = 500  # characters of it that a log line shows, from its end
 _MAX_QUOTED = 4 * _MAX_OUTPUT  # bytes that these may be
 _MAX_KEPT = 2**20  # bytes of output on the disk
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # <linux/falloc.h>
+_ON_DISK = 512  # bytes of a block, as stat(2) counts them
 _LOOK = 0.2  # seconds between two looks at how much it is
 _MAX_PID_FILE = 4096
 _MAX_NAME = 15  # of a process, as the kernel keeps it
@@ -173,13 +176,13 @@ async def _end(process: asyncio.subprocess.Process, output: IO[bytes]) -> int:
 
 
 def _keep_end(file: int) -> None:
-    """Of too much output keep only the end. Who writes shares our place in the file, and goes on behind it."""
-    if os.fstat(file).st_size > _MAX_KEPT:
-        os.lseek(file, 0, os.SEEK_END)  # waits for who is writing just now
-        end = _last_bytes(file)
-        os.lseek(file, 0, os.SEEK_SET)
-        os.ftruncate(file, 0)
-        os.write(file, end)
+    """Of too much output keep only the end; what is written at this moment is not touched (fallocate(2))."""
+    found = os.fstat(file)
+    if found.st_blocks * _ON_DISK <= _MAX_KEPT:
+        return
+    without = ctypes.c_long(0), ctypes.c_long(found.st_size - _MAX_QUOTED)
+    if ctypes.CDLL(None).fallocate(file, _PUNCH_HOLE | _KEEP_SIZE, *without):
+        os.ftruncate(file, 0)  # a file system without holes: rather no last words than a full disk
 
 
 def _end_of(file: int) -> str:
