@@ -84,7 +84,9 @@ def test_nobody_may_have_anything_else(caller: SpiffeID, wanted: SpiffeID) -> No
 
 
 def test_who_asks_for_another_agents_identity_reads_that_a_token_is_for_one_name() -> None:
-    with pytest.raises(NotAuthorized, match="agent node-1 asks to be agent node-2: a join token is good for its own name"):
+    with pytest.raises(
+        NotAuthorized, match="agent node-1 asks to be agent node-2: what it proved itself by is good for its own name"
+    ):
         granted(registry(), NODE, OTHER_NODE)
 
 
