@@ -58,9 +58,7 @@ class EntitledIdentities:
         if wanted == attested.spiffe_id:
             return Grant(wanted)
         if (other := agent_name(wanted)) is not None:
-            raise NotAuthorized(
-                f"agent {agent} asks to be agent {other}: what it proved itself by is good for its own name only"
-            )
+            raise NotAuthorized(f"agent {agent} asks to be agent {other}: its proof is good for its own name only")
         if (grant := self._registrations.grant_of(wanted, agent=agent)) is None:
             raise NotAuthorized(f"{wanted} is not registered for agent {agent}")
         return grant

@@ -83,10 +83,8 @@ def test_nobody_may_have_anything_else(caller: SpiffeID, wanted: SpiffeID) -> No
         granted(registry(), caller, wanted)
 
 
-def test_who_asks_for_another_agents_identity_reads_that_a_token_is_for_one_name() -> None:
-    with pytest.raises(
-        NotAuthorized, match="agent node-1 asks to be agent node-2: what it proved itself by is good for its own name"
-    ):
+def test_who_asks_for_another_agents_identity_reads_that_its_proof_is_for_one_name() -> None:
+    with pytest.raises(NotAuthorized, match="agent node-1 asks to be agent node-2: its proof is good for its own name"):
         granted(registry(), NODE, OTHER_NODE)
 
 
