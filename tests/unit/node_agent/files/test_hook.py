@@ -49,7 +49,7 @@ class TestACommand:
         script = (
             "import os, time\n"
             "print('x' * 10_000_000 + ' the end', flush=True)\n"
-            "while {until} and os.fstat(1).st_size > 1_000_000: time.sleep(0.01)\n"
+            "while {until} and os.fstat(1).st_blocks * 512 > 1_000_000: time.sleep(0.01)\n"
             "raise SystemExit(1)\n"
         )
         for until_it_is_shortened in (False, True):
