@@ -20,6 +20,7 @@ from node_agent.config import Config
 from node_agent.limits import raise_descriptor_limit
 from node_agent.metrics import Metrics
 from node_agent.serving import Workloads
+from node_agent.sockets import Sockets
 
 DRAIN = timedelta(seconds=5)
 # A local connection is cheap to keep; after half a day its caller is attested anew. The quota limits the streams.
@@ -64,10 +65,11 @@ async def front(
         )
         await server.start()
         stack.push_async_callback(server.stop, DRAIN)
-        await workloads.listen(door)
+        sockets = Sockets(config.sockets, config.run_folder, door)
+        await sockets.listen()
         stack.callback(door.stop_listening)
-        daemon.readiness.add("sockets", workloads.socket_trouble)
-        daemon.supervise("sockets", workloads.keep_listening(door))
+        daemon.readiness.add("sockets", sockets.trouble)
+        daemon.supervise("sockets", sockets.keep_listening())
         admin = await stack.enter_async_context(AdminServer(config.admin_at, status))
         keeping = daemon.supervise("admin socket", admin.keep_listening())
         stack.push_async_callback(_end, keeping)  # or it would make the socket again when we leave

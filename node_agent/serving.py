@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from pathlib import Path
-
-import structlog
 
 from istio_auth.clock import Clock
-from istio_auth.door import Door, UnixCaller
-from istio_auth.errors import IstioAuthError, NotAuthorized
 from istio_auth.rpc.server import Service
 from istio_auth.subscribers import Subscribers
 from node_agent.attest import WorkloadAttestor
@@ -19,7 +13,7 @@ from node_agent.attest.process import ProcessAttestor
 from node_agent.attest.socket import SocketAttestor
 from node_agent.attest.systemd import SystemdAttestor
 from node_agent.attest.unix import UnixAttestor
-from node_agent.config import Config, SocketSettings
+from node_agent.config import Config
 from node_agent.files.writer import FilesWriter
 from node_agent.metrics import Metrics
 from node_agent.quota import Quota
@@ -29,9 +23,6 @@ from node_agent.workload_api.health import Health
 from node_agent.workload_api.reflection import reflection
 from node_agent.workload_api.service import WorkloadAPI
 from node_agent.workloads.cache import WorkloadCache
-
-LOOK_AT_SOCKETS = 2.0  # seconds
-log = structlog.get_logger()
 
 
 class Workloads:
@@ -67,9 +58,7 @@ class Workloads:
         by_socket: bool = False,
     ) -> None:
         self.trust_domain = config.trust_domain
-        self._sockets, self._subscribers = config.sockets, Subscribers()
-        self._run_folder = config.run_folder
-        self._lost: dict[Path, str] = {}
+        self._subscribers = Subscribers()
         self.kubernetes = KubernetesAttestor.of(config.kubernetes)
         observing: list[WorkloadAttestor] = [UnixAttestor(), ProcessAttestor(), SystemdAttestor()]
         self.observing = (*observing, self.kubernetes) if self.kubernetes else tuple(observing)
@@ -120,59 +109,3 @@ class Workloads:
         own = [self.discovery.service(), self.workload_api.service()]
         health = Health(own, ready).service()
         return [*own, health, *reflection([*own, health])]
-
-    async def listen(self, door: Door) -> None:
-        """Let workloads in through the sockets.
-
-        Raises:
-            ConfigurationError: one of them can not be made.
-            NotReady: another process listens there.
-        """
-        for each in self._sockets:
-            await _listen(door, each)
-
-    async def keep_listening(self, door: Door) -> None:
-        """Listen again where a socket was removed, for as long as we run: workloads that start later need it."""
-        while True:
-            await asyncio.sleep(LOOK_AT_SOCKETS)
-            for each in self._sockets:
-                await self._find_again(door, each)
-
-    def socket_trouble(self) -> str | None:
-        """Which sockets are gone, and why; None if all is well."""
-        return "; ".join(self._lost.values()) or None
-
-    async def _find_again(self, door: Door, settings: SocketSettings) -> None:
-        if not door.is_lost(settings.path) and settings.path not in self._lost:
-            return
-        door.stop_listening_at(settings.path)
-        try:
-            if settings.path.parent == self._run_folder:
-                await asyncio.to_thread(self._run_folder.mkdir, mode=0o755, parents=True, exist_ok=True)
-            await _listen(door, settings)
-        except (IstioAuthError, OSError) as error:
-            reason = f"socket {settings.path} is gone, and can not be made again: {error}"
-            if self._lost.get(settings.path) != reason:
-                log.warning("a socket is gone", reason=reason)
-            self._lost[settings.path] = reason
-        else:
-            self._lost.pop(settings.path, None)
-
-
-async def _listen(door: Door, settings: SocketSettings) -> None:
-    await door.listen_unix(settings.path, name=settings.name, mode=settings.permissions, admit=admission(settings))
-    log.info("workloads are served", socket=str(settings.path), name=settings.name)
-
-
-def admission(settings: SocketSettings) -> Callable[[UnixCaller], None] | None:
-    """Who may connect to a socket at all; None if everybody may."""
-    if not settings.uids:
-        return None
-    welcome = frozenset(settings.uids)
-
-    def admit(caller: UnixCaller) -> None:
-        if caller.uid not in welcome:
-            allowed = ", ".join(map(str, sorted(welcome)))
-            raise NotAuthorized(f"{caller} is refused: this socket is for uid {allowed}")
-
-    return admit

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from istio_auth.rpc.server import Limits
-from node_agent import app, front, serving
+from node_agent import app, front, sockets
 from node_agent.config import SocketSettings
 from tests.fakes.ca import CAServer
 from tests.fakes.certificate_client import FakeCA
@@ -32,7 +32,7 @@ async def server(clock: FakeClock) -> AsyncIterator[CAServer]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "LOOK_AT_SOCKETS", 0.05)
+    monkeypatch.setattr(sockets, "LOOK_AT_SOCKETS", 0.05)
 
 
 async def joined(agent: RunningAgent) -> RunningAgent:

@@ -12,7 +12,7 @@ from istio_auth.door import UnixCaller
 from istio_auth.door.unix_socket import listening_socket
 from istio_auth.errors import ConfigurationError, NotAuthorized
 from node_agent.config import PREFIX, Config, SocketSettings
-from node_agent.serving import admission
+from node_agent.sockets import admission
 
 FILE = """
 ca_address = "ca.internal:15012"
