@@ -302,7 +302,7 @@ async def test_an_envoy_that_starts_too_early_lets_nobody_in_and_takes_what_come
 
 
 async def test_what_the_guide_says_makes_what_its_pod_starts_with(tmp_path: Path) -> None:
-    guide = (Path(__file__).parents[2] / "docs/guides/node-agent.md").read_text().split("## Without an agent")[1]
+    guide = (Path(__file__).parents[2] / "docs/guides/certificate-files.md").read_text().split("## Without an agent")[1]
     (command,) = re.findall(r"^node-agent sidecar-config (.*?)^kubectl", guide, re.DOTALL | re.MULTILINE)
     words = [str(tmp_path) if word == "web-envoy" else word for word in shlex.split(command.replace("\\\n", " "))]
     app = typer.Typer(add_completion=False)

@@ -20,7 +20,7 @@ from tests.fakes.processes import Program, fetch, free_port, metric, program, ru
 from tests.fakes.sds_client import SDSStream
 from tests.fakes.waiting import until
 
-GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "node-agent.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "certificates-for-pods.md"
 _SECTION = "## With istiod as the CA\n"
 TTL = "20s"  # istiod sets the begin of a validity back by two minutes, whatever its length
 
