@@ -3,9 +3,9 @@
     vet the CSR -> ask the registry -> use up what is good once -> keep what must be kept -> issue -> keep its end
 
 Each wish of a call is judged for itself, and one line of audit is written for each. The order matters. Strangers are
-turned away before any of their bytes are parsed; a mistake in a request costs nobody a join token; the node key of an
-agent, and the identities it holds, are on disk before anything is signed; and the end of an agent's SVID is before
-it leaves.
+turned away before any of their bytes are parsed. A mistake in a request costs nobody a join token. An agent's node key,
+and the identities it holds, are on disk before anything is signed; the end of its SVID is on disk before the SVID is
+handed out.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Wish:
 
 
 class Admission:
-    """Takes wishes. Lives on one event loop.
+    """Issues the certificates that callers wish for. Lives on one event loop.
 
     Args:
         attestor: tells who calls.
@@ -95,7 +95,7 @@ class Admission:
             CSRRefused: the CSR is not acceptable.
             NotAuthorized: the caller may not have that identity.
             TTLRefused: a longer life is asked for than the CA gives.
-            NotAuthenticated: the proof was good once only, and somebody else was first.
+            NotAuthenticated: the proof was good only once, and somebody else used it first.
             NotReady, Exhausted: not now.
         """
         (result,) = await self.issue_many((wish,), attested, request_id)
@@ -143,7 +143,7 @@ class Admission:
         return results
 
     def _order(self, wish: Wish, csr: VettedCSR, attested: Attested, request_id: str) -> Order | IstioAuthError:
-        if wish.workload_token:  # every proof must be good, and nobody here can tell
+        if wish.workload_token:  # every proof that is sent must be verified, and nothing here can verify this one
             return NotAuthenticated("the token of a workload was passed on, which means nothing on this platform")
         try:
             wanted = SpiffeID.parse(wish.spiffe_id) if wish.spiffe_id else attested.spiffe_id
@@ -174,7 +174,7 @@ class Admission:
             await asyncio.to_thread(self._agents.note_identities, agent, unnoted)
 
     async def _keep_end(self, attested: Attested, results: Sequence[IssuedSVID | IstioAuthError]) -> None:
-        """Remember until when an agent's own SVID lives: from there on it may be away for so long, and come back."""
+        """Remember when an agent's own SVID ends: its window for recovery begins there."""
         if (agent := agent_name(attested.spiffe_id)) is None:
             return
         own = [
@@ -199,7 +199,7 @@ class Admission:
 
 
 def _last_look(order: Order, result: IssuedSVID | IstioAuthError) -> IssuedSVID | IstioAuthError:
-    """Make sure that what is about to leave belongs to whom it goes: batches come back in the order they went."""
+    """Check that the certificate has the identity and the key of its order: only its position ties the two together."""
     if isinstance(result, IstioAuthError):
         return result
     leaf = result.chain[0]
@@ -212,7 +212,7 @@ def _last_look(order: Order, result: IssuedSVID | IstioAuthError) -> IssuedSVID 
 
 @contextmanager
 def _ours_to_mend() -> Iterator[None]:
-    """A file of ours that can not be used is no fault of the caller's."""
+    """Turn a file of ours that can not be used into NotReady: it is no fault of the caller's."""
     try:
         yield
     except ConfigurationError as error:

@@ -33,7 +33,7 @@ class Attested:
         spiffe_id: the caller's proven identity.
         method: how it was proven: `certificate`, `join-token`, `node-key`, several joined by `+`.
         selectors: what else was observed of the caller.
-        details: for the issuance log: serial of the certificate, id of the token, address. Never a secret.
+        details: for the logs: serial of the certificate, id of the token, address. Never a secret.
         single_use: names a proof that is used up before anything is issued on it (see `Attestor.settle`); or empty.
         caller: the caller as the platform's own attestor knows it, for the platform's own registry; or None.
     """
@@ -55,12 +55,12 @@ class Attestor(Protocol):
         Raises:
             NotAuthenticated: nothing was presented, a proof is not valid, or two proofs disagree.
             NotAuthorized: it is clear who calls, and this caller is not welcome at all.
-            NotReady: a proof could not be looked at.
+            NotReady: a proof could not be checked.
         """
         ...
 
     async def settle(self, attested: Attested, public_key: PublicKey) -> None:
-        """Use up what is good only once. Called when the request has been found in order, before anything is signed.
+        """Use up what is good only once. Called after the whole request was checked, before anything is signed.
 
         Args:
             attested: what `attest` answered.
@@ -69,7 +69,7 @@ class Attestor(Protocol):
         Raises:
             NotAuthenticated: somebody else was first.
             NotAuthorized: the caller is no longer welcome.
-            NotReady: it can not be told.
+            NotReady: nobody can tell now.
         """
         ...
 
@@ -90,8 +90,8 @@ class AllProofs:
     """The `Attestor` over several kinds of proof.
 
     Args:
-        certificate: looks at the TLS peer.
-        bearers: look at the bearer token, each at its own kind.
+        certificate: checks the certificate of the TLS peer.
+        bearers: check the bearer token; each knows one kind of token.
     """
 
     def __init__(self, certificate: Proof, bearers: Sequence[Proof] = ()) -> None:
@@ -122,7 +122,7 @@ class AllProofs:
 
 
 def agreed(one: Attested, other: Attested) -> Attested:
-    """What two proofs say together.
+    """The caller by two proofs that agree.
 
     Raises:
         NotAuthenticated: they name different identities.

@@ -5,8 +5,8 @@
 <state folder>/agents/            enrolled agents, and evictions
 <registrations file>              which identities each agent may ask for
 
-Standalone, that is all there is. Kubernetes adds a kind of proof, the token of a service account, and who may have
-what by it (`ca.platform.kubernetes`).
+Standalone, that is all there is. Kubernetes adds another proof, the token of a service account, and rules for who may
+have what by it (`ca.platform.kubernetes`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Settings:
         profile: how long certificates live.
         recovery_window: how long after the end of its last SVID an agent can come back.
         renewal_needs_registration: whether a workload may renew its certificate only while it is registered.
-        record_required: whether a certificate may not leave when it can not be put on record.
+        record_required: whether a certificate that can not be put on record is withheld.
     """
 
     trust_domain: TrustDomain
@@ -78,9 +78,9 @@ class CertificateAuthority:
         settings: how it is set up.
         authority: who signs.
         clock: tells the time.
-        bearers: kinds of bearer tokens that prove something on this platform, beside join tokens.
-        registry: who may have what on this platform, given what holds on all of them.
-        nodes: the agents of this platform and what is registered for them, given those of all of them.
+        bearers: the proofs by bearer token that this platform has beside join tokens.
+        registry: makes the registry of this platform from the one that every platform has.
+        nodes: makes the agents and registrations of this platform from those that every platform has.
 
     Attributes:
         authority, agents, registrations, issuer, admission, sync_book, counts: the parts.
@@ -125,7 +125,7 @@ class CertificateAuthority:
         self.admission = Admission(
             attestor=AllProofs(
                 PeerCertificate(domain, self._welcome, clock),
-                # Join tokens last: whatever nobody else knows must be one.
+                # Join tokens last: this proof refuses every bearer token that is none.
                 [*bearers, JoinTokenProof(domain, self._tokens, self.agents, clock)],
             ),
             registry=registry(entitled),
@@ -155,13 +155,13 @@ class CertificateAuthority:
         )
 
     async def reload_if_changed(self) -> None:
-        """Look whether somebody changed the registrations or evicted an agent. Cheap if not; to be called often."""
+        """Load the registrations and evictions again if somebody changed them. Cheap if not; to be called often."""
         self.agents.evictions()
         self._forget_gone()
         await self.registrations.reload_if_changed()
 
     def sweep(self) -> None:
-        """Remove what is of no use any more: join tokens long past their end. Blocks."""
+        """Remove join tokens that ended long ago. Blocks."""
         self._tokens.sweep(self._clock.now())
 
     def reopen_log(self) -> None:
@@ -181,14 +181,14 @@ class CertificateAuthority:
         return self.issuer.ready()
 
     def warnings(self) -> tuple[str, ...]:
-        """What an operator should hear, while all works."""
+        """What an operator should hear although the CA works."""
         found = list(self.authority.warnings(self._clock.now(), longest_ttl=self._settings.profile.max_ttl))
         if self.registrations.fault is not None:
             found.append(f"the last good registrations are in use: {self.registrations.fault}")
         return tuple(found)
 
     async def close(self) -> None:
-        """Finish what was begun, and take no more. Once more does no harm."""
+        """Finish what was begun, and take no more. May be called again."""
         if self._closed:
             return
         self._closed = True
@@ -197,7 +197,7 @@ class CertificateAuthority:
         self._log.close()
 
     def gauges(self) -> tuple[Gauge, ...]:
-        """What can be looked up at any moment, for metrics."""
+        """The metrics that are looked up when somebody asks."""
         registrations = self.registrations
         return (
             Gauge.single(
@@ -248,14 +248,14 @@ class CertificateAuthority:
         return {(agent,): entry.lag(self._sequence) for agent, entry in list(self.sync_book.entries.items())}
 
     def _forget_gone(self) -> None:
-        """Wait no more for the word of agents that are away and not welcome any more: their nodes may be gone."""
+        """Forget what agents told us that are away and not welcome any more: their nodes may be gone."""
         for agent in [agent for agent, entry in self.sync_book.entries.items() if not entry.streams]:
             try:
                 self._welcome.check_welcome(agent)
             except NotAuthorized:
                 self.sync_book.forget(agent)
             except NotReady:
-                return  # to be told later
+                return  # nobody can tell now; the next call will
 
     def _forget_evicted(self) -> None:
         for agent in self.agents.evictions().since:

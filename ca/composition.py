@@ -1,4 +1,4 @@
-"""The composition root of `istio-ca`: everything that runs, and in which order it starts and ends.
+"""The composition root of `istio-ca`: all its parts put together, and the order in which they start and end.
 
 Start: health port, hold the store, authority and services, serving certificate, door, ready.
 End: not ready, no new connections, calls finished and streams ended, what was signed is on record, health port last.
@@ -42,8 +42,8 @@ from istio_auth.rpc.server import Limits, RpcServer
 from istio_auth.system_clock import SystemClock
 from istio_auth.tls import server_context
 
-_GRACE = timedelta(seconds=5)  # for calls that are being answered when the end begins
-_LAST_BYTES = timedelta(seconds=1)  # for what they were answered to get out
+_GRACE = timedelta(seconds=5)  # for calls that are being answered when we stop
+_LAST_BYTES = timedelta(seconds=1)  # for their answers to be sent
 _RELOAD_EVERY = timedelta(seconds=2)
 _HOURLY, _JITTER = timedelta(hours=1), timedelta(minutes=5)
 _ALPN = ("h2",)
@@ -55,7 +55,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
 
     Raises:
         ConfigurationError: a file or setting can not be used.
-        NotReady: something that is needed is taken or away.
+        NotReady: something that is needed is in use by another process, or can not be reached.
     """
     clock, registry = SystemClock(), _registry()
     async with AsyncExitStack() as stack:
@@ -92,7 +92,7 @@ async def serve(config: Config, daemon: Daemon) -> None:
 
 
 def check_files(config: Config) -> None:
-    """Look at the files that the configuration names, and at what only a platform can judge, without changing anything.
+    """Check the files that the configuration names, and the settings of the platform, without changing anything.
 
     Raises:
         ConfigurationError: one of them can not be used.
@@ -124,10 +124,10 @@ def _platform(config: Config, clock: Clock) -> AbstractAsyncContextManager[Platf
 
 @contextmanager
 def _installed() -> Iterator[None]:
-    """What is imported here is large, and not for everybody.
+    """Say how to install an optional package that is imported here, if it is missing.
 
     Raises:
-        ConfigurationError: it is not there.
+        ConfigurationError: it is missing.
     """
     try:
         yield
@@ -138,7 +138,7 @@ def _installed() -> Iterator[None]:
 def _look_after(
     daemon: Daemon, alarm: Alarm, platform: Platform, serving: ServingCertificate, clock: Clock, *, folder: Path
 ) -> None:
-    """Everything that has to happen from time to time, or at SIGHUP."""
+    """Start everything that has to happen from time to time, or at SIGHUP."""
     ca = platform.ca
     watch = AuthorityWatch(ca.authority, clock, shared=platform.shares_authority)
 

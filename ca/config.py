@@ -1,4 +1,4 @@
-"""The settings of `istio-ca`: what each means, and what holds if nobody says otherwise."""
+"""The settings of `istio-ca`: what each means, and its default."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Platform(enum.Enum):
 class TokenVerification(enum.Enum):
     """How the tokens of service accounts are verified."""
 
-    REVIEW = "review"  # by the API server, each of them
-    OFFLINE = "offline"  # by its published keys and what is watched; by the API server where that is not enough
+    REVIEW = "review"  # the API server is asked about each
+    OFFLINE = "offline"  # by its published keys and the watched pods; it is asked only where these are not enough
 
 
 def state_folder() -> Path:
@@ -114,10 +114,10 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """How much is taken on at once; more is answered with a hint when to come again.
+    """How much is taken on at once; the rest is refused.
 
     Raises:
-        ConfigurationError: nothing at all could be taken on.
+        ConfigurationError: a limit is less than one.
     """
 
     connections: Annotated[int, Setting("connections open at once")] = 10_000
@@ -209,7 +209,7 @@ class Config:
     """All of it.
 
     Raises:
-        ConfigurationError: a serving name can not stand in a certificate, or a root would end before what it issues.
+        ConfigurationError: a serving name is not valid in a certificate, or a root would end before what it issues.
     """
 
     trust_domain: Annotated[TrustDomain, Setting("whose CA this is")] = _TRUST_DOMAIN

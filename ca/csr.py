@@ -1,7 +1,7 @@
-"""Vetting: from untrusted bytes to a `VettedCSR`, or an error. One list of refusals, and nothing else survives.
+"""Vets a CSR: from untrusted bytes to a `VettedCSR`, or an error.
 
-A CSR proves possession of a key (RFC 2986), and that is all it is read for. The SPIFFE ID in it is a wish that some
-callers express this way; whether they may have it is a registry's business. All other names are dropped here.
+A CSR proves possession of a key (RFC 2986); nothing else in it is taken as proven. The SPIFFE ID in it is only a wish,
+which some callers express this way; a registry decides whether they may have it. All other names are dropped here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RSA: Mapping[x509.ObjectIdentifier, hashes.SHA256 | hashes.SHA384 | hashes.SHA5
 
 
 class CSRRefused(MalformedError):
-    """A certificate signing request that nobody could get a certificate for."""
+    """A certificate signing request that is refused whoever sends it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, public=message)  # tells the caller about its own bytes, and nothing about us
@@ -83,7 +83,7 @@ def vet_csr_der(der: bytes) -> VettedCSR:
 
 
 def _vet(csr: x509.CertificateSigningRequest) -> VettedCSR:
-    public_key = public_key_of(csr)  # before the signature: a giant key would make its check a weapon
+    public_key = public_key_of(csr)  # before the signature: with a giant key its check would take very long
     _check_signature(csr, public_key)
     try:
         extensions = csr.extensions
@@ -103,7 +103,7 @@ def _vet(csr: x509.CertificateSigningRequest) -> VettedCSR:
 
 
 def _check_signature(csr: x509.CertificateSigningRequest, public_key: PublicKey) -> None:
-    """Check with the algorithm that the CSR names, if that is a good one and fits the key."""
+    """Check the signature with the algorithm that the CSR names, which must use SHA-2 and fit the key."""
     name = csr.signature_algorithm_oid
     try:
         if (ecdsa := _ECDSA.get(name)) is not None and isinstance(public_key, ec.EllipticCurvePublicKey):

@@ -1,9 +1,9 @@
-"""Gathering: work that blocks, done on a few threads, with as few trips to them as there can be.
+"""Gathering: does blocking work on a few threads, in as few trips to them as possible.
 
 A trip to a thread costs more than a P-256 signature, and a wait for the disk far more. So items share trips: what one
-caller submits together travels together, and what several submit while all threads are busy waits and goes with the
-next. Nobody waits for company when a thread is idle. A caller that is cancelled loses its answer and nothing else:
-what has set out is finished.
+caller submits at once travels together, and what several callers submit while all threads are busy waits for the next
+trip. Nothing waits for more items while a thread is idle. A caller that is cancelled loses only its answer: a trip that
+has begun is finished.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Party: TypeAlias = "tuple[Sequence[_Item], asyncio.Future[Sequence[_Result]]]" 
 class Gathering(Generic[_Item, _Result]):
     """Does work for many callers. Lives on one event loop.
 
-    The threads are not an executor's: the futures of one cost as much for a trip as a signature.
+    The threads are not those of an executor, whose futures cost as much for one trip as a signature.
 
     Args:
         work: blocks; takes items and gives as many results, in their order. Runs on several threads at once.
@@ -76,7 +76,7 @@ class Gathering(Generic[_Item, _Result]):
         return await answer
 
     def aside(self, work: Callable[[], None]) -> None:
-        """Do something else on one of the threads, unless such a thing is under way already."""
+        """Do some other work on one of the threads, unless other work is already under way."""
 
         def job() -> None:
             try:
@@ -112,7 +112,7 @@ class Gathering(Generic[_Item, _Result]):
         while self._waiting and (not parties or len(self._waiting[0][0]) <= room):
             items, answer = self._waiting.popleft()
             self._count -= len(items)
-            if not answer.cancelled():  # nobody wants it any more, and nothing was done for it
+            if not answer.cancelled():  # else nobody wants it any more
                 parties.append((items, answer))
                 room -= len(items)
         return parties
@@ -126,9 +126,9 @@ class Gathering(Generic[_Item, _Result]):
             outcome: Sequence[_Result] | BaseException
             try:
                 outcome = self._work(items)
-            except BaseException as error:  # noqa: BLE001  # whatever it is, those who wait are told
+            except BaseException as error:  # noqa: BLE001  # whatever it is, the callers get it
                 outcome = error
-            with suppress(RuntimeError):  # the loop has ended, and with it all who waited
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
                 loop.call_soon_threadsafe(self._returned, parties, outcome)
 
         return job
@@ -149,7 +149,7 @@ class Gathering(Generic[_Item, _Result]):
             self._all_home.set()
 
     def _give(self, job: Callable[[], None]) -> None:
-        """Have a job done by a thread, by a new one if there may be more."""
+        """Have a job done by one of the threads; a further thread is started if there may be more."""
         if len(self._threads) < self._most:
             name = f"{self._name}-{len(self._threads)}"
             self._threads.append(threading.Thread(target=_work_off, args=(self._jobs,), name=name, daemon=True))

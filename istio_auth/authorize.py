@@ -1,8 +1,8 @@
 """Which peers are welcome: an authorizer takes a verified SPIFFE ID and returns, or raises `NotAuthorized`.
 
-Every TLS context demands one. An authorizer with nothing in its list refuses everybody. Whoever asks one does so by
-`admit`, which takes an answer of any kind for a no: a predicate that says False, and `is_id` itself instead of
-`is_id(...)`, would otherwise let everybody in.
+Every TLS context demands one. An authorizer with nothing in its list refuses everybody. An authorizer is always called
+through `admit`, which takes any returned value but None for a refusal. Otherwise a predicate that returns False, or
+`is_id` in the place of `is_id(...)`, would let everybody in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
 
 class Authorizer(Protocol):
-    """Decides on a peer whose SPIFFE ID is already proven."""
+    """Decides whether a peer is welcome. Its SPIFFE ID is proven already."""
 
     def __call__(self, peer: SpiffeID, /) -> None:
         """Return if the peer is welcome.
@@ -31,9 +31,9 @@ def admit(peer: SpiffeID, authorize: Authorizer) -> None:
     """Ask an authorizer about a peer.
 
     Raises:
-        NotAuthorized: the peer is not welcome, or the authorizer answered instead of returning nothing or raising.
+        NotAuthorized: the peer is not welcome, or the authorizer returned something else than None.
     """
-    ask: Callable[[SpiffeID], object] = authorize  # by its type it returns None, but who checks types
+    ask: Callable[[SpiffeID], object] = authorize  # its type says None, but not everybody checks types
     if (answer := ask(peer)) is not None:
         raise NotAuthorized(
             f"{peer} is refused: the authorizer answered with {type(answer).__name__} {str(answer)[:100]!r}, but must"
@@ -55,30 +55,46 @@ class _Rule:
 
 
 def any_id() -> Authorizer:
-    """Everybody whose SPIFFE ID is proven, of any trusted domain."""
+    """Everybody whose SPIFFE ID is proven, of every trust domain that is trusted."""
     return _Rule("any SPIFFE ID", lambda _peer: True)
 
 
 def is_id(expected: SpiffeID) -> Authorizer:
-    """Exactly this SPIFFE ID."""
+    """Exactly this SPIFFE ID.
+
+    Raises:
+        ConfigurationError: a text was given in the place of a `SpiffeID`.
+    """
     return one_of(expected)
 
 
 def one_of(*expected: SpiffeID) -> Authorizer:
-    """Exactly these SPIFFE IDs; without any, nobody."""
+    """Exactly these SPIFFE IDs; without any, nobody.
+
+    Raises:
+        ConfigurationError: a text was given in the place of a `SpiffeID`.
+    """
     _no_text("SpiffeID.parse", expected)
     welcome = frozenset(expected)
     return _Rule(" or ".join(sorted(map(str, welcome))) or "nobody", welcome.__contains__)
 
 
 def member_of(trust_domain: TrustDomain) -> Authorizer:
-    """Every SPIFFE ID of a trust domain."""
+    """Every SPIFFE ID of a trust domain.
+
+    Raises:
+        ConfigurationError: a text was given in the place of a `TrustDomain`.
+    """
     _no_text("TrustDomain", [trust_domain])
     return _Rule(f"any member of {trust_domain}", lambda peer: peer.trust_domain == trust_domain)
 
 
 def in_namespace(trust_domain: TrustDomain, *namespaces: str) -> Authorizer:
-    """Every service account in these namespaces of a trust domain; without any namespace, nobody."""
+    """Every service account in these namespaces of a trust domain; without any namespace, nobody.
+
+    Raises:
+        ConfigurationError: a text was given in the place of a `TrustDomain`.
+    """
     _no_text("TrustDomain", [trust_domain])
     welcome = frozenset(namespaces)
     words = f"any service account of {trust_domain} in {' or '.join(sorted(welcome)) or 'no namespace'}"
@@ -86,7 +102,7 @@ def in_namespace(trust_domain: TrustDomain, *namespaces: str) -> Authorizer:
 
 
 def _no_text(makes: str, values: Iterable[object]) -> None:
-    """Refuse texts in the place of names: they equal none, so all would be refused, for a reason that looks right.
+    """Refuse a text in the place of a SPIFFE ID: it equals none, so all would be refused and nobody would see why.
 
     Raises:
         ConfigurationError: one of the values is a text.

@@ -1,7 +1,7 @@
 """Who may vouch for a trust domain: `TrustBundle`, `BundleSet` and the SPIFFE bundle format both ways.
 
-Sets of them are looked up by trust domain (see `bundle_document`). The JSON rules are those of SPIFFE Trust Domain and
-Bundle 4 and X509-SVID 6: entries of unknown kind or use are ignored one by one, an entry without `x5c` too, and of
+In a set, bundles are looked up by trust domain (see `bundle_document`). The JSON rules are those of SPIFFE Trust Domain
+and Bundle 4 and X509-SVID 6: an entry of unknown type or use, or without `x5c`, is ignored, and the others count. Of
 several `x5c` values the first counts.
 """
 
@@ -36,9 +36,9 @@ class TrustBundle:
 
     Args:
         trust_domain: whose authorities these are.
-        x509_authorities: the CA certificates that may issue its X509-SVIDs; none means that it has none (BD-05).
-        sequence: grows with every change, where the publisher says so.
-        refresh_hint: how often a consumer should look again, where the publisher says so.
+        x509_authorities: the CA certificates that may issue its X509-SVIDs; if empty, no X509-SVID is valid (BD-05).
+        sequence: grows with every change; None if the publisher does not give one.
+        refresh_hint: how often a consumer should look again; None if the publisher does not say.
     """
 
     trust_domain: TrustDomain
@@ -51,13 +51,13 @@ class TrustBundle:
         """A bundle of the CA certificates in a PEM text, without sequence.
 
         Raises:
-            InvalidPEM: the text holds something else.
+            InvalidPEM: there is no certificate, one does not parse, or the text holds something else.
         """
         return cls(trust_domain, _distinct(read_certificates(pem)))
 
     @classmethod
     def from_json(cls, trust_domain: TrustDomain, text: bytes | str) -> Self:
-        """The bundle that a SPIFFE bundle document says; the document does not name its trust domain (BD-11).
+        """The bundle in a SPIFFE bundle document. The document does not name its trust domain (BD-11).
 
         Raises:
             InvalidBundle: it is no such document, or an X.509 entry in it is damaged.
@@ -66,7 +66,7 @@ class TrustBundle:
 
     @classmethod
     def from_document(cls, trust_domain: TrustDomain, document: JSON) -> Self:
-        """The bundle that an already parsed SPIFFE bundle document says (see `from_json`)."""
+        """The bundle in a SPIFFE bundle document that is parsed already (see `from_json`)."""
         if not isinstance(document, dict) or not isinstance(keys := document.get("keys"), list):
             raise InvalidBundle("a SPIFFE bundle is a JSON object with an array 'keys'")
         hint = _integer(document, "spiffe_refresh_hint")
@@ -78,11 +78,15 @@ class TrustBundle:
         )
 
     def to_json(self) -> bytes:
-        """The SPIFFE bundle document, the same bytes for the same bundle."""
+        """The SPIFFE bundle document, the same bytes for the same bundle.
+
+        Raises:
+            InvalidBundle: the key of an authority has no form in JSON (it is neither RSA nor ECDSA on a NIST curve).
+        """
         return json.dumps(self.to_document(), indent=2).encode() + b"\n"
 
     def to_document(self) -> dict[str, JSON]:
-        """The SPIFFE bundle document, before it is written as text."""
+        """The SPIFFE bundle document, before it is written as text (see `to_json`)."""
         document: dict[str, JSON] = {"keys": [_jwk(authority) for authority in self.x509_authorities]}
         if self.sequence is not None:
             document["spiffe_sequence"] = self.sequence
@@ -95,10 +99,10 @@ class TrustBundle:
         return write_certificates(self.x509_authorities)
 
     def bundle(self, trust_domain: TrustDomain) -> TrustBundle:
-        """Itself, if asked for its own trust domain: a single bundle is a `BundleSource`.
+        """This bundle, if asked for its own trust domain: so a single bundle is a `BundleSource`.
 
         Raises:
-            VerificationError: it is another trust domain's.
+            VerificationError: another trust domain was asked for.
         """
         if trust_domain != self.trust_domain:
             raise _no_bundle(trust_domain)
@@ -119,7 +123,11 @@ class BundleSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BundleSet:
-    """The bundles of several trust domains, kept apart."""
+    """The bundles of several trust domains, kept apart.
+
+    Raises:
+        InvalidBundle: two of them are of the same trust domain.
+    """
 
     bundles: tuple[TrustBundle, ...] = ()
 
@@ -128,15 +136,15 @@ class BundleSet:
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:
-        """The set that a SPIFFE bundle map says (Trust Domain and Bundle, Bundle Map).
+        """The set in a SPIFFE bundle map (Trust Domain and Bundle, Bundle Map).
 
         Raises:
-            InvalidBundle, InvalidSpiffeID: it is no such map, or a member is damaged: nothing is taken then (BM-06).
+            InvalidBundle, InvalidSpiffeID: it is no such map, or a member is damaged. Nothing is taken then (BM-06).
         """
         return cls(tuple(TrustBundle.from_document(name, member) for name, member in members(text)))
 
     def to_json(self) -> bytes:
-        """The SPIFFE bundle map, without refresh hints (BM-04)."""
+        """The SPIFFE bundle map, without refresh hints (BM-04; see `TrustBundle.to_json`)."""
         domains = {bundle.trust_domain.name: bundle.to_document() for bundle in self.bundles}
         for member in domains.values():
             member.pop("spiffe_refresh_hint", None)
@@ -153,7 +161,7 @@ class BundleSet:
         return bundle
 
     def having(self, bundle: TrustBundle) -> Self:
-        """The same set with this bundle in the place of its trust domain's old one."""
+        """The same set with this bundle, which replaces the old one of its trust domain if there is one."""
         others = tuple(old for old in self.bundles if old.trust_domain != bundle.trust_domain)
         return type(self)((bundle, *others))
 

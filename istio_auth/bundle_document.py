@@ -1,4 +1,4 @@
-"""The JSON text of SPIFFE bundles and bundle maps, and the rules of a set of bundles, whatever kind of keys they hold.
+"""Reads SPIFFE bundles and bundle maps as JSON, and has the rules of a set of bundles, for all kinds of keys.
 
 Trust Domain and Bundle 4, Bundle Map. Bundles are looked up by the *peer's* trust domain and never pooled: a key of one
 domain can not vouch for a name of another (Federation 7.3).
@@ -44,7 +44,8 @@ def members(text: bytes | str) -> Iterator[tuple[TrustDomain, JSON]]:
     """The bundle documents in a bundle map.
 
     Raises:
-        InvalidBundle, InvalidSpiffeID: it is no such map.
+        InvalidBundle: it is no such map.
+        InvalidSpiffeID: a name in it is no trust domain's; raised when that member is reached.
     """
     document = load(text)
     if not isinstance(document, dict) or not isinstance(domains := document.get("trust_domains"), dict):
@@ -53,7 +54,7 @@ def members(text: bytes | str) -> Iterator[tuple[TrustDomain, JSON]]:
 
 
 def check_distinct(bundles: Iterable[OfTrustDomain]) -> None:
-    """Make sure that a set holds each trust domain once.
+    """Check that a set holds each trust domain once.
 
     Raises:
         InvalidBundle: it does not.

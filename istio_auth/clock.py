@@ -1,7 +1,7 @@
 """Time as an argument: the `Clock` port and the arithmetic on instants that everybody shares.
 
-All instants are timezone-aware and in UTC. The real clock is `istio_auth.system_clock`, which only programs and TLS
-contexts take, so that no pure module can look at the time by itself.
+All instants are timezone-aware and in UTC. The real clock is `istio_auth.system_clock`. Only programs, sources,
+TLS contexts and token verifiers use it by themselves: a pure module is given the time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from istio_auth.errors import ConfigurationError
 
 _UNITS = {"ms": timedelta(milliseconds=1), "s": timedelta(seconds=1), "m": timedelta(minutes=1)}
 _UNITS |= {"h": timedelta(hours=1), "d": timedelta(days=1)}
-_LONGEST = timedelta(days=100 * 365)  # so that adding one to an instant of this century stays a date
+_LONGEST = timedelta(days=100 * 365)  # an instant of this century plus this is still a valid date
 
 
 class Clock(Protocol):
@@ -51,7 +51,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def duration_text(duration: timedelta) -> str:
-    """The text of which `parse_duration` makes this duration again, to the millisecond: `1d12h`, `1m30s`."""
+    """The text from which `parse_duration` makes this duration again, to the millisecond: `1d12h`, `1m30s`."""
     rest, parts = duration // _UNITS["ms"], ""
     for unit in ("d", "h", "m", "s", "ms"):
         count, rest = divmod(rest, _UNITS[unit] // _UNITS["ms"])

@@ -1,4 +1,4 @@
-"""The error tree: what went wrong, what a caller may hear of it, and whether trying again makes sense.
+"""The error tree: what went wrong, what a caller may be told of it, and whether trying again makes sense.
 
 Every error of this project is an `IstioAuthError`. Its message is for the log of the process that raises it; `public`
 is the only text that may leave that process. `code` says what the error means, independent of any transport:
@@ -27,7 +27,7 @@ class Code(enum.Enum):
 
 
 class Fault(enum.Enum):
-    """Why a certificate chain was refused; the label of metrics and the word in log lines."""
+    """Why a certificate chain was refused; the value is used as a label in metrics and as a word in log lines."""
 
     EMPTY = "no certificate"
     TOO_LONG = "chain too long"
@@ -51,8 +51,8 @@ class IstioAuthError(Exception):
     """The root of the tree.
 
     Args:
-        message: the whole reason, for our own log; may hold details that a stranger must not learn.
-        public: what may be told to the other side; by default only the meaning of the code.
+        message: the whole reason, for our own log. It may hold details that a stranger must not learn.
+        public: what may be told to the other side; by default only the text of the code.
         retry_after: how long the other side should wait before it tries again, if that helps at all.
     """
 
@@ -83,7 +83,7 @@ class InvalidPEM(MalformedError):
 
 
 class InvalidSVID(MalformedError):
-    """Key, chain and SPIFFE ID that do not belong together."""
+    """A key, a chain and a SPIFFE ID that do not belong together."""
 
 
 class KeyRejected(MalformedError):
@@ -95,7 +95,7 @@ class ConfigurationError(MalformedError):
 
 
 class NotAuthenticated(IstioAuthError):
-    """It is not proven who is calling; new credentials may help."""
+    """Who is calling is not proven; new credentials may help."""
 
     code = Code.NOT_AUTHENTICATED
 
@@ -113,7 +113,7 @@ class VerificationError(NotAuthenticated):
 
 
 class NotAuthorized(IstioAuthError):
-    """It is clear who is calling, and the answer is no."""
+    """Who is calling is proven, and is refused."""
 
     code = Code.NOT_AUTHORIZED
 
@@ -131,13 +131,13 @@ class UnknownMethod(MissingError):
 
 
 class ConflictError(IstioAuthError):
-    """Somebody else changed the thing in between: read it again and repeat, at once."""
+    """Somebody else changed the thing meanwhile: read it again and repeat, without waiting."""
 
     code = Code.CONFLICT
 
 
 class NotReady(IstioAuthError):
-    """Not now: starting, stopping, or something needed is away. Try again with backoff."""
+    """Not now: it is starting or stopping, or something that it needs is not there. Try again with backoff."""
 
     code = Code.NOT_READY
 

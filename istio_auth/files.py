@@ -1,9 +1,9 @@
 """Files that hold state and secrets: written whole or not at all, read with a bound, and kept from other people's eyes.
 
-A write is a new file in the same folder, synced, renamed over the old one, and the folder synced: after a crash there
-is the old content or the new, never half of one. The mode is set before the first byte is written. A reader learns
-"not there" (`MissingError`) from "could not look" (every other error): only the first may lead to something new in
-its place. These functions block; on an event loop they belong into a thread.
+A write makes a new file in the same folder, syncs it, renames it over the old one, and syncs the folder: after a crash
+there is the old content or the new, never half of one. The mode is set before the first byte is written. A reader can
+tell "not there" (`MissingError`) from "could not look" (every other error): only if a file is not there may a new one
+be made in its place. These functions block: call them in a thread, and not on an event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from istio_auth.errors import ConfigurationError, ConflictError, IstioAuthError,
 
 _EXPOSED = stat.S_IRWXG | stat.S_IRWXO
 _LEFTOVER = ".*.tmp"
-# What may pass by itself; everything else is for the operator to mend.
+# Faults that may pass by themselves; all others are for the operator to mend.
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 
@@ -38,7 +38,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def read_owned(path: Path, limit: int) -> tuple[bytes, int]:
-    """As `read_bounded`, with the user id of whose file it is: the file that is read is the one looked at.
+    """As `read_bounded`, with the user id of the owner, which is that of the very file that was read.
 
     Raises:
         MissingError: there is no such file.
@@ -49,7 +49,7 @@ def read_owned(path: Path, limit: int) -> tuple[bytes, int]:
 
 
 def read_secret(path: Path, limit: int) -> bytes:
-    """As `read_bounded`, for a file that nobody but its owner may read: the file that is read is the one checked.
+    """As `read_bounded`, for a file that only its owner may read. The very file that is read is checked.
 
     Raises:
         MissingError: there is no such file.
@@ -60,11 +60,12 @@ def read_secret(path: Path, limit: int) -> bytes:
 
 
 def refuse_exposed(path: Path) -> None:
-    """Make sure that a file with a secret is readable by its owner alone.
+    """Check that group and others have no access to a file with a secret.
 
     Raises:
         MissingError: there is no such file.
-        ConfigurationError: group or others have access; the message names the command that mends it.
+        ConfigurationError: they have access (the message names the command that mends it), or we may not look.
+        NotReady: looking failed.
     """
     try:
         mode = path.stat().st_mode
@@ -74,11 +75,12 @@ def refuse_exposed(path: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Replace the file, durably; it has exactly this mode, whatever the umask.
+    """Replace the file durably. It gets exactly this mode, whatever the umask.
 
     Raises:
         ConfigurationError: the folder is missing, or may not be written to.
-        NotReady: the disk is full or failed; the old file is as it was.
+        NotReady: the disk is full or failed. The old file is as it was, unless only the sync of the folder failed: then
+            the new one is there, and a crash may bring back the old one.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -92,14 +94,18 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writes that were killed have left behind. Only for the one process that writes in this folder."""
+    """Remove the temporary files of writes that were killed. Only for a process that alone writes into this folder."""
     for leftover in folder.glob(_LEFTOVER):
         with suppress(OSError):
             leftover.unlink()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, after a file in it was created, renamed or removed."""
+    """Make the names in a folder durable, after a file in it was created, renamed or removed.
+
+    Raises:
+        OSError: it could not be opened or synced.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -108,10 +114,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def private_folder(path: Path) -> Path:
-    """A folder that only we may enter: created with its parents if it is not there.
+    """A folder that only we may enter; made, with its parents, if it is not there.
 
     Raises:
-        ConfigurationError: it belongs to somebody else, others may enter it, or it can not be made.
+        ConfigurationError: it is no folder, belongs to somebody else, is open to others, or can not be made.
+        NotReady: the disk is full or failed.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,26 +138,26 @@ def private_folder(path: Path) -> Path:
 def file_error(
     error: OSError, path: Path, doing: str, *, absent: type[IstioAuthError] = MissingError
 ) -> IstioAuthError:
-    """What an error of the file system means: a thing that is not there, one to mend, or one that may pass.
+    """The error of ours for an error of the file system: the file is not there, must be mended, or the fault may pass.
 
     Args:
-        error: as it came.
-        path: of which file or folder.
-        doing: what was tried, a verb.
-        absent: what it is when there is nothing of this name.
+        error: the error of the file system.
+        path: the file or folder.
+        doing: what was tried, as a verb.
+        absent: the error to make if there is nothing of this name.
     """
     message = f"can not {doing} {path}: {os.strerror(error.errno or 0)}"
     if error.errno == errno.ENOENT:
-        # A link to nothing is a mount that is away or a mistake, and not a thing that was never there.
+        # A dangling link means a missing mount or a mistake, and not that the file was never there.
         return ConfigurationError(f"{message} (a dangling link)") if path.is_symlink() else absent(message)
     return NotReady(message) if error.errno in _PASSING else ConfigurationError(message)
 
 
 class FileLock:
-    """One process at a time: an advisory lock on a file, held from entering to leaving, gone with its process.
+    """One process at a time: an advisory lock on a file, held inside the `with` block; it ends with its process.
 
     Args:
-        path: the lock file, made if need be (mode 0600) and never removed: a removed one could be locked twice.
+        path: the lock file, made if need be (mode 0600) and never removed: else two processes could each lock one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,6 +170,7 @@ class FileLock:
         Raises:
             ConflictError: another process has it.
             ConfigurationError: the file can not be opened.
+            NotReady: the disk is full or failed.
         """
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -187,7 +195,7 @@ class FileLock:
 
 def _read(path: Path, limit: int, *, secret: bool) -> tuple[bytes, int]:
     try:
-        # Not blocking: a FIFO in the place of a file would otherwise hold us for ever.
+        # Not blocking: a FIFO in the place of a file would otherwise block us for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise file_error(error, path, "read") from error

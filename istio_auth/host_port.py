@@ -24,10 +24,10 @@ class HostPort:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """What `host:port`, `[IPv6 address]:port` or `:port` spells.
+        """The host and port in `host:port`, `[IPv6 address]:port`, `:port` or `*:port`.
 
         Raises:
-            ConfigurationError: it spells neither.
+            ConfigurationError: the text is none of these.
         """
         if "://" in text:
             raise ConfigurationError(f"{text[:100]!r}: write host:port alone, without a scheme before it")

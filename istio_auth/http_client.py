@@ -1,4 +1,4 @@
-"""What our HTTP clients share: a body is read with a bound, and a failure is told in plain words."""
+"""What our HTTP clients share: reading a body with a bound, and telling a failure in plain words."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def plain_reason(error: Exception) -> str:
 
 
 def _in_one_line(words: str) -> str:
-    """As much as a log shall have of what a server may have written."""
+    """Words that a server may have written, made safe and short for a log."""
     return " ".join("".join(each if each.isprintable() else " " for each in words).split())[:300]

@@ -1,8 +1,9 @@
 """KeySet: the keys that may sign tokens, read from a JSON Web Key Set (RFC 7517, RFC 7518 3.1 and 6).
 
-What a key may be used for is settled here, by its type and by what its entry says; the header of a token only picks
-among that (RFC 8725 3.1). An entry that can not be used is left out with its reason and never spoils the others
-(RFC 7517 5), save one: a set that shows the private half of a key is refused whole, for that key is anybody's now.
+Which algorithms a key may be used with is settled here, by its type and its entry; the header of a token only picks one
+of them (RFC 8725 3.1). An entry that can not be used is left out with its reason and does not spoil the others
+(RFC 7517 5). There is one exception: a set that shows the private half of a key is refused whole, because anybody can
+sign with that key now.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ RSA_ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"
 # Each curve has the one algorithm that names it, and a size of its coordinates in bytes (RFC 7518 3.4 and 6.2.1.2).
 _CURVES = MappingProxyType({"P-256": ("ES256", 32), "P-384": ("ES384", 48), "P-521": ("ES512", 66)})
 ALGORITHMS = RSA_ALGORITHMS | {algorithm for algorithm, _ in _CURVES.values()}
-EVERY_ALGORITHM = ALGORITHMS | {"EdDSA"}  # for who asks for it: RFC 8037, with Ed25519; no JWT-SVID has it (JW-03)
+EVERY_ALGORITHM = ALGORITHMS | {"EdDSA"}  # for callers that allow RFC 8037, with Ed25519; no JWT-SVID has it (JW-03)
 
 # What the `use` of an entry may be; None stands for an entry that has none.
 Uses: TypeAlias = tuple[str | None, ...]
@@ -39,7 +40,7 @@ _PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth"})
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]*")
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 _PADDING = {0: b"", 2: b"==", 3: b"="}
-_LAST = {2: "AQgw", 3: "AEIMQUYcgkosw048"}  # how a last group of so many characters ends: with bits that are zero
+_LAST = {2: "AQgw", 3: "AEIMQUYcgkosw048"}  # by the length of the last group: how it may end, with spare bits of zero
 
 
 class InvalidKeySet(MalformedError):
@@ -51,7 +52,7 @@ class VerificationKey:
     """One key that may sign tokens.
 
     Args:
-        key_id: how tokens name it; empty if they do not.
+        key_id: the name by which tokens refer to it (`kid`); empty if it has none.
         public_key: the key.
         algorithms: the signature algorithms it may be used with; never empty.
     """
@@ -67,7 +68,7 @@ class KeySet:
 
     Args:
         keys: the keys.
-        left_out: why entries of the document are not among them, for people.
+        left_out: for each entry of the document that is not among them, the reason, for people.
     """
 
     keys: tuple[VerificationKey, ...] = ()
@@ -79,10 +80,10 @@ class KeySet:
 
         Args:
             text: the document.
-            uses: what its entries may be for; all others are left out.
+            uses: the values of `use` that are taken, None for an entry without; other entries are left out.
 
         Raises:
-            InvalidKeySet: it is no such document, is too large, or shows a private key.
+            InvalidKeySet: it is no such document, is too large, has too many entries, or shows a private key.
         """
         try:
             document = parse_json(text, limit=_MAX_BYTES)
@@ -109,15 +110,15 @@ class KeySet:
         return cls(tuple(keys), tuple(left_out))
 
     def named(self, key_id: str) -> tuple[VerificationKey, ...]:
-        """The keys of this name. It is usually one; nothing forbids more (RFC 7517 4.5)."""
+        """The keys with this name: usually one, but there may be more (RFC 7517 4.5)."""
         return tuple(key for key in self.keys if key.key_id == key_id)
 
 
 def base64url_octets(text: str) -> bytes:
-    """What a text in base64url without padding stands for (RFC 7515 2); of several spellings only the shortest counts.
+    """The bytes of a text in base64url without padding (RFC 7515 2). Spare bits at its end must be zero.
 
     Raises:
-        MalformedError: it is none. The error holds nothing of the text.
+        MalformedError: it is no such text. The error holds nothing of it.
     """
     rest = len(text) % 4
     if rest == 1 or not _BASE64URL.fullmatch(text):
@@ -128,7 +129,7 @@ def base64url_octets(text: str) -> bytes:
 
 
 class _LeftOut(Exception):
-    """Why an entry is no key of ours."""
+    """Why an entry is left out."""
 
 
 def _key(entry: JSON, uses: Uses) -> VerificationKey:
@@ -182,7 +183,7 @@ def _ec(entry: dict[str, JSON]) -> tuple[TokenKey, frozenset[str]]:
 def _okp(entry: dict[str, JSON]) -> tuple[TokenKey, frozenset[str]]:
     if entry.get("crv") != "Ed25519":
         raise _LeftOut("its curve is not Ed25519")
-    _octets(entry, "x")  # in its one spelling
+    _octets(entry, "x")  # refuses a second spelling of the same key
     return _parsed("EdDSA", entry), frozenset({"EdDSA"})
 
 

@@ -1,9 +1,10 @@
 """JWTBundle and JWTBundleSet: whose keys may sign the JWT-SVIDs of a trust domain (JWT-SVID 6, Workload API 6).
 
-A type of its own beside `TrustBundle`, so that the keys of one kind of SVID can not be taken for those of another
-(WA-19). Looked up by the trust domain of the token's subject and never pooled. There are two formats: in a SPIFFE
-bundle the entries for `jwt-svid` count and no others; in a Workload API's key sets an entry need not say what it is
-for. In both, an entry that can not be used is left out with its reason and never spoils the others.
+This is a type of its own beside `TrustBundle`, so that the keys of one kind of SVID can not be taken for those of the
+other (WA-19). A bundle is looked up by the trust domain of the token's subject; bundles are never pooled. There are two
+formats. In a SPIFFE bundle only the entries with the use `jwt-svid` count. In the key sets of a Workload API an entry
+need not have a use. In both, an entry that can not be used is left out with its reason and does not spoil the others,
+but a set that shows a private key is refused whole.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from istio_auth.strict_json import JSON
 from istio_auth.tokens import TokenFault, TokenRefused
 
 _SPIFFE_BUNDLE: Uses = ("jwt-svid",)  # JW-15
-_WORKLOAD_API: Uses = ("jwt-svid", None)  # SPIRE leaves it out there
+_WORKLOAD_API: Uses = ("jwt-svid", None)  # SPIRE leaves `use` out there
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class JWTBundle:
 
     Args:
         trust_domain: whose keys these are.
-        keys: the keys, each with its name; none means that no JWT-SVID of that trust domain is valid (BD-05).
+        keys: the keys, each with its name; if empty, no JWT-SVID of that trust domain is valid (BD-05).
     """
 
     trust_domain: TrustDomain
@@ -46,12 +47,12 @@ class JWTBundle:
 
     @classmethod
     def from_document(cls, trust_domain: TrustDomain, document: JSON) -> Self:
-        """The JWT keys in an already parsed SPIFFE bundle document (see `from_json`)."""
+        """The JWT keys in a SPIFFE bundle document that is parsed already (see `from_json`)."""
         return cls._of(trust_domain, document, _SPIFFE_BUNDLE)
 
     @classmethod
     def from_workload_api(cls, trust_domain: TrustDomain, text: bytes | str) -> Self:
-        """The keys in a key set as a Workload API serves it, where their use may be unsaid (see `from_json`)."""
+        """The keys in a key set of a Workload API, whose entries need not have a use (see `from_json`)."""
         return cls._of(trust_domain, load(text), _WORKLOAD_API)
 
     @classmethod
@@ -65,10 +66,10 @@ class JWTBundle:
         return cls(trust_domain, KeySet(named, (*found.left_out, *nameless)))
 
     def bundle(self, trust_domain: TrustDomain) -> JWTBundle:
-        """Itself, if asked for its own trust domain: a single bundle is a `JWTBundleSource`.
+        """This bundle, if asked for its own trust domain: so a single bundle is a `JWTBundleSource`.
 
         Raises:
-            TokenRefused: it is another trust domain's.
+            TokenRefused: another trust domain was asked for.
         """
         if trust_domain != self.trust_domain:
             raise _no_bundle(trust_domain)
@@ -89,7 +90,11 @@ class JWTBundleSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class JWTBundleSet:
-    """The JWT bundles of several trust domains, kept apart."""
+    """The JWT bundles of several trust domains, kept apart.
+
+    Raises:
+        InvalidBundle: two of them are of the same trust domain.
+    """
 
     bundles: tuple[JWTBundle, ...] = ()
 
@@ -98,10 +103,10 @@ class JWTBundleSet:
 
     @classmethod
     def from_json(cls, text: bytes | str) -> Self:
-        """The set that a SPIFFE bundle map says (Trust Domain and Bundle, Bundle Map).
+        """The set in a SPIFFE bundle map (Trust Domain and Bundle, Bundle Map).
 
         Raises:
-            InvalidBundle, InvalidSpiffeID: it is no such map, or a member is damaged: nothing is taken then (BM-06).
+            InvalidBundle, InvalidSpiffeID: it is no such map, or a member is damaged. Nothing is taken then (BM-06).
         """
         return cls(tuple(JWTBundle.from_document(name, member) for name, member in members(text)))
 

@@ -1,8 +1,8 @@
-"""A JWT-SVID, the JWT bundles and the time make a SPIFFE ID, or raise: JWT-SVID 3 to 5 in one place.
+"""Validates a JWT-SVID against JWT bundles and the time, which gives its SPIFFE ID: JWT-SVID 3 to 5 in one place.
 
-What is asked, in this order: an algorithm of the nine, a header with nothing in it but `alg`, `kid` and `typ`, a
-subject that is a workload's SPIFFE ID, and then a signature by a key of the bundle of *that* trust domain alone, an
-audience and times. Bundles are never pooled.
+The checks, in this order: the algorithm is one of nine; the header holds nothing but `alg`, `kid` and `typ`; the
+subject is a workload's SPIFFE ID; a key in the bundle of *that* trust domain alone made the signature; and then the
+audience and the times. Bundles are never pooled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class JWTSVID:
     Args:
         id: the SPIFFE ID, the same as the token's `sub`.
         claims: what the token says.
-        token: the token itself, in compact form: whoever has it is the workload to the audience. Never printed.
+        token: the token itself, in compact form. To the audience, whoever has it is the workload. Never printed.
         hint: a name by which a workload with several identities picks one (Workload API 6.2.1).
     """
 
@@ -42,17 +42,17 @@ class JWTSVID:
 
     @property
     def audiences(self) -> tuple[str, ...]:
-        """Whom it is for; never empty."""
+        """Whom the token is for; never empty."""
         return self.claims.audiences
 
     @property
     def expires_at(self) -> datetime:
-        """When it ends."""
+        """When the token ends."""
         return self.claims.expires_at
 
     @classmethod
     def of_agent(cls, token: str, *, hint: str = "") -> Self:
-        """What a JWT-SVID says that our own agent made for us. Nothing is proven: only its audience holds the keys.
+        """A JWT-SVID that our own agent gave us, read but not verified: its audience will verify it.
 
         Raises:
             TokenRefused: it is no JWT-SVID.
@@ -69,18 +69,18 @@ class JWTSVID:
 def validate_jwt_svid(
     token: str, bundles: JWTBundleSource, *, audience: str, now: datetime, leeway: timedelta = DEFAULT_LEEWAY
 ) -> JWTSVID:
-    """The JWT-SVID in a text, once it is proven.
+    """Validate a JWT-SVID that somebody showed us.
 
     Args:
-        token: the text, as it came with a request.
-        bundles: the trusted domains, looked up by the subject's own.
+        token: the token, as it came with a request.
+        bundles: the JWT bundles of the trusted domains; the one of the subject's trust domain is used.
         audience: who we are; the token must be for us.
         now: the instant at which it must be valid.
         leeway: by how much our clock and the issuer's may differ.
 
     Raises:
         TokenRefused: it proves nothing; `fault` says why.
-        ConfigurationError: nobody said who we are.
+        ConfigurationError: the audience is empty.
     """
     if not audience:
         raise ConfigurationError("a JWT-SVID is validated for an audience, and none was named")

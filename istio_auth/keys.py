@@ -1,7 +1,7 @@
-"""Which keys are allowed, and what identifies a key. ECDSA P-256 is the default; P-384 and RSA from 2048 bits pass.
+"""Which keys are allowed, and what identifies a key. ECDSA P-256 is the default; P-384 and RSA-2048 to 8192 pass.
 
-A signing key is cryptography's own private-key interface: a subclass with its own `sign()` (a PKCS#11 token, a KMS)
-fits wherever one is taken.
+Signing keys are of cryptography's own private-key interfaces: a subclass with its own `sign()` (for a PKCS#11 token or
+a KMS) can be used wherever a signing key is taken.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 MIN_RSA_BITS = 2048
-MAX_RSA_BITS = 8192  # above, one signature check costs a stranger's victim tens of milliseconds
+MAX_RSA_BITS = 8192  # with a larger key, a stranger could make each signature check cost us tens of milliseconds
 _CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
-# Made once: in the time of making them anew one could make a tenth of a signature.
+# Made once: making them for each signature would take a tenth of its time.
 _SHA256, _SHA384 = hashes.SHA256(), hashes.SHA384()
 _ECDSA_SHA256, _ECDSA_SHA384, _PKCS1 = ec.ECDSA(_SHA256), ec.ECDSA(_SHA384), padding.PKCS1v15()
 
@@ -89,7 +89,7 @@ def public_key_der(key: PublicKey) -> bytes:
 
 
 def fingerprint(key: PublicKey) -> str:
-    """The SHA-256 of the SubjectPublicKeyInfo, in hex: what we keep to know a key again."""
+    """The SHA-256 of the SubjectPublicKeyInfo, in hex: what we keep to recognize a key."""
     return hashlib.sha256(public_key_der(key)).hexdigest()
 
 
@@ -113,7 +113,7 @@ def sign(key: PrivateKey, message: bytes) -> bytes:
 
 
 def check_signature(key: PublicKey, signature: bytes, message: bytes) -> None:
-    """Check what `sign` made.
+    """Check a signature that `sign` made.
 
     Raises:
         cryptography.exceptions.InvalidSignature: the signature is not by this key over this message.

@@ -1,4 +1,4 @@
-"""A limit for lines of a log that others can cause: one a minute for each cause, and not too many causes either."""
+"""Limits the log lines that strangers can cause: one a minute for each cause, and a bounded number of causes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import timedelta
 
 
 class LogLimit:
-    """Says whether a line may be written. What is remembered is bounded, whoever the causes are.
+    """Says whether a line may be written. It remembers a bounded number of causes.
 
     Args:
-        every: for so long, one line is enough for a cause.
-        causes: how many causes have a line in that time.
+        every: the length of a period; in each period a cause has one line.
+        causes: how many causes have a line in one period.
         now: a clock that never goes back, in seconds.
     """
 
@@ -28,7 +28,7 @@ class LogLimit:
         self._over = float("-inf")
 
     def allows(self, cause: str) -> bool:
-        """Whether this cause may have a line now; if so, it has had it."""
+        """Whether this cause may have a line now. A True counts as its line of this period."""
         if (now := self._now()) >= self._over:
             self._told.clear()
             self._over = now + self._every

@@ -1,12 +1,12 @@
-"""What a verified TLS handshake leaves behind, and how a refused one is told.
+"""Who is at the other end of a verified TLS connection, and the errors of a refused handshake.
 
-TLS contexts (`istio_auth.tls`) put a `VerifiedPeer` on the connection they made; everybody else reads it here, without
-depending on them. Requests are asked for the connection they came on by the attributes that their libraries document,
-so none of these libraries is imported. ASGI knows no connections: whoever serves or wraps an ASGI application puts the
+TLS contexts (`istio_auth.tls`) put a `VerifiedPeer` on each connection that they make; everybody else reads it here,
+without depending on them. The connection of a request is found by the attributes that its library documents, so none
+of these libraries is imported. ASGI knows no connections: whoever serves or wraps an ASGI application puts the
 `VerifiedPeer` into its scope, at `scope["extensions"][ASGI_EXTENSION]`.
 
-A refusal is an `ssl` error, so that every loop and library treats it as a failed handshake; it carries the reason in
-our own words.
+A refusal is an `ssl` error, so that every event loop and library treats it as a failed handshake. It carries our own
+error with the reason.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class VerifiedPeer:
 
 
 class HandshakeRefused(ssl.SSLError):
-    """No connection was made, for a reason of ours.
+    """No connection was made, and the reason is ours and not OpenSSL's.
 
     Args:
         reason_error: the reason; its message is for our own log.
@@ -54,7 +54,10 @@ class HandshakeRefused(ssl.SSLError):
 
 
 class PeerRefused(HandshakeRefused, ssl.SSLCertVerificationError):
-    """The peer's certificate was refused: a `VerificationError`, or `NotAuthorized`, is in `reason_error`."""
+    """The peer was refused: `reason_error` is a `VerificationError` or `NotAuthorized`.
+
+    It is another `IstioAuthError` if the peer could not be judged: the source serves nothing, or the authorizer failed.
+    """
 
     def __init__(self, reason_error: IstioAuthError) -> None:
         super().__init__(reason_error)
@@ -157,7 +160,8 @@ def verified_peer(connection: Connection) -> VerifiedPeer:
             `http.client`, the network stream of an httpx response while it is read, an ASGI scope or request.
 
     Raises:
-        NotAuthenticated: the connection has no TLS, another's TLS, or its handshake is not over.
+        NotAuthenticated: the connection has no TLS, TLS of another context, or is closed; or its handshake is not over,
+            or refused the peer.
     """
     found: object = connection
     for _ in range(_DEPTH):
@@ -176,7 +180,7 @@ def peer_id(connection: Connection) -> SpiffeID:
     """The SPIFFE ID of a connection's peer (see `verified_peer`).
 
     Raises:
-        NotAuthenticated: there is none: no handshake, or a peer without a certificate.
+        NotAuthenticated: as in `verified_peer`, or the peer presented no certificate.
     """
     if (spiffe_id := verified_peer(connection).spiffe_id) is None:
         raise NotAuthenticated("the peer presented no certificate")
@@ -189,15 +193,15 @@ def peer_chain(connection: Connection) -> tuple[x509.Certificate, ...]:
 
 
 def _below(found: object) -> object:
-    """What this stands on, one step nearer to the TLS; None if nobody knows.
+    """The object below this one, one step nearer to the TLS; None if there is none that we know.
 
-    Some requests are mappings as well, so what leads to a connection is looked for first.
+    Some requests are mappings as well, so attributes are tried before the keys of an ASGI scope.
     """
     if isinstance(found, ssl.SSLSocket | ssl.SSLObject):
-        return None  # somebody else's
+        return None  # TLS of another context
     ask: Callable[[str], object] | None = getattr(found, "get_extra_info", None)
     if callable(ask) and (tls := ask("ssl_object")) is not None:
-        return getattr(tls, "owner", tls)  # httpx's blocking stream tells the inside of an SSL socket
+        return getattr(tls, "owner", tls)  # httpx's blocking stream gives the inner object of an SSL socket
     for name in _ATTRIBUTES:
         if (below := getattr(found, name, None)) is not None:
             return below

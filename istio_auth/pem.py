@@ -1,6 +1,6 @@
-"""The only place where PEM and DER become objects, and objects PEM and DER.
+"""The only place where keys, certificates and CSRs are read from PEM and DER, and written to them.
 
-Parsers are bounded, take exactly what they name and raise `InvalidPEM` for everything else; no error message ever
+Parsers are bounded, take exactly what their name says and raise `InvalidPEM` for everything else. No error message
 holds any of the bytes.
 """
 
@@ -31,9 +31,9 @@ MAX_CSR_BYTES = 16 << 10
 MAX_KEY_BYTES = 64 << 10
 MAX_PUBLIC_KEY_BYTES = 4 << 10
 _PEM_START = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
-# What cryptography raises for bytes that it can not read; the warning where a program makes warnings errors.
+# What cryptography raises for bytes that it can not read; the warning, if a program turns warnings into errors.
 _UNREADABLE = (ValueError, x509.InvalidVersion, UnsupportedAlgorithm, CryptographyDeprecationWarning)
-# A sequence of a version and a sequence (RFC 5208 5): the older forms have something else in the latter's place.
+# A sequence that begins with a version and a sequence (RFC 5208 5); in the older forms no sequence follows.
 _PKCS8_START = re.compile(rb"\x30(?:[\x00-\x7f]|\x81.|\x82..)\x02\x01[\x00\x01]\x30", re.DOTALL)
 _CERTIFICATE_START = b"-----BEGIN CERTIFICATE-----"
 _CSR_LABELS = (b"CERTIFICATE REQUEST", b"NEW CERTIFICATE REQUEST")
@@ -53,13 +53,13 @@ def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
         found = tuple(map(_numbered, x509.load_pem_x509_certificates(pem)))
     except _UNREADABLE as error:
         raise InvalidPEM("a certificate in the PEM does not parse") from error
-    if len(found) != len(labels):  # the parser passes over a block that has no end
+    if len(found) != len(labels):  # the parser skips a block without an end
         raise InvalidPEM("a certificate in the PEM is truncated")
     return found
 
 
 def read_der_certificates(der: bytes) -> tuple[x509.Certificate, ...]:
-    """The certificates of a concatenation of DER, as the SPIFFE Workload API sends them; at least one.
+    """The certificates in concatenated DER, as the SPIFFE Workload API sends them; at least one.
 
     Raises:
         InvalidPEM: there is none, or one does not parse.
@@ -109,8 +109,8 @@ def read_private_key(pem: bytes, *, validate: bool = True) -> PrivateKey:
 
     Args:
         pem: the bytes.
-        validate: whether to find out if the numbers of an RSA key are sound, which takes longer than many signatures.
-            Who does not must let the key prove itself.
+        validate: whether to check that the numbers of an RSA key are sound, which takes longer than many signatures. A
+            caller that passes False must prove the key by a signature.
 
     Raises:
         InvalidPEM: the bytes are not exactly one such key.
@@ -130,7 +130,7 @@ def read_private_key(pem: bytes, *, validate: bool = True) -> PrivateKey:
 def read_credential_bundle(pem: bytes) -> tuple[tuple[x509.Certificate, ...], PrivateKey]:
     """The certificates and the private key of one file, as Kubernetes writes it with `credentialBundlePath`.
 
-    Kubernetes puts the key first; at another place among the certificates it is as good.
+    Kubernetes puts the key first; any other order is taken too.
 
     Raises:
         InvalidPEM: there is not exactly one key, no certificate, or something else.
@@ -186,7 +186,7 @@ def write_der_private_key(key: PrivateKey) -> bytes:
 
 
 def write_traditional_private_key(key: PrivateKey) -> bytes:
-    """A private key as unencrypted PKCS#1 (RSA) or SEC 1 (EC) PEM, for those who read nothing newer. See above."""
+    """A private key as unencrypted PKCS#1 (RSA) or SEC 1 (EC) PEM, for old readers (see `write_private_key`)."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
 
 

@@ -1,6 +1,6 @@
-"""What a lapsed agent signs to come back: its node key over a nonce of the CA's, its name, and its new CSR.
+"""What an agent whose SVID has lapsed signs with its node key: its name, a nonce from the CA, and its new CSR.
 
-The label keeps the signature from meaning anything anywhere else. No two different requests give the same bytes: a
+The label keeps the signature from being of use for anything else. No two different requests give the same bytes: a
 SPIFFE ID holds no zero byte, and nonce and hash have fixed lengths.
 """
 
@@ -24,7 +24,7 @@ def recovery_message(spiffe_id: SpiffeID, nonce: bytes, csr: bytes) -> bytes:
         csr: the signing request for the new SVID, in DER.
 
     Raises:
-        MalformedError: the nonce has another length than ours have.
+        MalformedError: the nonce has the wrong length.
     """
     if len(nonce) != NONCE_BYTES:
         raise MalformedError(f"a nonce has {NONCE_BYTES} bytes, this one {len(nonce)}", public="malformed nonce")

@@ -1,7 +1,7 @@
 """Selector and Registration: which workload earns which identity.
 
-An attestor observes selectors of a caller (`unix:uid:1000`); a registration names the selectors that must *all* be
-among them.
+An attestor observes the selectors of a caller (such as `unix:uid:1000`). A registration names selectors that must *all*
+be observed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SELECTOR = re.compile(r"([a-z][a-z0-9-]*):([\x21-\x7e]{1,500})")
 _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _SUBDOMAIN = rf"(?=[^/=]{{1,253}}(?:[/=]|\Z)){_DNS_LABEL}(?:\.{_DNS_LABEL})*"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-# As the attestors write them: what is spelled otherwise would fit nobody.
+# As the attestors write them: a selector that is spelled in another way would fit nobody.
 _VALUES = {
     "unix": re.compile(r"(?:uid|gid|supplementary_gid):(?:0|[1-9][0-9]*)|path:/.*|sha256:[0-9a-f]{64}"),
     "systemd": re.compile(r"unit:[^/]+\.[a-z]+"),
@@ -45,7 +45,7 @@ class Selector:
     """One observed property of a workload.
 
     Args:
-        type: who observes it, for instance `unix`, `socket` or `k8s`.
+        type: which attestor observes it, for instance `unix`, `socket` or `k8s`.
         value: what was observed, for instance `uid:1000`.
     """
 
@@ -54,10 +54,10 @@ class Selector:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The selector that `type:value` spells.
+        """The selector in a text `type:value`.
 
         Raises:
-            ConfigurationError: it spells none.
+            ConfigurationError: the text is no selector, or one that no attestor would observe.
         """
         if not (match := _SELECTOR.fullmatch(text)):
             raise ConfigurationError(f"{text[:100]!r} is no selector: write type:value, for instance unix:uid:1000")
@@ -71,14 +71,17 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a workload with these selectors earns.
+    """The identity that a workload with these selectors earns.
 
     Args:
         spiffe_id: the identity.
         selectors: all of them must be observed; never empty.
         ttl: the lifetime of its SVIDs, or None for the CA's default.
         dns_names: names to put beside the SPIFFE ID in its certificates.
-        hint: what the workload picks this identity by, if it has several.
+        hint: a name by which a workload with several identities picks this one.
+
+    Raises:
+        ConfigurationError: there is no selector, the identity is a trust domain's, or a name is no DNS name.
     """
 
     spiffe_id: SpiffeID
@@ -100,7 +103,7 @@ class Registration:
         return self.selectors <= observed
 
     def missing(self, observed: AbstractSet[Selector]) -> frozenset[Selector]:
-        """The selectors that keep a workload from earning this."""
+        """The selectors that a workload lacks to earn this."""
         return self.selectors - observed
 
 
@@ -110,12 +113,12 @@ def earned(registrations: Iterable[Registration], observed: AbstractSet[Selector
 
 
 def nearest(registrations: Iterable[Registration], observed: AbstractSet[Selector]) -> Registration | None:
-    """The registration of which the fewest selectors are missing, to explain a refusal; None if there is none."""
+    """The registration with the fewest missing selectors, to explain a refusal; None if there are no registrations."""
     return min(registrations, key=lambda registration: len(registration.missing(observed)), default=None)
 
 
 def check_dns_name(name: str) -> None:
-    """Check that a name can stand in a certificate (RFC 1123 2.1, lower case, no wildcard, and no address in disguise).
+    """Check a DNS name for a certificate (RFC 1123 2.1): lower case, no wildcard, nothing that may be an IP address.
 
     Raises:
         ConfigurationError: it can not.

@@ -1,7 +1,7 @@
-"""When to renew and when to try again: arithmetic over instants, without a clock and without dice.
+"""When to renew and when to try again: arithmetic on instants, without a clock and without random numbers.
 
-Chance enters as a number in [0, 1) that the caller draws *once* per SVID or attempt: a predicate that rolled anew at
-each look would renew the earlier the more often it was asked.
+The caller draws a random number in [0, 1), *once* for each SVID or attempt, and passes it in. If a new one were drawn
+at each look, an SVID would be renewed the earlier the more often somebody looked.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def renewal_due(
 
     Args:
         not_before: when the validity begins.
-        not_after: when it ends, the earliest end in the chain.
+        not_after: when it ends: the earliest end in the chain.
         draw: a number in [0, 1), drawn once for this SVID.
         ratio: the share of the lifetime after which to renew.
-        jitter: the share of the lifetime over which the draw spreads, half before the ratio and half after.
+        jitter: the share of the lifetime over which renewals are spread, half before the ratio and half after.
 
     Raises:
         ValueError: the shares would put the instant outside the lifetime.
@@ -33,7 +33,7 @@ def renewal_due(
 
 
 def retry_delay(attempt: int, *, draw: float, first: timedelta, longest: timedelta) -> timedelta:
-    """How long to wait before attempt number `attempt + 1`: doubling, bounded, and between half and the whole of it.
+    """How long to wait before the next attempt: a random part, from half to all, of a bound that doubles each time.
 
     Args:
         attempt: how many attempts have failed so far, from 1.

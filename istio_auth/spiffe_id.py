@@ -5,8 +5,8 @@
     path         = 1*( "/" segment )
     segment      = 1*( a-z / A-Z / 0-9 / "." / "-" / "_" )      but neither "." nor ".."
 
-Values are checked when they are made, so an invalid `SpiffeID` can not exist. A trust domain is an opaque name: no
-dot, digit or suffix in it means anything here (ID-09). The whole ID is at most 2048 bytes long (ID-14, ID-15).
+Values are checked when they are made, so an invalid `SpiffeID` can not exist. A trust domain is an opaque name: its
+dots, digits and suffixes have no meaning here (ID-09). The whole ID is at most 2048 bytes long (ID-14, ID-15).
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class TrustDomain:
 
 @dataclass(frozen=True, slots=True, order=True)
 class SpiffeID:
-    """The name of a workload, or with an empty path of a trust domain.
+    """The name of a workload; with an empty path, the name of a trust domain.
 
     Args:
         trust_domain: who vouches for the name.
-        path: empty, or `/`-led segments; compared case-sensitively (ID-17).
+        path: empty, or segments with a `/` before each; compared case-sensitively (ID-17).
 
     Raises:
         InvalidSpiffeID: the path breaks the grammar, or the whole ID is too long.
@@ -80,10 +80,10 @@ class SpiffeID:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The SPIFFE ID that the text spells exactly, as an SVID must carry it.
+        """The SPIFFE ID in a text, which must be written exactly as in an SVID.
 
         Raises:
-            InvalidSpiffeID: it spells none.
+            InvalidSpiffeID: the text is no SPIFFE ID.
         """
         if len(text) > _MAX_ID:
             raise InvalidSpiffeID(f"a SPIFFE ID has at most {_MAX_ID} bytes, this one {len(text)}")
@@ -94,10 +94,10 @@ class SpiffeID:
 
     @classmethod
     def normalized(cls, text: str) -> Self:
-        """The SPIFFE ID a person means: scheme and trust domain in any case (ID-17). For typed input, never for SVIDs.
+        """The SPIFFE ID in a text with scheme and trust domain in any case (ID-17). For typed input, never for SVIDs.
 
         Raises:
-            InvalidSpiffeID: it spells none.
+            InvalidSpiffeID: the text is no SPIFFE ID.
         """
         if not text.isascii():  # before lower(), which turns the Kelvin sign into a "k"
             raise InvalidSpiffeID(f"{_shown(text)} is no SPIFFE ID: only ASCII may occur")

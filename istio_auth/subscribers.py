@@ -1,4 +1,4 @@
-"""Who wants to hear of a change: the one way in which parts of a process tell each other that something is new."""
+"""Subscribers to a change: the one way in which parts of a process tell each other that something is new."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Subscribers:
-    """Functions to call after each change. From any thread; they are called on the thread that tells."""
+    """Functions to call after each change. May be used from any thread; `tell` calls them on its own thread."""
 
     def __init__(self) -> None:
         self._functions: dict[object, Callable[[], None]] = {}
@@ -26,7 +26,7 @@ class Subscribers:
         return end
 
     def tell(self) -> None:
-        """Call all of them; not under the lock, so that they may add and end."""
+        """Call all of them, without holding the lock, so that they may subscribe and unsubscribe."""
         with self._lock:
             functions = list(self._functions.values())
         for changed in functions:
@@ -36,5 +36,5 @@ class Subscribers:
         return bool(self._functions)
 
     def after_fork(self) -> None:
-        """In a forked child: whoever held the lock when it was forked is not here to give it back."""
+        """Called in a forked child: the thread that held the lock at the fork is not here to release it."""
         self._lock = threading.Lock()

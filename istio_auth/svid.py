@@ -36,11 +36,12 @@ class X509SVID:
 
     Raises:
         InvalidSVID: the chain is empty, or leaf, key and ID do not belong together.
+        KeyRejected: the type or size of the leaf's key is not allowed.
     """
 
     id: SpiffeID
     chain: tuple[x509.Certificate, ...]
-    private_key: PrivateKey = field(repr=False, compare=False)  # the leaf tells which key it is
+    private_key: PrivateKey = field(repr=False, compare=False)  # the leaf holds its public half
     hint: str = ""
 
     def __post_init__(self) -> None:
@@ -53,10 +54,11 @@ class X509SVID:
 
     @classmethod
     def of(cls, chain: Sequence[x509.Certificate], private_key: PrivateKey, *, hint: str = "") -> Self:
-        """The SVID that a chain and its key make.
+        """The SVID of a chain and its key.
 
         Raises:
             InvalidSVID: they do not belong together, or the leaf names no SPIFFE ID.
+            KeyRejected: the type or size of the leaf's key is not allowed.
         """
         if not chain:
             raise InvalidSVID("an SVID has at least one certificate")
@@ -104,12 +106,12 @@ class X509SVID:
         return write_private_key(self.private_key)
 
     def credential_bundle_pem(self) -> bytes:
-        """The private key and then the chain, for one file in which they can not come apart (see `key_pem`)."""
+        """The private key and then the chain, for one file that always holds both (see `key_pem`)."""
         return self.key_pem() + self.chain_pem()
 
 
 def uri_names(certificate: x509.Certificate) -> list[str]:
-    """The URI names in a certificate's subject alternative name, in their order; unvalidated.
+    """The URI names in a certificate's subject alternative name, in their order, not validated.
 
     Raises:
         InvalidSVID: the extensions do not parse.
@@ -127,7 +129,7 @@ def spiffe_id_of(certificate: x509.Certificate) -> SpiffeID:
     """The SPIFFE ID that a certificate claims: its only URI name (XL-01). Proves nothing by itself.
 
     Raises:
-        InvalidSVID: it has no URI name, several, or one that is no SPIFFE ID.
+        InvalidSVID: it has no URI name, several, or one that is no SPIFFE ID; or its extensions do not parse.
     """
     names = uri_names(certificate)
     if len(names) != 1:

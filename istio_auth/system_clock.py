@@ -1,4 +1,4 @@
-"""The machine's own clock. Only programs and TLS contexts take it by themselves; everything else is given a time."""
+"""The machine's own clock. Only programs, sources, TLS contexts and token verifiers use it by themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 
 class SystemClock:
-    """The `Clock` that the machine keeps."""
+    """The `Clock` of this machine."""
 
     def now(self) -> datetime:
         """The present instant, in UTC."""

@@ -1,4 +1,4 @@
-"""A chain, the bundles and the time make a SPIFFE ID, or raise: X509-SVID 5 in one place.
+"""Verifies a certificate chain against the bundles and the time, which gives its SPIFFE ID: X509-SVID 5 in one place.
 
 Two steps, in this order. The leaf's own rules (X509-SVID 4 and 5) are checked and give the SPIFFE ID it claims; then
 a path is built (RFC 5280 6) to the bundle of *that* trust domain alone. Bundles are never pooled.
@@ -37,8 +37,8 @@ def verify_chain(chain: Sequence[x509.Certificate], bundles: BundleSource, now: 
     """The SPIFFE ID that a chain proves.
 
     Args:
-        chain: the peer's leaf, then what it sent with it.
-        bundles: the trusted domains, looked up by the leaf's own.
+        chain: the peer's leaf, then the other certificates that it sent.
+        bundles: the bundles of the trusted domains; the one of the leaf's trust domain is used.
         now: the instant at which the chain must be valid.
 
     Raises:
@@ -56,9 +56,9 @@ def verify_chain(chain: Sequence[x509.Certificate], bundles: BundleSource, now: 
     return spiffe_id
 
 
-@functools.lru_cache(maxsize=128)  # what a certificate claims depends on nothing else, and peers come back
+@functools.lru_cache(maxsize=128)  # what a certificate claims never changes, and the same peers come again
 def check_leaf(leaf: x509.Certificate) -> SpiffeID:
-    """The SPIFFE ID that a leaf claims by the rules of X509-SVID 4 for leaves. Proves nothing by itself.
+    """The SPIFFE ID that a leaf claims, if it keeps the rules of X509-SVID 4 for leaves. Proves nothing by itself.
 
     Raises:
         VerificationError: it breaks one of the rules.
@@ -159,7 +159,7 @@ def _check_path(
 
 @functools.lru_cache(maxsize=64)
 def _store_of(anchors: tuple[x509.Certificate, ...]) -> Store:
-    """The same certificates as a store, which is kept because it keeps their keys once it has read them."""
+    """A store of these certificates. It is cached, because a store reads the keys of its certificates only once."""
     return Store(list(anchors))
 
 

@@ -1,8 +1,8 @@
 """X509Context and the X509Source port: SVIDs and bundles that belong together, as one snapshot.
 
-A source is asked at each use and answers with an immutable snapshot; a change replaces the snapshot, so nobody can
-see half of a rotation. The same object comes back as long as nothing changed, so `is` tells whether work on it may be
-kept.
+A source is asked at each use and answers with an immutable snapshot. A change replaces the whole snapshot, so nobody
+sees half of a rotation. The same object is returned as long as nothing changed, so `is` tells whether work that was
+done for an earlier snapshot can be used again.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class X509Source(Protocol):
 
         Raises:
             NotReady: nothing has arrived yet, or the source is closed.
+            IstioAuthError: it may serve nothing any more, for this reason.
         """
         ...
 

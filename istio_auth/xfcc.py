@@ -1,12 +1,12 @@
 r"""The header `x-forwarded-client-cert`: what the proxy in front of us saw of its client's certificate.
 
-The format is Envoy's. Elements stand between commas, one for each proxy on the way; pairs `key=value` within an element
-between semicolons. Keys are told without case. A value with `,`, `;` or `=` stands in double quotes, in which `\"` is a
+The format is Envoy's. Commas separate the elements, one for each proxy on the way; semicolons separate the `key=value`
+pairs of an element. Keys may be in any case. A value with `,`, `;` or `=` stands in double quotes, in which `\"` is a
 quote and `\\` a backslash. `By` (the proxy's own name), `URI` and `DNS` may occur several times, all others once.
 
-Each proxy appends its element to what it was sent. So only the last one is what the proxy that we know saw itself; all
-before it may be written by anybody. The header is therefore read from its end: whatever stands in front, an open quote
-or an escape, the last element begins where that proxy began it.
+Each proxy appends its element to the header that it received. So only the last element is from the proxy that we know;
+anybody may have written the others. The header is therefore read from its end: an open quote or an escape in front of
+the last element can not change where that begins.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REPEATABLE = {"by", "uri", "dns"}
 
 
 class InvalidXFCC(MalformedError):
-    """A header, or what it says, that tells no caller without doubt."""
+    """A header that is malformed, or that does not name exactly one caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ class XFCCElement:
 
 
 def forwarded_id(header: str, *, proxy: SpiffeID) -> SpiffeID | None:
-    """Whom a proxy names as its client; None if the client's certificate has no URI name.
+    """The SPIFFE ID of the client that a proxy names; None if the client's certificate has no URI name.
 
     Args:
         header: the value of the one header that the proxy sent.
-        proxy: who sent it, as TLS has proven.
+        proxy: the proxy that sent it, whose SPIFFE ID TLS has proven.
 
     Raises:
-        InvalidXFCC: the header tells no caller without doubt.
+        InvalidXFCC: the header is malformed, is about another proxy, or does not name exactly one workload.
     """
     element = last_element(header)
     if element.by and element.by != (str(proxy),):
@@ -77,7 +77,7 @@ def forwarded_id(header: str, *, proxy: SpiffeID) -> SpiffeID | None:
 
 
 def last_element(header: str) -> XFCCElement:
-    """What the last proxy saw.
+    """The element that the last proxy wrote.
 
     Raises:
         InvalidXFCC: the header is too long, or its last element breaks the format.
@@ -122,5 +122,5 @@ def _pairs(element: str) -> defaultdict[str, list[str]]:
 
 
 def _told(values: list[str]) -> tuple[str, ...]:
-    """Without empty values: Envoy writes the key even if there is no such name."""
+    """The values that are not empty: Envoy writes the key even if there is no such name."""
     return tuple(filter(None, values))

@@ -1,9 +1,8 @@
 """Enrolled agents: which machine holds which node key, until when its last SVID lives, and who was evicted.
 
-An evicted agent can no longer renew, recover, sign or sync. The SPIFFE IDs that certificates were issued for through
-it are known, and such a certificate can not renew itself any more. The agent comes back only by a join token that is
-younger than its eviction, and only when the last SVID it held has ended, for nothing could tell that one from a new
-one.
+An evicted agent can no longer renew, recover, sign or sync. The SPIFFE IDs for which it obtained certificates are on
+record, and those certificates can not renew themselves any more. The agent comes back only by a join token that is
+younger than its eviction, and only when its last SVID has ended: the CA could not tell the old SVID from a new one.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Agents(Protocol):
 
         Raises:
             NotAuthorized: it may not.
-            NotReady: it can not be told.
+            NotReady: nobody can tell now.
         """
         ...
 
@@ -66,12 +65,12 @@ class Agents(Protocol):
 
         Raises:
             NotAuthorized: the agent is not welcome.
-            NotReady: it can not be told.
+            NotReady: nobody can tell now.
         """
         ...
 
     def note_identities(self, name: str, identities: Iterable[SpiffeID]) -> None:
-        """Keep for which SPIFFE IDs certificates are about to be issued through an agent. Blocks.
+        """Keep the SPIFFE IDs for which certificates are about to be issued through an agent. Blocks.
 
         Raises:
             NotAuthorized: the agent is not welcome any more.
@@ -89,7 +88,7 @@ class Agents(Protocol):
         ...
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` after each eviction, until the returned function is called."""
+        """Call `changed` after each change of the evictions, until the returned function is called."""
         ...
 
 
@@ -123,7 +122,7 @@ class AgentRecord:
             raise NotAuthorized(f"agent {self.name} was evicted {self.evicted_at:%F %T} UTC")
 
     def check_readmission(self, invited_at: datetime, now: datetime) -> None:
-        """Check that a join token may enrol it once more.
+        """Check that a join token may enrol it again: always, unless it was evicted.
 
         Args:
             invited_at: when the join token was made.
@@ -158,10 +157,10 @@ class AgentRecord:
 
     @classmethod
     def from_json(cls, text: bytes) -> AgentRecord:
-        """The record that a file says.
+        """The record in a file.
 
         Raises:
-            ConfigurationError: it says none.
+            ConfigurationError: it is damaged, or written by a newer release.
         """
         try:
             document = json.loads(text)
@@ -185,7 +184,7 @@ class Evictions:
 
     Args:
         since: when, by the name of the agent.
-        identities: when the last agent was evicted through which certificates were issued for a SPIFFE ID.
+        identities: by SPIFFE ID, the latest eviction of an agent through which certificates were issued for it.
     """
 
     since: Mapping[str, datetime]
@@ -193,10 +192,10 @@ class Evictions:
 
 
 def read_instant(text: str) -> datetime:
-    """An instant as our files hold it.
+    """An instant as our files hold it, in UTC.
 
     Raises:
-        ValueError: the text is none.
+        ValueError: the text is no instant, or lacks a time zone.
     """
     instant = datetime.fromisoformat(text)
     if instant.tzinfo is None:

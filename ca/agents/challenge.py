@@ -5,8 +5,8 @@ time and a MAC over it and the agent, by a key that lives and dies with this pro
 
     nonce = time (8) | random (8) | HMAC-SHA-256(key, time | random | SPIFFE ID) [:16]
 
-Kept are only the few that were used, until they would have ended, and those only come from callers that proved a node
-key: a flood of strangers fills no memory, and pushes nobody's nonce out.
+Only used nonces are kept, until they would have ended. Only a caller that proved a node key uses one up, so a flood of
+strangers fills no memory and pushes nobody's nonce out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Challenges:
-    """Gives nonces and takes each back once. For one event loop."""
+    """Gives out nonces and accepts each once. For one event loop."""
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
@@ -55,7 +55,7 @@ class Challenges:
             raise NotAuthenticated(f"{spiffe_id}: the nonce was used before")
 
     def use_up(self, nonce: bytes, spiffe_id: SpiffeID, now: datetime) -> None:
-        """Use a nonce up, for a caller that proved the agent's key over it.
+        """Use a nonce up, for a caller that signed it with the agent's node key.
 
         Raises:
             NotAuthenticated: it is not good (see `check`).

@@ -1,9 +1,9 @@
 """The proof by join token, and what its use leaves behind: an agent with a node key.
 
-A token is looked at when the caller is attested, and used up only when the CSR has been vetted and the grant made, so
-that a mistake in the request does not burn it. From the two steps that follow, the first decides: the token is used
-up, then the hash of the node key is kept, and only then is anything signed. If the signing fails, or the answer is
-lost on the way, the agent is enrolled all the same and comes back by its node key.
+A token is looked up when the caller is attested, and used up only when the CSR has been vetted and the grant made, so
+that a mistake in the request does not burn it. Then, in this order: the token is used up, which only one caller can do;
+the hash of the node key is kept; the certificate is signed. If the signing fails, or the answer is lost on the way, the
+agent is enrolled all the same and comes back by its node key.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class JoinTokenProof:
         """Which agent the token enrols; None if there is no token.
 
         Raises:
-            NotAuthenticated: the bearer token is no join token, or one that is unknown, used or over.
+            NotAuthenticated: the bearer token is no join token, or one that is unknown, used or expired.
             NotAuthorized: the agent was evicted, and this token does not bring it back.
             NotReady: the look-up failed.
         """

@@ -1,8 +1,8 @@
 """The agents of one CA, one file each: `<name>.json`, written by the CA alone, and `evicted/<name>.json`.
 
-The two are apart so that a renewal being recorded can not undo an eviction that happens at the same moment, and a
-lock on the folder orders the few steps that look at both. An eviction made by another process, such as `ca-cli agent
-evict`, counts from the next request on: the folder of evictions is looked at each time.
+A record and an eviction are separate files, so that recording a renewal can not undo an eviction that happens at the
+same moment. A lock on the folder orders the few steps that look at both. An eviction by another process, such as
+`ca-cli agent evict`, counts from the next request on: the folder of evictions is looked at each time.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _SETTLED = 2_000_000_000  # ns: a folder changed within this time may change aga
 
 
 class AgentFolder:
-    """Keeps agents. Methods block, save `check_welcome` and `evictions`: as a rule these only ask for two time stamps.
+    """Keeps agents. Methods block, but `check_welcome`, `unnoted` and `evictions` as a rule only for one or two `stat`.
 
     Args:
-        folder: where the files are; made if need be, for our eyes only.
+        folder: where the files are; made if it is not there, and open to us only.
 
     Raises:
         ConfigurationError: the folder can not be used.
@@ -42,7 +42,7 @@ class AgentFolder:
         self._folder = private_folder(folder)
         self._evicted = private_folder(folder / "evicted")
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[tuple[int, int, bool], AgentRecord]] = {}  # by time stamp, number, and settled
+        self._known: dict[str, tuple[tuple[int, int, bool], AgentRecord]] = {}  # by time stamp, inode, settled
         self._seen: tuple[int, bool] | None = None
         self._evictions = Evictions({})
         self._subscribers = Subscribers()
@@ -52,7 +52,7 @@ class AgentFolder:
 
         Raises:
             MissingError: it never enrolled.
-            ConfigurationError: the name is none, or the record is damaged.
+            ConfigurationError: that can be no agent's name, or the record is damaged.
             NotReady: the look-up failed.
         """
         check_agent_name(name)
@@ -67,7 +67,7 @@ class AgentFolder:
         """The record of an agent that is enrolled and was not evicted.
 
         Raises:
-            NotAuthorized: it is not, or was.
+            NotAuthorized: it is not enrolled, or was evicted.
             NotReady: the look-up failed.
         """
         try:
@@ -78,7 +78,7 @@ class AgentFolder:
         return record
 
     def is_known(self, name: str) -> bool:
-        """Whether an agent of this name ever enrolled, or was evicted. A damaged record is one.
+        """Whether an agent of this name ever enrolled, or was evicted. A damaged record counts as an agent's.
 
         Raises:
             ConfigurationError, NotReady: the look-up failed.
@@ -92,7 +92,7 @@ class AgentFolder:
         except MissingError:
             return name in self.evictions().since
         except ConfigurationError:
-            return True  # who asks further hears that it is damaged
+            return True  # `find` will say that it is damaged
         return True
 
     def unnoted(self, name: str, identities: Iterable[SpiffeID]) -> frozenset[SpiffeID]:
@@ -138,7 +138,7 @@ class AgentFolder:
                 self._write(replace(record, svid_end=end))
 
     def note_identities(self, name: str, identities: Iterable[SpiffeID]) -> None:
-        """Keep for which SPIFFE IDs certificates are about to be issued through an agent.
+        """Keep the SPIFFE IDs for which certificates are about to be issued through an agent.
 
         Raises:
             NotAuthorized: the agent was evicted meanwhile.
@@ -150,7 +150,7 @@ class AgentFolder:
                 self._write(replace(record, identities=record.identities | wanted))
 
     def evict(self, name: str, now: datetime) -> AgentRecord:
-        """Shut an agent out. Once more does no harm.
+        """Shut an agent out. One that is shut out already stays so, since the first time.
 
         Raises:
             MissingError: it never enrolled.
@@ -165,7 +165,7 @@ class AgentFolder:
             return replace(record, evicted_at=evicted_at)
 
     def evictions(self) -> Evictions:
-        """Who is shut out now, by whichever process.
+        """Who is shut out now, whichever process did it.
 
         Raises:
             ConfigurationError, NotReady: the look-up failed: nobody is welcome then.
@@ -224,7 +224,7 @@ class AgentFolder:
         changed, number = found.st_mtime_ns, found.st_ino
         known = self._known.get(name)
         if known is None or known[0] != (changed, number, True):
-            settled = time.time_ns() - changed > _SETTLED  # numbers of files are given out again
+            settled = time.time_ns() - changed > _SETTLED  # the inode does not help: a new file may get the old one's
             text = read_bounded(path, _MAX_FILE)
             try:
                 record = AgentRecord.from_json(text)
@@ -255,7 +255,7 @@ class AgentFolder:
 
 
 def _read_eviction(path: Path) -> datetime:
-    """When an agent was evicted. A file that does not say so evicts all the same: from when it was written."""
+    """When an agent was evicted. A file that does not say when evicts all the same, from the time it was written."""
     try:
         return read_instant(read_bounded(path, 100).decode().strip())
     except (ValueError, ConfigurationError):

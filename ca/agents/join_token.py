@@ -1,13 +1,13 @@
-"""Join tokens: how a machine that has nothing yet shows that an operator means it.
+"""Join tokens: how a machine that has no identity yet shows that an operator wants it to have one.
 
-A token is 256 random bits and names one agent. It is printed once; only its SHA-256 is kept, as the name of a file
-that says whom it enrols and until when. Whoever presents it is looked up by that hash. A comparison in constant time
-is not needed for this: to learn anything from the time a look-up takes, one would have to choose hashes, and choosing
-the hash of a string one does not know is what SHA-256 rules out.
+A token is 256 random bits, and enrols one agent. It is printed once; only its SHA-256 is kept, as the name of a file
+that says whom it enrols and until when. A presented token is looked up by that hash. No comparison in constant time is
+needed: to learn from the time that a look-up takes, an attacker would have to choose hashes, and nobody can find a
+string with a chosen SHA-256.
 
 A token is used up by renaming its file. The file system lets exactly one of several such renames win, whichever
-threads or processes they come from, and the folder is synced before anybody acts on it. Used tokens stay beside the
-others for a day after their end, so that the log can tell a reused token from an unknown one.
+threads or processes they come from, and the folder is synced before anybody acts on it. Used tokens are kept in `used/`
+for a day after their end, so that the log can tell a reused token from an unknown one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class JoinToken:
         hash: the SHA-256 of the token, in hex.
         agent: the name of the agent that it enrols.
         created_at: when it was made.
-        expires_at: from then on it is worth nothing.
+        expires_at: when it stops being valid.
     """
 
     hash: str
@@ -64,7 +64,7 @@ class JoinToken:
         """Check that it is good now.
 
         Raises:
-            NotAuthenticated: it has ended, or the clock stands before its making: set back, it must not lengthen it.
+            NotAuthenticated: it has ended, or was made in the future: a clock set back must not lengthen its life.
         """
         if now >= self.expires_at:
             raise NotAuthenticated(f"join token {self.id} ended {in_words(now - self.expires_at)} ago")
@@ -84,10 +84,10 @@ def hash_of(token: str) -> str:
 
 
 class JoinTokenFolder:
-    """The join tokens of one CA: one file each. All methods block; each is safe beside others in other processes.
+    """The join tokens of one CA: one file each. All methods block, and are safe beside those of other processes.
 
     Args:
-        folder: where they are; made if need be, for our eyes only.
+        folder: where they are; made if it is not there, and open to us only.
 
     Raises:
         ConfigurationError: the folder can not be used.
@@ -101,10 +101,10 @@ class JoinTokenFolder:
         """A new token that enrols this agent, once.
 
         Returns:
-            the token itself, which nobody can learn again, and what is kept of it.
+            the token itself, which can not be shown again, and what is kept of it.
 
         Raises:
-            ConfigurationError: the name is no agent's, or the lifetime is out of bounds.
+            ConfigurationError: that can be no agent's name, or the lifetime is out of bounds.
             NotReady: it could not be written.
         """
         check_agent_name(agent)
@@ -118,10 +118,10 @@ class JoinTokenFolder:
         return text, token
 
     def find(self, token_hash: str) -> JoinToken:
-        """The token of this hash, unused so far. Its time is not judged here.
+        """The unused token with this hash. Whether it has expired is not checked here.
 
         Raises:
-            NotAuthenticated: there is none; the reason tells a used one from an unknown one.
+            NotAuthenticated: there is none, or its file is damaged; the reason tells a used one from an unknown one.
             NotReady: the look-up failed.
         """
         try:
@@ -133,11 +133,11 @@ class JoinTokenFolder:
             raise NotAuthenticated(f"join token {token_hash[:_ID_LENGTH]} can not be used: {error}") from error
 
     def use_up(self, token: JoinToken) -> None:
-        """Use the token up, durably. Of all who try at once exactly one returns.
+        """Use the token up, durably. Of several callers at once, exactly one succeeds.
 
         Raises:
             NotAuthenticated: somebody else was first, or it was revoked.
-            NotReady: it can not be told whether it is used up; try again with it, and then with a new one.
+            NotReady: it may or may not be used up: try it again, and then a new one.
         """
         try:
             self._path(token.hash).rename(self._used_path(token.hash))
@@ -149,11 +149,11 @@ class JoinTokenFolder:
             raise NotReady(f"join token {token.id} could not be used up: {error.strerror}") from error
 
     def list(self) -> list[JoinToken]:
-        """The unused tokens, ended ones too, by their end."""
+        """The unused tokens, expired ones too, ordered by their end."""
         return sorted(self._tokens(self._folder), key=lambda token: (token.expires_at, token.hash))
 
     def revoke(self, token_id: str) -> JoinToken:
-        """Remove the token whose id, or hash, starts so.
+        """Remove the unused token whose hash starts with this id.
 
         Raises:
             ConfigurationError: too little of the id is given.
@@ -178,7 +178,7 @@ class JoinTokenFolder:
         return sum(self._remove(token) for token in self.list() if token.agent == agent)
 
     def sweep(self, now: datetime) -> None:
-        """Remove what is long over."""
+        """Remove the tokens, used or not, that expired more than a day ago."""
         for folder in (self._folder, self._used):
             for token in self._tokens(folder):
                 if now >= token.expires_at + _KEPT_AFTER_END:

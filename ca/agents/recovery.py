@@ -1,8 +1,9 @@
 """The proof by node key: an agent whose SVID has lapsed shows the key it enrolled with, and is back.
 
-It asks for a nonce, signs it together with its name and its new CSR (`istio_auth.recovery`), and sends the public key
-with it; we know that key by its hash. The way is open for a window after the end of its last SVID, 30 days unless
-the operator says otherwise, and closed to the evicted. It is open before the end too: an agent may have lost its SVID.
+The agent asks for a nonce, signs it together with its name and its new CSR (`istio_auth.recovery`), and sends the
+public node key along; we know that key by its hash. An agent can recover until a window after the end of its last SVID
+is over (30 days unless the operator says otherwise), or after its enrolment if it never had one. It can recover before
+the end too, for it may have lost its SVID. An evicted agent can not.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class RecoveryProof:
 
 
 class Recovery:
-    """Lets agents back in. For one event loop.
+    """Attests agents that come back by their node keys. For one event loop.
 
     Args:
         trust_domain: the trust domain of the agents.
@@ -76,21 +77,22 @@ class Recovery:
         self._challenges = Challenges()
 
     def challenge(self, spiffe_id: SpiffeID) -> bytes:
-        """A nonce for an agent; whether there is such an agent is not told.
+        """A nonce for an agent. The answer does not tell whether there is such an agent.
 
         Raises:
-            MalformedError: that is no agent's identity of ours.
+            MalformedError: that is not the SPIFFE ID of an agent in our trust domain.
         """
         self._name(spiffe_id)
         return self._challenges.nonce(spiffe_id, self._clock.now())
 
     def attest(self, proof: RecoveryProof, caller: TLSCaller) -> Attested:
-        """Who it is that proves its node key. Uses the nonce up.
+        """Which agent proved its node key. Uses the nonce up.
 
         Raises:
             MalformedError: a part of the proof is not what it should be.
             NotAuthenticated: the proof is not good, the agent is not enrolled, or the window is over.
             NotAuthorized: the agent was evicted.
+            Exhausted: too many agents recover at once.
             NotReady: the look-up failed.
         """
         name, now = self._name(proof.spiffe_id), self._clock.now()

@@ -1,1 +1,1 @@
-"""The authority: which issuer signs, what is kept of it and where, its own end, and authorities that others made."""
+"""The authority: which issuer signs, where its state is kept, its own end, and issuers that somebody else made."""

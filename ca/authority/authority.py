@@ -1,9 +1,9 @@
-"""Authority: the issuer that signs, the bundle that vouches for it, and the watch over its own end.
+"""Authority: the issuer that signs, the trust bundle that vouches for it, and the renewal of a root of our own.
 
 The state is kept by an `AuthorityStore`; here is one immutable snapshot of it, replaced whole. A self-signed root is
 made when, and only when, the store says that there is nothing yet. In the last fifth of its life it is renewed with
-the same key and subject: certificates under the old one verify under the new and the other way round, so nothing has
-to be handed out first. The old root stays in the bundle until it ends.
+the same key and subject: certificates issued before verify under the new root, and those issued after under the old
+one, so nobody needs the new root beforehand. The old root stays in the bundle until it ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from istio_auth.subscribers import Subscribers
 TEN_YEARS = timedelta(days=3650)
 _LAST_SHARE = 0.2
 _WARN_BEFORE = timedelta(days=30)
-_BACKDATE = timedelta(hours=1)  # so that a clock set back by less does not stop a CA on its first day
+_BACKDATE = timedelta(hours=1)  # so that a clock set back by less than this does not stop a CA on its first day
 
 _log = logging.getLogger(__name__)
 
@@ -63,13 +63,13 @@ class ActiveIssuer:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Snapshot:
     stored: Versioned[AuthorityState]
-    active: ActiveIssuer | None  # None where its key is kept elsewhere, and is not known here
+    active: ActiveIssuer | None  # None if its key is kept elsewhere, and this process does not have it
     bundle: TrustBundle
     root_pem: bytes
 
 
 class Authority:
-    """Who vouches for a trust domain. Reading is free and safe on any thread; what changes it blocks, and is locked.
+    """What vouches for a trust domain. Reading is cheap and safe on any thread; changes block, under a lock.
 
     Args:
         store: where the state is kept.
@@ -108,7 +108,7 @@ class Authority:
         """The issuer that signs.
 
         Raises:
-            NotReady: the state only refers to its key, and it is not known here.
+            NotReady: the state only refers to its key, and this process does not have the key.
         """
         if (active := self._snapshot.active) is None:
             raise NotReady(f"the key of the issuer that signs is not known here: it is that of {_where(self.state)}")
@@ -121,7 +121,7 @@ class Authority:
 
     @property
     def chain(self) -> tuple[x509.Certificate, ...]:
-        """What follows a leaf: everything between it and the root."""
+        """The certificates that follow a leaf: everything between it and the root."""
         return self.state.active.chain
 
     @property
@@ -142,7 +142,7 @@ class Authority:
 
         Args:
             now: the present instant.
-            longest_ttl: the longest lifetime of a leaf: less than two of them left means that leaves get cut short.
+            longest_ttl: the longest lifetime of a leaf: with less than two of them left, leaves will soon be cut short.
         """
         left, end = self.remaining(now), f"{self.not_after:%F %T} UTC"
         if left <= timedelta():
@@ -154,7 +154,7 @@ class Authority:
         return ()
 
     def remember(self, longest_ttl: timedelta) -> None:
-        """Keep in mind that leaves may live so long (`AuthorityState.longest_ttl`). Blocks.
+        """Store that leaves may live so long (`AuthorityState.longest_ttl`). Blocks.
 
         Raises:
             ConfigurationError, ConflictError, NotReady: the new state could not be kept.
@@ -183,7 +183,7 @@ class Authority:
             try:
                 self._replace(state)
             except ConflictError:
-                return self.reload()  # somebody else was first; what they did is looked at next time
+                return self.reload()  # somebody else was first; whether their state needs a renewal is seen next time
         self._subscribers.tell()
         return True
 
@@ -241,7 +241,7 @@ class Authority:
         return True
 
     def _put_back(self) -> Versioned[AuthorityState]:
-        """What is stored after the state was deleted: it again, for whoever starts now would make another root."""
+        """Store the state again after somebody deleted it: a replica that starts now would make another root."""
         try:
             stored = self._store.store(self.state, expected=None)
         except ConflictError as error:  # another replica was faster
@@ -256,7 +256,7 @@ class Authority:
         self._snapshot = self._taken(stored, self._snapshot)
 
     def _hold(self, issuer: IssuerState | None) -> None:
-        """Know the key of an issuer, and of those that sign or will sign; forget all others."""
+        """Keep the key of this issuer, and the keys at hand of the active and prepared ones; forget all other keys."""
         offered = () if issuer is None or issuer.key is None or isinstance(issuer.key, KeyReference) else (issuer.key,)
         signing = [one for one in (issuer, self.state.active, self.state.prepared) if one is not None]
         self._held = tuple(key for key in (*offered, *self._held) if any(_fits(key, one) for one in signing))
@@ -264,7 +264,7 @@ class Authority:
             self._snapshot = self._taken(self._snapshot.stored, self._snapshot)
 
     def _taken(self, stored: Versioned[AuthorityState], last: _Snapshot | None) -> _Snapshot:
-        """A snapshot of what was stored, made of the same objects as the last one where nothing changed."""
+        """A snapshot of what was stored. What did not change is the same object as in the last one."""
         issuer, bundle = stored.value.active, stored.value.bundle()
         keys = self._held if issuer.key is None or isinstance(issuer.key, KeyReference) else (issuer.key,)
         key = next((key for key in keys if _fits(key, issuer)), None)
@@ -286,7 +286,7 @@ def open_authority(
     lifetime: timedelta = TEN_YEARS,
     longest_ttl: timedelta = timedelta(),
 ) -> Authority:
-    """The self-signed authority in a store, made if the store is certain that there is none yet. Blocks.
+    """The authority in a store that also holds its key; made, self-signed, if it is certain that none is. Blocks.
 
     Args:
         store: where it is kept.
@@ -321,7 +321,7 @@ def ours(stored: Versioned[AuthorityState], trust_domain: TrustDomain) -> Versio
     """What was stored, if it is the authority of this trust domain.
 
     Raises:
-        ConfigurationError: it is another's.
+        ConfigurationError: it is another trust domain's.
     """
     if stored.value.trust_domain != trust_domain:
         raise ConfigurationError(

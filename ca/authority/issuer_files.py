@@ -1,10 +1,11 @@
-"""The files of an issuer that somebody else made, in the two layouts that Istio defines, and what is asked of it.
+"""Reads and checks an issuer that somebody else made, from files in the two layouts that Istio defines.
 
     ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem      (a `cacerts` secret)
     tls.crt, tls.key, ca.crt                                    (a `kubernetes.io/tls` secret; `tls.crt` selects it)
 
-All of a layout must be there, or none. Everything that could later make a certificate worthless is checked: the key is
-that of the certificate, which is a CA, is valid, names no other trust domain and chains to the root.
+All files of a layout must be there, or none. Everything that could later make a certificate worthless is checked: that
+the key belongs to the certificate, and that the certificate is a CA's, is valid now, names no other trust domain and
+chains to the root.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ TLS = Layout("tls.crt", "tls.key", "tls.crt", "ca.crt")
 
 
 def layout_of(names: AbstractSet[str], where: str) -> Layout | None:
-    """Which layout files of these names have; None if there is none of them.
+    """The layout that these file names belong to; None if no name belongs to any.
 
     Args:
-        names: what is there; may be more than belongs to a layout.
+        names: what is there; other names are ignored.
         where: where that is, for the message.
 
     Raises:
@@ -100,10 +101,10 @@ def issuer_of(files: Mapping[str, bytes], where: str, trust_domain: TrustDomain,
 def certificates_in(
     files: Mapping[str, bytes], name: str, where: str, *, may_be_empty: bool = False
 ) -> list[x509.Certificate]:
-    """The certificates in one of some files.
+    """The certificates in one of these files.
 
     Raises:
-        ConfigurationError: it holds something else; the message names it.
+        ConfigurationError: it holds something else; the message names the file.
     """
     content = files[name]
     if may_be_empty and not content.strip():
@@ -115,10 +116,10 @@ def certificates_in(
 
 
 def key_in(files: Mapping[str, bytes], name: str, where: str) -> PrivateKey:
-    """The private key in one of some files.
+    """The private key in one of these files.
 
     Raises:
-        ConfigurationError: it holds something else; the message names it.
+        ConfigurationError: it holds something else; the message names the file.
     """
     try:
         return read_private_key(files[name])
@@ -132,7 +133,7 @@ def chained(
     roots: Sequence[x509.Certificate],
     key: PrivateKey | None,
 ) -> IssuerState:
-    """The issuer of a certificate, with its way to one of the roots; the other roots are trusted beside that one.
+    """The issuer with this certificate, and its chain to one of the roots; the other roots are trusted beside that one.
 
     Raises:
         ConfigurationError: it does not chain to a root.
@@ -143,10 +144,11 @@ def chained(
 
 
 def check_issuer(issuer: IssuerState, trust_domain: TrustDomain) -> None:
-    """Make sure that an issuer may issue, in whatever year, for a trust domain.
+    """Make sure that an issuer may issue for a trust domain. Whether it is valid now is not checked here.
 
     Raises:
-        ConfigurationError, KeyRejected: a certificate between it and its root is no CA's, or it names another domain.
+        ConfigurationError, KeyRejected: a certificate from the issuer to its root is no CA's or has a key that is not
+            allowed, or the issuer's names another trust domain.
     """
     chain = dict.fromkeys((issuer.certificate, *issuer.intermediates, issuer.root))
     for below, certificate in enumerate(chain):
@@ -162,7 +164,7 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """
     if certificate.issuer != issuer.subject:
         return False
-    public_key_of(issuer)  # bounded, before it is asked to check a signature
+    public_key_of(issuer)  # refuses a huge key before it costs the time of a verification
     try:
         certificate.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError):
@@ -173,7 +175,7 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 def _path(
     certificate: x509.Certificate, pool: Sequence[x509.Certificate], roots: Sequence[x509.Certificate]
 ) -> tuple[tuple[x509.Certificate, ...], x509.Certificate]:
-    """The certificates between the issuer and a root, and that root: of several ways the one that lasts longest."""
+    """The certificates between the issuer and a root, and that root: of several chains the one that lasts longest."""
     if certificate in roots:
         return (), certificate
     found = list(_paths((certificate,), [other for other in pool if other not in roots], roots))
@@ -196,7 +198,7 @@ def _paths(
 
 
 def _check_ca(certificate: x509.Certificate, below: int) -> None:
-    """What RFC 5280 and X509-SVID 3 ask of a certificate that issues, with so many issuers below it."""
+    """Check what RFC 5280 and X509-SVID 3 ask of a CA's certificate with so many CA certificates below it."""
     name = _name(certificate)
     try:
         extensions = certificate.extensions
@@ -224,7 +226,7 @@ def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
 
 
 def _check_trust_domain(certificate: x509.Certificate, trust_domain: TrustDomain) -> None:
-    """A CA without SPIFFE ID is fine (istiod makes such); one with another trust domain's is a mistake (XC-08)."""
+    """A CA without a SPIFFE ID is fine (istiod makes such); one with that of another trust domain is not (XC-08)."""
     for name in uri_names(certificate):
         if name.startswith("spiffe://") and name.removeprefix("spiffe://").partition("/")[0] != trust_domain.name:
             raise ConfigurationError(f"it is that of {name[:300]!r}, and this CA is for {trust_domain}")

@@ -19,11 +19,11 @@ class IssuerSource(Protocol):
 
     @property
     def where(self) -> str:
-        """Where they are, for people: the same words on every replica, for they are kept with the state."""
+        """Where they are, for people. The same on every replica: it is stored with the state, and compared."""
         ...
 
     def files(self) -> Mapping[str, bytes]:
-        """What is there now, by name (see `ca.authority.issuer_files`); nothing if it is certain that none is. Blocks.
+        """The files that are there now, by name (see `ca.authority.issuer_files`); empty only if none is. Blocks.
 
         Raises:
             ConfigurationError: something that is there can not be used.
@@ -48,7 +48,7 @@ class IssuerFolder:
         return str(self._folder)
 
     def layout(self) -> Layout | None:
-        """Which layout the files have; None if there is none of them.
+        """Which layout the files have; None if there are no such files.
 
         Raises:
             ConfigurationError: some files of a layout are there and others are not, or the folder can not be looked at.
@@ -60,10 +60,11 @@ class IssuerFolder:
         return layout_of(there, self.where)
 
     def files(self) -> Mapping[str, bytes]:
-        """What is there now, of one layout. Blocks.
+        """The files of the layout that is there now; empty if there is none. Blocks.
 
         Raises:
-            ConfigurationError: the layout is incomplete, a file is too large, or the key is open to everybody.
+            ConfigurationError: the layout is incomplete, the folder can not be looked at, a file is too large, or the
+                key is open to everybody.
             NotReady: a file could not be read.
         """
         if (layout := self.layout()) is None:
@@ -79,7 +80,7 @@ class IssuerFolder:
     def _key(self, name: str) -> bytes:
         path = self._folder / name
         try:
-            if path.stat().st_mode & stat.S_IRWXO:  # a group is how Kubernetes hands secrets to a user that is not root
+            if path.stat().st_mode & stat.S_IRWXO:  # a group may: so Kubernetes hands secrets to users other than root
                 raise ConfigurationError(f"{path} is open to everybody: run `chmod o= {shlex.quote(str(path))}`")
             return read_bounded(path, MAX_KEY_BYTES)
         except MissingError as error:

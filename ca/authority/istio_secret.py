@@ -4,11 +4,11 @@
     cert-chain.pem, root-cert.pem  from the issuer to below the root (empty for a self-signed one); the roots
     authority-state.json           all of `AuthorityState`, except the key that is in `ca-key.pem`
 
-Pure, and the same data is the same state for every replica. A secret that Istio's CA made holds only the first four,
-or two, and is adopted as it is. Where such a CA runs beside us and has put another issuer there (it renews its root in
-place, and `root-cert.pem` stays as it was), that issuer signs from then on, and the root of the one before stays in
-the bundle until it ends. Whatever else is there is an error that names the key: never nothing, for that would lead to
-a new root.
+Pure: every replica reads the same state from the same data. A secret that Istio's CA made holds only the first four
+keys, or the first two, and is adopted as it is. If such a CA runs beside us and has put another issuer there (it renews
+its root in place, and `root-cert.pem` stays as it was), that issuer signs from then on, and the previous root stays in
+the bundle until it ends. Anything else is an error that names the key. It is never taken for an empty secret, for that
+would lead to a new root.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STATE = "authority-state.json"
 
 
 def write_state(state: AuthorityState) -> dict[str, bytes]:
-    """The data of a state: every key that `read_state` looks at, so that it may be merged into what others put there.
+    """The data of a state: every key that `read_state` reads, so that merging it into older data leaves nothing stale.
 
     Raises:
         ConfigurationError: the issuer that signs has no key.
@@ -55,8 +55,8 @@ def read_state(data: Mapping[str, bytes], trust_domain: TrustDomain) -> Authorit
     """The state that is in the data of a secret.
 
     Args:
-        data: the data, by key; keys that are not ours are not looked at.
-        trust_domain: whose authority it must be; Istio's keys need not say.
+        data: the data, by key; unknown keys are ignored.
+        trust_domain: whose authority it must be; a certificate of Istio's may name none.
 
     Raises:
         ConfigurationError: it is damaged, incomplete or another trust domain's; the message names the key.
@@ -95,11 +95,11 @@ def _remembered(data: Mapping[str, bytes], trust_domain: TrustDomain) -> Authori
 def _adopted(
     certificate: x509.Certificate, others: list[x509.Certificate], key: PrivateKey, data: Mapping[str, bytes]
 ) -> tuple[IssuerState, tuple[IssuerState, ...]]:
-    """The issuer that somebody else put there, and the roots beside its own."""
+    """The issuer that somebody else put there, and its earlier roots if it is self-signed."""
     issuer = _with_key(IssuerState(certificate, certificate), key)
     roots = _certificates(data, CACERTS.root) if data.get(CACERTS.root, b"").strip() else []
     if issued_by(certificate, certificate):
-        # As Istio's CA renews: what stayed in the root file are roots before this one, trusted until they end.
+        # Istio's CA renews in place: other certificates in the root file are earlier roots, trusted until they end.
         return issuer, tuple(IssuerState(root, root) for root in dict.fromkeys(roots) if root != certificate)
     chain = _certificates(data, CACERTS.chain) if data.get(CACERTS.chain, b"").strip() else []
     return chained(certificate, [*others, *chain], roots, key), ()
@@ -108,10 +108,10 @@ def _adopted(
 def _renewed_beside_us(remembered: AuthorityState, issuer: IssuerState) -> AuthorityState:
     """The state after somebody else put this issuer into the place of the remembered one."""
     old = remembered.active
-    if issuer.self_signed:  # the root file is ours, of before
+    if issuer.self_signed:  # the root file is the one that we wrote before
         issuer = replace(issuer, other_roots=tuple(root for root in old.other_roots if root != issuer.root))
     retired = [one for one in (replace(old, other_roots=()), *remembered.retired) if one.root != issuer.root]
-    begin = issuer.certificate.not_valid_before_utc  # and not the present instant: all replicas must read the same
+    begin = issuer.certificate.not_valid_before_utc  # not the present instant: all replicas must read the same state
     kept = tuple(one for one in retired if one.root.not_valid_after_utc > begin)
     return replace(remembered, active=issuer, retired=kept, sequence=remembered.sequence + 1)
 

@@ -1,11 +1,11 @@
 """A plugged-in authority: an issuer that somebody else made, followed as it changes.
 
-What is kept in the store is the same state as for our own root, with a reference in the place of the key, so that the
-bundle sequence grows when the roots change, and replicas agree. The key itself is in the memory of those who have seen
-the files. Which step comes next is decided in `ca.authority.takeover`; here it is taken.
+The store keeps the same state as for a root of our own, with a reference in the place of the key, so that the bundle
+sequence grows when the roots change, and replicas agree. The key itself is only in the memory of a process that has
+read the files. `ca.authority.takeover` decides which step comes next; here it is taken.
 
 A new root has to reach everybody before anything is signed below it. Either we see to that (`Rollout`), or the
-operator does, and an issuer below a root that is in no bundle yet is refused.
+operator does: then an issuer below a root that is not in our bundle yet is refused.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from istio_auth.errors import ConfigurationError, ConflictError, IstioAuthError
 from istio_auth.spiffe_id import TrustDomain
 
 # The kubelet brings a changed config map to a pod within its sync period of a minute, up to half of that longer by its
-# jitter, and another minute if it caches. Twice that, for what reads the files, and for clocks that differ: nobody
-# waits, for the old issuer goes on signing.
+# jitter, and another minute if it caches. Twice that, for programs that read the files late, and for clocks that
+# differ. It costs nothing, for the old issuer goes on signing.
 SETTLING = timedelta(minutes=5)
-_MOST_STEPS = 10  # of one look; a few are needed, and replicas that were offered different issuers never agree
+_MOST_STEPS = 10  # at one time; a few are needed, but replicas that were offered different issuers would never end
 _log = logging.getLogger(__name__)
 
 
@@ -41,8 +41,8 @@ class Rollout:
     """How a new root reaches everybody before anything is signed below it.
 
     Args:
-        published: whether the bundle of a sequence is wherever it is read from. Does not block.
-        settling: how long after that everybody has read it.
+        published: whether the bundle with this sequence is in every place where it is read. Does not block.
+        settling: how long after its publication everybody has read it.
     """
 
     published: Callable[[int], bool]
@@ -56,10 +56,10 @@ class PluggedAuthority(Authority):
     """An authority whose issuer comes from files. `follow` takes what they say by now.
 
     Args:
-        source: has the files. Without a rollout they must be there; with one, our own root signs until they are.
+        source: has the files. Without a rollout they must be there; with one, our own root signs until they are there.
         store, stored: as for `Authority`.
         rollout: how a new root reaches everybody; None if the operator sees to that.
-        longest_ttl: the longest lifetime of a leaf: so long the roots of former issuers stay in the bundle.
+        longest_ttl: the longest lifetime of a leaf: the roots of former issuers stay in the bundle for so long.
         lifetime: how long a renewed root of our own lives.
     """
 
@@ -81,7 +81,7 @@ class PluggedAuthority(Authority):
 
     @property
     def waiting(self) -> str | None:
-        """What stands between the files and the issuer that signs; None if it is the one in the files, or none is."""
+        """Why the issuer in the files does not sign yet, or that the files of the one that signs are gone; or None."""
         return None if self._waiting is None else self._waiting.reason
 
     def warnings(self, now: datetime, *, longest_ttl: timedelta | None = None) -> tuple[str, ...]:
@@ -98,9 +98,9 @@ class PluggedAuthority(Authority):
             whether anything changed.
 
         Raises:
-            ConfigurationError: the files can not be used, or nobody has their root and there is no rollout; the old
-                issuer stays in use.
-            NotReady: files or store could not be looked at, or the new state could not be kept; the same.
+            ConfigurationError: the files can not be used, or nobody has their root and there is no rollout.
+            NotReady: files or store could not be looked at, or the new state could not be kept.
+                After either, the old issuer stays in use.
         """
         issuer = self._offered(now)
         if self._rollout is None and issuer is not None and issuer.root not in self.bundle.x509_authorities:
@@ -180,7 +180,7 @@ def open_plugged_authority(
 
     Args:
         folder: where the files are.
-        store: keeps the bundle sequence, and the roots of an authority that was replaced by this one.
+        store: keeps the state: the bundle sequence, and the roots of authorities that this one replaced.
         trust_domain: whose authority it must be.
         clock: tells whether the certificates are valid.
         longest_ttl: the longest lifetime of a leaf.
@@ -214,10 +214,10 @@ def open_shared_authority(
     longest_ttl: timedelta,
     lifetime: timedelta = TEN_YEARS,
 ) -> PluggedAuthority:
-    """The authority of replicas that share a store: plugged in, or with a root of our own until it is. Blocks.
+    """The authority of replicas that share a store: plugged in, or until then with a root of our own. Blocks.
 
-    An authority that is there already is opened even when the files can not be used now: the issuer that was active
-    goes on signing where its key is known, and `AuthorityWatch` tries again.
+    A stored authority is opened even when the files can not be used now: the issuer that was active goes on signing
+    in every process that has its key, and `AuthorityWatch` tries again.
 
     Args:
         source: has the files of a plugged-in issuer, or none.

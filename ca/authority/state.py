@@ -1,15 +1,15 @@
 """AuthorityState: everything a CA must not forget, in a versioned JSON format.
 
 The bundle sequence lives here and nowhere else: it grows with every change of the bundle, over restarts and replicas.
-Issuers have three places from the first release on: one that signs (active), one whose root is already published but
-which does not sign yet (prepared), and those that signed once and whose roots must stay (retired).
+An issuer is in one of three places: it signs (active); its root is in the bundle, but it does not sign yet (prepared);
+or it signed before, and its root must stay in the bundle (retired).
 
     {"version": 1, "trust_domain": "cluster.local", "sequence": 1, "refresh_hint": 300, "longest_ttl": 7776000,
      "active": ISSUER, "prepared": ISSUER or null, "retired": [ISSUER, ...], "deadlines": {NAME: INSTANT, ...}}
     ISSUER = {"certificate": PEM, "intermediates": [PEM, ...], "root": PEM, "other_roots": [PEM, ...],
               "key": {"pem": PKCS#8} or {"reference": WHERE} or null}
 
-Reading is strict: an unknown version or member is an error, for writing back what was not understood would lose it.
+Reading is strict: an unknown version or member is an error. Writing the state back would lose what was not understood.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class KeyReference:
     """A key that is kept elsewhere.
 
     Args:
-        where: words for people and programs: the file of a plugged-in CA, the name of a key in a device.
+        where: for people and programs: the folder or secret of a plugged-in CA, the name of a key in a device.
     """
 
     where: str
@@ -98,7 +98,7 @@ class IssuerState:
 
 @dataclass(frozen=True, slots=True)
 class AuthorityState:
-    """What a CA is, at one moment.
+    """The whole state of an authority at one moment.
 
     Args:
         trust_domain: the trust domain it vouches for.
@@ -137,7 +137,7 @@ class AuthorityState:
         return replace(new, sequence=self.sequence + (not same))
 
     def granting(self, ttl: timedelta) -> AuthorityState:
-        """The same, with such a lifetime granted: the roots must outlive it even when less is granted later."""
+        """The same, but leaves may live so long: their roots must outlive them, even if the limit is lowered later."""
         longest = timedelta(seconds=math.ceil(ttl.total_seconds()))
         return self if longest <= self.longest_ttl else replace(self, longest_ttl=longest)
 
@@ -162,7 +162,7 @@ class AuthorityState:
 
         Args:
             text: the document.
-            keyless: whether it may lack the key of the active issuer, which is then kept beside it.
+            keyless: whether it may lack the key of the active issuer, because that is kept elsewhere.
 
         Raises:
             ConfigurationError: it is no such document, or one of another version.

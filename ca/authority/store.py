@@ -1,7 +1,7 @@
-"""The AuthorityStore port: keeps the `AuthorityState`, and its adapter for a folder.
+"""The AuthorityStore port, which keeps the `AuthorityState`, and its adapter for a folder.
 
-The base class gives one guarantee: what is "not there" is told from what "could not be looked at". Only the first may
-ever lead to a new root, so `load` answers None for it alone and raises for everything else, whatever the adapter met.
+The base class gives one guarantee: "it is not there" and "it could not be looked at" are never confused. Only the first
+may lead to a new root, so `load` answers None for it alone, and raises an error whatever else happens in the adapter.
 Writing is compare-and-swap over the digest of the content, so that two writers can not undo each other's work.
 """
 
@@ -73,12 +73,12 @@ class AuthorityStore(ABC):
     def load_or_make(self, first: Callable[[], AuthorityState]) -> Versioned[AuthorityState]:
         """What is stored, or what `first` makes if it is certain that nothing is.
 
-        However many processes ask at once, all get the same. Whoever can not tell whether it was the one that wrote,
-        for another was first or the answer was lost, takes what is there.
+        All processes that ask at once get the same. If writing fails, because another process was first or because the
+        answer was lost, what is stored then counts.
 
         Raises:
-            ConfigurationError, NotReady: what is stored can not be used or looked at, or the first state not written;
-                or what `first` raises.
+            ConfigurationError, NotReady: what is stored can not be used or looked at, or the first state can not be
+                written; or `first` raised it.
         """
         if (stored := self.load()) is not None:
             return stored
@@ -109,7 +109,7 @@ class AuthorityStore(ABC):
     def _guarded_read(self) -> bytes | None:
         try:
             return self._read()
-        except MissingError as error:  # an adapter says "not there" with None, knowingly, and in no other way
+        except MissingError as error:  # not "not there": an adapter says that with None, and in no other way
             raise NotReady(f"the state of the authority could not be looked at: {error}") from error
         except IstioAuthError:
             raise
@@ -120,8 +120,8 @@ class AuthorityStore(ABC):
 class FileAuthorityStore(AuthorityStore):
     """Keeps the state in `authority.json`, mode 0600, in a folder of mode 0700.
 
-    Anybody who may read the file can `load`. Who writes holds the lock of the folder: a daemon with `hold()` for as
-    long as it runs, others for the moment, if no daemon runs.
+    Whoever may read the file can `load`. A writer holds the lock of the folder: a daemon for as long as it runs, with
+    `hold()`; any other process for the one write, which fails while a daemon runs.
 
     Args:
         folder: the folder; made when it is first held or written to.
@@ -143,7 +143,7 @@ class FileAuthorityStore(AuthorityStore):
 
         Raises:
             NotReady: another process is.
-            ConfigurationError: the folder is not ours alone.
+            ConfigurationError: the folder is open to others, or can not be used.
         """
         private_folder(self._folder)
         with ExitStack() as stack:

@@ -7,12 +7,12 @@
     prepared, and no longer offered                  -> dropped: nothing was signed with it
     retired, and the last leaf below its root ended  -> out of the bundle (`pruned`)
 
-What was prepared or made active stays so for a while, whatever is offered: a replica that sees a change of the files
-later than the others must not undo what they made of it.
+After an issuer was prepared or made active, no other takes its place for a while, whatever is offered: a replica that
+sees the files change later than the others must not undo their step.
 
-A step is a whole new state, stored by compare-and-swap before anything acts on it: of several replicas one makes it
-and the others load it, and after a crash it is decided again. The bundle therefore always holds the root of every
-issuer whose leaves may be alive, and nothing is signed below a root before the union of old and new was published.
+A step is a whole new state, stored by compare-and-swap before anything acts on it: one of the replicas makes it and the
+others load it, and after a crash it is decided again. So the bundle always holds the root of every issuer whose leaves
+may be alive, and nothing is signed below a new root before a bundle with both the old and the new root was published.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from istio_auth.pem import write_der
 SIGNS = "prepared signs"
 STAYS = "choice stays"
 _DROP = "drop root "
-# A replica that has not heard of the switch yet signs with the old issuer until it has.
+# A replica that has not heard of the switch yet goes on signing with the old issuer.
 _LATE_REPLICAS = timedelta(hours=1)
 
 
@@ -50,10 +50,10 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why there is no step now, though one will follow.
+    """Why no step can be taken now, although the issuer that signs and what is offered differ.
 
     Args:
-        reason: what is so, for people.
+        reason: the cause, for people.
     """
 
     reason: str
@@ -68,7 +68,7 @@ def next_step(
         state: what is stored.
         offered: the issuer that is plugged in now, with a reference in the place of its key; None if there is none.
         now: the present instant.
-        published: whether the bundle of this state is wherever it is read from.
+        published: whether the bundle of this state is in every place where it is read.
         pace: how long the steps take.
     """
     if (granting := state.granting(pace.longest_ttl)) is not state:
@@ -89,7 +89,7 @@ def next_step(
 
 
 def pruned(state: AuthorityState, now: datetime) -> AuthorityState:
-    """The state without the retired issuers below whose root nothing is alive any more; itself if there are none."""
+    """The state without retired issuers whose leaves have all ended; the same object if there are none."""
     kept = tuple(issuer for issuer in state.retired if now < _last_use(state, issuer.root))
     if len(kept) == len(state.retired):
         return state
@@ -98,11 +98,16 @@ def pruned(state: AuthorityState, now: datetime) -> AuthorityState:
 
 
 def reconciled(found: AuthorityState, known: AuthorityState) -> AuthorityState:
-    """The state to go on with where another one is stored than was known: what is stored, if it can have followed.
+    """The state to go on with when a replica finds another stored state than the one it knows.
 
-    A bundle sequence never goes back, and never stands for two bundles. Where it would, somebody has deleted the state
-    and another root was made, or has put an older copy into its place. Whoever trusts what was known must not be cut
-    off, so it goes on, and the root that was found stays trusted beside it.
+    It is the stored one, if that can be a successor: a bundle sequence never goes back, and never stands for two
+    bundles. Otherwise somebody has deleted the state and a new root was made, or has put an older copy there. Consumers
+    trust the known bundle and must not be cut off, so the known state goes on, and the root that was found is trusted
+    beside it.
+
+    Args:
+        found: what is stored.
+        known: what this process knows.
     """
     roots = known.bundle().x509_authorities
     keeps_word = found.bundle().x509_authorities == roots or _same_key(found.active, known.active)
@@ -114,7 +119,7 @@ def reconciled(found: AuthorityState, known: AuthorityState) -> AuthorityState:
 
 
 def _preparing(state: AuthorityState, issuer: IssuerState | None, now: datetime, pace: Pace) -> AuthorityState:
-    """The step to `prepared`, or with nothing prepared back from it."""
+    """The step to this issuer as the prepared one; with None, the step that drops the prepared one."""
     deadlines = _without(state.deadlines, SIGNS) | {STAYS: now + pace.settling}
     return state.followed_by(replace(state, prepared=issuer, deadlines=deadlines))
 
@@ -122,7 +127,7 @@ def _preparing(state: AuthorityState, issuer: IssuerState | None, now: datetime,
 def _prepared(
     state: AuthorityState, issuer: IssuerState, now: datetime, *, published: bool, pace: Pace
 ) -> AuthorityState | Wait:
-    """The step after `prepared`. Published is asked again at the end: the bundle may have changed meanwhile."""
+    """The step after `prepared`. It waits for the publication again at the end: the bundle may have changed since."""
     signs = state.deadlines.get(SIGNS)
     if not published:
         return Wait(f"it signs when the bundle with sequence {state.sequence}, which holds its root, is published")
@@ -139,7 +144,7 @@ def _activated(state: AuthorityState, issuer: IssuerState, now: datetime, pace: 
         return state.followed_by(replace(state, active=issuer, prepared=None, deadlines=deadlines))
     retired = (replace(old, other_roots=()), *(other for other in state.retired if other.root != issuer.root))
     last_leaf = now + state.longest_ttl + _LATE_REPLICAS
-    # Who retired before this, and has no deadline, is an older root of the same key: what it signed ends earlier.
+    # A root that retired earlier without a deadline is an older one of the same key: no leaf needs it longer.
     ends = {_drop(other.root): last_leaf for other in retired}
     new = replace(
         state,
@@ -153,7 +158,7 @@ def _activated(state: AuthorityState, issuer: IssuerState, now: datetime, pace: 
 
 
 def _last_use(state: AuthorityState, root: x509.Certificate) -> datetime:
-    """When a retired root is of no use any more: the last leaf below it has ended, or it has ended itself."""
+    """When a retired root has no use any more: when the last leaf below it ends, or when it ends itself."""
     end = root.not_valid_after_utc
     return min(end, state.deadlines.get(_drop(root), end))
 

@@ -1,4 +1,4 @@
-"""The watch over the authority's own end: renewed in time if it is ours, followed if it is plugged in."""
+"""The watch over the authority: a root of our own is renewed in time, a plugged-in issuer is followed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ca.authority.plugged import PluggedAuthority
 from istio_auth.clock import Clock
 
 _SELDOM = timedelta(hours=1)
-_PLUGGED = timedelta(minutes=1)  # an operator who has put new files there waits for something to happen
+_PLUGGED = timedelta(minutes=1)  # an operator who has put new files there is waiting for a reaction
 _OFTEN = timedelta(seconds=1)
-_LOOKS_PER_LIFE = 200  # so that the last fifth of even a short life is not slept through
+_LOOKS_PER_LIFE = 200  # so that even for a short life we look often during its last fifth
 _log = structlog.get_logger()
 
 
@@ -24,7 +24,7 @@ class AuthorityWatch:
     Args:
         authority: the authority.
         clock: tells the time.
-        shared: whether other processes change the state as well: it is then loaded before each look.
+        shared: whether other processes change the state too: then it is loaded again before each look.
     """
 
     def __init__(self, authority: Authority, clock: Clock, *, shared: bool = False) -> None:

@@ -1,1 +1,1 @@
-"""What a certificate is made of, twice: built from constant parts, and read back by code that shares none of it."""
+"""Certificates: one module builds them from constant parts, another checks them and shares no code with the first."""

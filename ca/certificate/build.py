@@ -1,8 +1,8 @@
-"""What a certificate from here looks like, in DER: leaves (X509-SVID 4) and our own root (X509-SVID 3).
+"""Builds certificates in DER: leaves (X509-SVID 4) and a root of our own (X509-SVID 3).
 
 A leaf is made from profile, grant and public key alone. Most of its bytes are the same for every leaf of one issuer,
-so a `LeafTemplate` encodes those once, and what is left per certificate is serial, validity, key, key identifier and
-names. That takes a fifth of the time of a general builder, and the little DER it needs (X.690 8 and 11) fits below.
+so a `LeafTemplate` encodes those once. Only serial, validity, key, key identifier and names are encoded for each
+certificate. That takes a fifth of the time of a general builder; the little DER it needs (X.690 8 and 11) is below.
 
     TBSCertificate ::= version 3, serial, signature algorithm, issuer, validity, subject (empty), key, extensions
     extensions     ::= BasicConstraints (critical, no CA), KeyUsage (critical), ExtendedKeyUsage (server, client),
@@ -67,7 +67,7 @@ class Leaf:
     Args:
         names: its names.
         serial: its serial number.
-        validity: its two ends.
+        validity: when it begins and ends.
         key_der: its SubjectPublicKeyInfo.
         rsa: whether that is an RSA key.
     """
@@ -141,7 +141,7 @@ def self_signed_root(
         trust_domain: whose root it is: its URI name and its organization.
         key: the key; the common name is unique to it.
         validity: the validity.
-        renews: an older one of the same key, whose name and key identifier stay: it then verifies the same leaves.
+        renews: an older root of the same key. The new one has the same name and key identifier, and so the same leaves.
     """
     if renews is None:
         identifier = key_identifier(public_key_der(key.public_key()))
@@ -184,7 +184,7 @@ def _algorithm(issuer_key: PublicKey) -> bytes:
 
 
 def _identifier(issuer: x509.Certificate) -> bytes:
-    """The issuer's own key identifier, which its leaves must repeat (RFC 5280 4.2.1.1)."""
+    """The issuer's own key identifier, or the usual one if it has none; its leaves repeat it (RFC 5280 4.2.1.1)."""
     try:
         return issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     except x509.ExtensionNotFound:
@@ -192,7 +192,7 @@ def _identifier(issuer: x509.Certificate) -> bytes:
 
 
 def _raw_subject(certificate: x509.Certificate) -> bytes:
-    """The subject as it stands in a certificate: encoded anew, an old CA's name could come out differently."""
+    """The bytes of the subject in a certificate: if encoded again, the name of an old CA might come out differently."""
     der = certificate.tbs_certificate_bytes
     position = _inside(der, 0)[0]
     if der[position] == 0xA0:
@@ -236,7 +236,7 @@ def _tlv(tag: int, content: bytes) -> bytes:
 
 
 def _inside(der: bytes, position: int) -> tuple[int, int]:
-    """Where the content of the element at a position begins and ends. For DER that was parsed before."""
+    """Where the content of the element at a position begins and ends. Only for DER that was already parsed once."""
     length, start = der[position + 1], position + 2
     if length >= 0x80:
         start += length & 0x7F

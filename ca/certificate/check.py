@@ -1,10 +1,10 @@
-"""Reads a certificate back before it leaves and checks every field of it, with no code of the builder's.
+"""Checks every field of a certificate before it leaves the CA, with no code of the builder's.
 
 The builder (`ca.certificate.build`) writes DER by hand; this parses with cryptography and compares with what was meant.
-Parsed values alone are too forgiving: the inner signature algorithm, the types of strings and the unused bits of a
-bit string do not show in them. So what is the same for every leaf of an issuer is compared byte by byte, with a model
-that cryptography's own builder encodes. A difference is our own fault: the certificate is dropped and the caller
-learns nothing. A signature made in this process by cryptography is not checked again; one made elsewhere is.
+Comparing parsed values is not enough: they do not show the inner signature algorithm, the types of strings and the
+unused bits of a bit string. So the parts that are the same for every leaf of an issuer are compared byte by byte, with
+a model that cryptography's own builder encodes. A difference is our own fault: the certificate is dropped, and the
+caller is not told why. A signature that cryptography made in this process is not checked again; one made elsewhere is.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _UNREADABLE = (
 
 
 class WrongCertificate(IstioAuthError):
-    """A certificate that we built is not what was meant; `field` says where it differs."""
+    """A certificate that we built is not as it was meant; `field` says where it differs."""
 
     def __init__(self, field: str, message: str = "") -> None:
         super().__init__(f"the certificate that was built is wrong in its {field}{message and ': '}{message}")
@@ -144,7 +144,7 @@ class CertificateCheck:
             raise WrongCertificate("validity", "it is longer than the profile allows")
 
     def _check_bytes(self, der: bytes, signature: bytes, meant: Leaf) -> None:
-        """Compare what is constant, and the key, in the places where the parser has found them.
+        """Compare the constant parts, the validity and the key, each in its place.
 
         algorithm, issuer | validity | empty subject | key | header | constant extensions | ...
         """
@@ -165,7 +165,7 @@ class CertificateCheck:
 
 
 def _check_extensions(extensions: x509.Extensions, meant: Leaf) -> None:
-    """Compare those that are not the same for all leaves, and count them all."""
+    """Compare the two extensions that differ from leaf to leaf, and check that there are no others."""
     found = list(extensions)
     if len(found) != _CONSTANT_EXTENSIONS + 2:
         raise WrongCertificate("extensions", f"there are {len(found)}")
@@ -193,7 +193,7 @@ def _alternative_names(names: Names) -> _Extension:
 
 
 def _key_identifier(leaf: Leaf) -> _Extension:
-    """RFC 7093 2, method 1: over the key without its algorithm, which stands last in the SubjectPublicKeyInfo."""
+    """RFC 7093 2, method 1: the hash of the bits of the key, which are the last part of the SubjectPublicKeyInfo."""
     start = _RSA_HEADER if leaf.rsa else _POINT_HEADERS[len(leaf.key_der)]
     value = x509.SubjectKeyIdentifier(hashlib.sha256(leaf.key_der[start:]).digest()[:20])
     return x509.Extension(x509.SubjectKeyIdentifier.oid, critical=False, value=value)

@@ -44,11 +44,11 @@ async def ask(
     """Ask a running CA.
 
     Args:
-        wanted: what for; DNS names are the registration's, and can not be asked for.
+        wanted: what to ask for. DNS names come from the registration, and can not be asked for.
         server: `host:port` of the CA.
-        trust_bundle: the file with the bundle that the CA must prove itself by.
+        trust_bundle: the file with the trust bundle that the CA's certificate is verified with.
         token_file: the file with the join token.
-        patience: how long to wait for the answer, dialling included.
+        patience: how long to wait for each answer, dialling included.
 
     Raises:
         ConfigurationError: an option is missing or can not be used.
@@ -73,7 +73,7 @@ async def ask(
 
 @dataclass(frozen=True, slots=True)
 class _CA:
-    """A CA that runs, and what it must prove itself by."""
+    """A running CA, and the trust bundles that its certificate is verified with."""
 
     address: HostPort
     bundles: BundleSet
@@ -83,7 +83,7 @@ class _CA:
     async def sign(
         self, request: IstioCertificateRequest, *, svid: X509SVID | None = None, token: str = ""
     ) -> tuple[x509.Certificate, ...]:
-        """The chain that one call is answered with; an SVID or a token is the proof."""
+        """Make one call, with an SVID or a token as proof, and return the chain in the answer."""
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
         source = MemorySource(X509Context(() if svid is None else (svid,), self.bundles))
         context = client_context(source, is_id(SpiffeID.for_ca(self.trust_domain)), alpn=("h2",))

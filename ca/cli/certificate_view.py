@@ -1,6 +1,6 @@
 """A certificate taken apart for people: every part that can be read, and None for each that can not.
 
-Nothing here judges or proves anything; it reads whatever anybody might have made.
+Nothing here verifies anything: the certificate may come from anybody.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def signature_hash(holder: Holder) -> str:
 
 
 def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether the issuer's name and key are those that signed the certificate."""
+    """Whether the certificate names this issuer and is signed with its key."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):

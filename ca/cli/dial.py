@@ -1,7 +1,7 @@
-"""Looking at a TLS server: what it presents and what it says to us, whoever it is.
+"""Dials a TLS server to see which certificates it presents, and whether it accepts us.
 
-No data is sent and nothing is trusted here: the handshake is made without checking the certificate, because one that
-would be refused is what people want to see. The verdict is `ca.cli.verdict`'s.
+No data is sent and nothing is trusted here: the handshake is made without checking the server's certificate, because
+people want to see above all a certificate that would be refused. The verdict is given in `ca.cli.verdict`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from istio_auth.svid import X509SVID
 from istio_auth.tls.loading import load_svid
 
 _PROTOCOLS = ("h2", "http/1.1")
-# Seconds in which a server that dislikes our certificate says so (RFC 8446 4.4.2.4: after the handshake); more of them
-# for one that is far away or slow, as its part of the handshake has shown.
+# How many seconds a server has to refuse our certificate, which it does after the handshake (RFC 8446 4.4.2.4). It has
+# more if the handshake took long, for then it is far away or slow.
 _LISTEN_FOR = 0.5
 _HANDSHAKES_LONG = 10
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE"}
@@ -112,7 +112,7 @@ def _objection(connection: ssl.SSLSocket, listen_for: float) -> str:
 
 
 def _presented(connection: ssl.SSLSocket) -> tuple[x509.Certificate, ...]:
-    """The chain as the server sent it; what of it can not be read is left out with all that follows."""
+    """The chain as the server sent it, up to the first certificate that can not be read."""
     chain: list[x509.Certificate] = []
     with suppress(InvalidPEM):
         for der in _presented_der(connection):

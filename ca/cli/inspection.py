@@ -1,4 +1,4 @@
-"""From bytes that anybody may have made to a document for people: what each of them is, told one by one."""
+"""Describes bytes from anywhere, for people and for scripts: certificates, chains, bundles, CSRs and keys."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def inspected(source: str, now: datetime) -> Iterator[Document]:
     """What a file, a folder or standard input holds.
 
     Raises:
-        ConfigurationError, MalformedError: it can not be read, or holds nothing of the kind.
+        ConfigurationError, MalformedError: it can not be read, or holds nothing that can be inspected.
     """
     if source != STDIN and Path(source).is_dir():
         yield from _folder(Path(source), now)
@@ -144,7 +144,7 @@ def _key(block: bytes, name: str) -> Document:
 
 
 def inspected_object(source: str, data: Mapping[str, bytes], now: datetime) -> Iterator[Document]:
-    """What a secret or ConfigMap of Kubernetes holds: an SVID or an authority in the layout of some program, or roots.
+    """What a secret or ConfigMap of Kubernetes holds: an SVID or an authority in a known layout, or certificates.
 
     Args:
         source: its name, for people.
@@ -152,7 +152,7 @@ def inspected_object(source: str, data: Mapping[str, bytes], now: datetime) -> I
         now: the present instant.
 
     Raises:
-        ConfigurationError: it holds nothing of the kind.
+        ConfigurationError: it holds no certificate, or one that can not be read.
     """
     layout = next((layout for layout in LAYOUTS if layout.chain in data), None)
     try:

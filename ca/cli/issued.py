@@ -1,4 +1,4 @@
-"""Reading the issuance log for people: strictly enough to notice what is no log, and without its lock."""
+"""Reads the issuance log for people: strict enough to notice a file that is no log, and without the log's lock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_LINE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """One certificate on record; `proof` is what was shown, by the names that the CA's log has for it."""
+    """One certificate on record; `proof` has the details of how the caller was attested, as in the CA's own log."""
 
     sequence: int
     time: datetime
@@ -64,7 +64,7 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which records are wanted; an empty field leaves all of them."""
+    """Which records are wanted; an empty field excludes none."""
 
     spiffe_id: str = ""
     serial: str = ""
@@ -79,8 +79,8 @@ class Wanted:
         """What the options of the command say.
 
         Raises:
-            InvalidSpiffeID: a name is none.
-            ConfigurationError: the serial number is none.
+            InvalidSpiffeID: an identity is no SPIFFE ID.
+            ConfigurationError: the serial number is no number in hex.
         """
         names = [str(SpiffeID.normalized(name)) if name else "" for name in (spiffe_id, caller)]
         begin = since.replace(tzinfo=UTC) if since and not since.tzinfo else since
@@ -102,14 +102,14 @@ def read_issued(path: Path, wanted: Wanted, *, last: int) -> list[Issued]:
 
     Raises:
         MissingError: there is no log.
-        ConfigurationError: it is none, or may not be read.
+        ConfigurationError: the file is no issuance log, or may not be read.
         NotReady: reading failed.
     """
     return list(deque((issued for issued in _records(path) if wanted.fits(issued)), maxlen=last))
 
 
 def _number(serial: str) -> str:
-    """A serial number as the log writes it, of one as anybody writes it."""
+    """A serial number as the log writes it, from any usual form: `0A:1B` is `a1b`."""
     try:
         return f"{int(serial.replace(':', ''), 16):x}"
     except ValueError:
@@ -136,7 +136,7 @@ def _records(path: Path) -> Iterator[Issued]:
 
 
 def _read(line: bytes, where: str) -> Issued | None:
-    """The record in a line; None for a line that only carries the numbers on from an older file."""
+    """The record in a line; None for the line at the start of a new file that only continues the numbers."""
     try:
         members = json.loads(line)
         if "continues" in members:

@@ -1,4 +1,4 @@
-"""Issuing as the operator: through the same issuer and issuance log as everything else. And where the result goes."""
+"""Issues as the operator, through the same issuer and issuance log as the CA, and delivers the result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Wanted:
     """What shall be issued.
 
     Raises:
-        ConfigurationError: a DNS name can not stand in a certificate.
+        ConfigurationError: a DNS name is not valid in a certificate.
     """
 
     spiffe_id: SpiffeID
@@ -79,7 +79,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a delivery goes: a folder, or with None standard output."""
+    """Where a delivery goes: a folder, or standard output if that is None."""
 
     folder: Path | None
 
@@ -99,7 +99,7 @@ class Place:
         return cls(folder)
 
     def deliver(self, delivery: Delivery, output: Output) -> None:
-        """Write the files, each whole and for our eyes only, and say what was issued."""
+        """Write the files, readable by us only, and say what was issued; or print it all."""
         now = SystemClock().now()
         files = delivery.files()
         facts: dict[str, JSON] = {"certificate": certificate_json(delivery.chain[0], now)}
@@ -137,7 +137,7 @@ def new_key(kind: str) -> PrivateKey:
 
 
 async def issue_from_store(settings: Loaded[Config], wanted: Wanted) -> Delivery:
-    """Issue with the CA in its state folder, as istio-ca would with these settings; it is made if there is none.
+    """Issue with the CA in the state folder, as istio-ca would with these settings. A missing CA is made.
 
     Raises:
         ConfigurationError: it is another trust domain's CA, damaged, or not kept in a folder.
@@ -167,10 +167,11 @@ async def issue_from_store(settings: Loaded[Config], wanted: Wanted) -> Delivery
 
 
 def delivered(chain: tuple[x509.Certificate, ...], wanted: Wanted, bundle: TrustBundle) -> Delivery:
-    """What was issued, once it is proven to be what was wanted.
+    """What was issued, after a check that it verifies and is what was wanted.
 
     Raises:
-        NotReady: it is not.
+        VerificationError: it does not verify with the bundle.
+        NotReady: it is for another identity or key.
     """
     proven = verify_chain(chain, bundle, SystemClock().now())
     if proven != wanted.spiffe_id or chain[0].public_key() != wanted.key.public_key():
@@ -197,13 +198,13 @@ def _opened(settings: Loaded[Config], store: AuthorityStore, trust_domain: Trust
 
 
 def _told_domain(settings: Loaded[Config]) -> TrustDomain | None:
-    """The trust domain of the CA that is still to be made; None if nobody has told, and the identity decides."""
+    """The trust domain of a CA that is still to be made; None if nobody has set it, for then the identity decides."""
     told = any(setting.name == "trust_domain" and setting.origin != DEFAULT for setting in settings.settings)
     return settings.config.trust_domain if told else None
 
 
 def _order(wanted: Wanted) -> Order:
-    """The operator's order: who may read the key of the CA may issue whatever the issuer lets anybody have."""
+    """The operator's order: whoever can read the CA's key may issue any identity that the issuer does not reserve."""
     uid = os.getuid()
     details = {"uid": str(uid)}
     with suppress(KeyError):  # not every user has a name

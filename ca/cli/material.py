@@ -1,4 +1,4 @@
-"""Reading what people hand to a command: files, standard input, folders; PEM, DER or a SPIFFE bundle."""
+"""Reads what people give to a command: files, standard input or folders, with PEM, DER or a SPIFFE bundle."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def layout_of(folder: Path) -> Layout:
 
 
 def pem_blocks(content: bytes) -> list[tuple[str, bytes]]:
-    """The PEM blocks of a text, each with its label; nothing behind one that does not end."""
+    """The PEM blocks of a text, each with its label, up to the first block without an end."""
     blocks: list[tuple[str, bytes]] = []
     start = content.find(_BEGIN)
     while start >= 0:
@@ -112,11 +112,11 @@ def read_bundles(path: str, trust_domain: TrustDomain | None) -> BundleSet:
     """Trust bundles from a file, standard input or an SVID's folder: PEM, a SPIFFE bundle or a SPIFFE bundle map.
 
     Args:
-        path: where from.
-        trust_domain: whose bundle it is; if None, whose the authorities in it say they are.
+        path: the file or folder, or `-`.
+        trust_domain: whose bundle it is; if None, the trust domain that its authorities name.
 
     Raises:
-        ConfigurationError, InvalidPEM, InvalidBundle: it is none, or nobody says whose it is.
+        ConfigurationError, InvalidPEM, InvalidBundle: it is no bundle, or nothing says whose it is.
     """
     if path != STDIN and (folder := Path(path)).is_dir():
         path = str(folder / layout_of(folder).root)
@@ -136,7 +136,7 @@ def bundles_in(content: bytes, source: str, trust_domain: TrustDomain | None) ->
 
 
 def _owner(authorities: Sequence[x509.Certificate], source: str) -> TrustDomain:
-    """The trust domain that all authorities with a SPIFFE ID name."""
+    """The one trust domain that the SPIFFE IDs of the authorities name."""
     ids = {names_of(authority).spiffe_id for authority in authorities} - {None}
     domains = {spiffe_id.trust_domain for spiffe_id in ids if spiffe_id is not None}
     if len(domains) != 1:

@@ -38,7 +38,7 @@ class StateFolder:
 
     @classmethod
     def existing(cls, given: Path | None) -> StateFolder:
-        """As `of`, for what needs a CA that is there.
+        """As `of`, for commands that need a CA that is there.
 
         Raises:
             ConfigurationError: there is no such folder.
@@ -60,7 +60,7 @@ class StateFolder:
         return FileAuthorityStore(self.path)
 
     def authority(self) -> AuthorityState:
-        """What the CA is now.
+        """The state of the authority now.
 
         Raises:
             MissingError: there is no CA yet.

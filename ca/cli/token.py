@@ -38,7 +38,7 @@ def create(
         try:
             atomic_write(out, text.encode() + b"\n", mode=0o600)
         except IstioAuthError:
-            tokens.revoke(token.hash)  # nobody will ever know it
+            tokens.revoke(token.hash)  # it was not written, so nobody has it
             raise
     if output is Output.JSON:
         print_json(_json(token) | ({"file": str(out)} if out else {"token": text}))

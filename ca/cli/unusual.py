@@ -1,7 +1,7 @@
-"""What is unusual about a certificate, chain, bundle or CSR: every rule it breaks, not only the first.
+"""Finds what is unusual about a certificate, chain, bundle or CSR: every rule it breaks, not only the first.
 
 The rules are those of X509-SVID 2 to 4, of RFC 5280 4 and of common sense (weak keys, long lives, ends that are near).
-A finding is a remark for a person; what may be trusted is `istio_auth.verify`'s business alone.
+A finding is a remark for people; only `istio_auth.verify` decides what is trusted.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def chain_findings(chain: Sequence[x509.Certificate]) -> list[Finding]:
 
 
 def bundle_findings(bundle: TrustBundle, *, with_sequence: bool) -> list[Finding]:
-    """What is unusual about a bundle; with a sequence and a refresh hint where its format has room for them."""
+    """What is unusual about a bundle. `with_sequence`: its format can hold a sequence and a refresh hint."""
     findings: list[Finding] = []
     authorities = bundle.x509_authorities
     if not authorities:

@@ -1,4 +1,4 @@
-"""Whether a chain would be accepted, by whom, and if not, why and what to do: pure, over `istio_auth.verify`."""
+"""Judges a chain: whether it would be accepted, and if not, why not and what to do. Pure, over `istio_auth.verify`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is to be said of a peer.
+    """Whether a peer would be accepted.
 
     Args:
         spiffe_id: the identity that is proven, or None.
@@ -62,7 +62,7 @@ def judge(chain: Sequence[x509.Certificate], bundles: BundleSet, authorize: Auth
 
 
 def _anchors(fault: Fault, chain: Sequence[x509.Certificate], bundles: BundleSet) -> str:
-    """Who issued it and who would be trusted, where that is the question."""
+    """For an untrusted chain, the issuer that it names last and those that are trusted; otherwise nothing."""
     if fault is not Fault.UNTRUSTED:
         return ""
     trusted = [name_words(root.subject) for bundle in bundles for root in bundle.x509_authorities]

@@ -1,4 +1,4 @@
-"""A target, the bundle it is held against and what is expected of it, put together into one answer."""
+"""Verifies a file or a live server with a trust bundle, against what is expected of it, and gives one answer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Expected:
         """What the options of the command say.
 
         Raises:
-            InvalidSpiffeID: one of them is no name.
+            InvalidSpiffeID: one of them is no SPIFFE ID or trust domain.
         """
         wanted = tuple(map(SpiffeID.normalized, ids))
         domains = {spiffe_id.trust_domain for spiffe_id in wanted}
@@ -62,7 +62,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The answer: what was presented and what is to be said of it."""
+    """The answer: what was presented, and the verdict on it."""
 
     target: str
     chain: tuple[x509.Certificate, ...]
@@ -115,7 +115,7 @@ def verified_chain(source: str, bundle: str, expected: Expected) -> Verified:
     """The answer for a chain in a file, an SVID's folder or standard input.
 
     Raises:
-        ConfigurationError, MalformedError: the chain or the bundle can not be read, or none is named.
+        ConfigurationError, MalformedError: the chain or the bundle can not be read, or no bundle is named.
     """
     if not bundle and source != STDIN and (folder := Path(source)).is_dir():
         bundle = str(folder / layout_of(folder).root)
@@ -130,7 +130,7 @@ def verified_server(
     """The answer for a live server.
 
     Raises:
-        ConfigurationError, MalformedError: the address, the bundle or the SVID is none.
+        ConfigurationError, MalformedError: the address, the bundle or the SVID can not be used.
         NotReady: the server was not reached.
     """
     try:

@@ -1,1 +1,1 @@
-"""Service accounts to secrets: each account of a managed namespace has key and certificate in `istio.<account>`."""
+"""Keeps a key and a certificate in the secret `istio.<account>` for each service account of a managed namespace."""

@@ -1,4 +1,4 @@
-"""The words of a plan: what shall be done to which secret and why, and what an operator should hear."""
+"""The vocabulary of a plan: what is to be done to which secret, why, and what an operator should hear."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Kind(enum.Enum):
 
     CREATE = "create"
     RENEW = "renew"  # a new key and certificate, in time
-    REPAIR = "repair"  # a new key and certificate, for those in it are no good
+    REPAIR = "repair"  # a new key and certificate, because those in it are wrong or damaged
     UPDATE = "update"  # root bundle, mark, annotation and owner; key and chain are kept
     DELETE = "delete"
 
@@ -73,7 +73,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """The one state of a secret in which an action may be done to it."""
+    """The state that a secret must still have when an action is done to it."""
 
     uid: str
     resource_version: str
@@ -88,7 +88,7 @@ class Action:
         reason: why.
         subject: to whose secret.
         detail: the reason at length, for people.
-        precondition: the state of the secret it was planned for; None when there is none, and none may be there.
+        precondition: the state of the secret it was planned for; None if there was no secret, and must still be none.
         spiffe_id: the identity to issue, for those that issue.
         dns_names: the names to put beside it.
     """

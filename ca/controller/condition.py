@@ -1,4 +1,4 @@
-"""The certificate in a secret by itself: is it the right one, when is it due, and would another one be better?"""
+"""Judges the certificate in a secret: is it the right one, when is it to be renewed, and would a new one live longer?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ca.controller.snapshot import Desired, ServiceAccount, WorkloadSecret
 from istio_auth.errors import InvalidSpiffeID
 from istio_auth.spiffe_id import SpiffeID
 
-_WORTHWHILE = 10  # a renewal moves the end by at least one of so many parts of the life that the new one would have
+_WORTHWHILE = 10  # a new certificate must end later by at least a tenth of the life that it would have
 
 
 def identity_of(account: ServiceAccount, desired: Desired) -> SpiffeID | None:
@@ -26,7 +26,7 @@ def identity_of(account: ServiceAccount, desired: Desired) -> SpiffeID | None:
 def judge(
     secret: WorkloadSecret, account: ServiceAccount, *, desired: Desired, settings: Settings
 ) -> Material | tuple[Reason, str]:
-    """The material of a secret if it is right, whatever the time; otherwise why not, and that in words."""
+    """The material of a secret if it is right, apart from its times; otherwise the reason why not, and its details."""
     material = secret.material
     if secret.owner_uid and secret.owner_uid != account.uid:
         return Reason.ACCOUNT_RECREATED, f"it belongs to UID {secret.owner_uid[:100]}, not {account.uid}"
@@ -46,21 +46,22 @@ def judge(
 
 
 def end_of(material: Material, desired: Desired) -> datetime:
-    """When a good certificate ends: with its chain, and at the latest with the last of the roots above it."""
+    """When a good certificate ends: with the first of its chain to end, or with the last of our roots above it."""
     anchors = desired.anchors
     return min(material.not_after, max(anchors[each] for each in material.anchors if each in anchors))
 
 
 def renewal_of(secret: WorkloadSecret, material: Material, ends: datetime, settings: Settings) -> datetime:
-    """When the certificate in a secret is to be renewed: the same answer for the same certificate."""
+    """When the certificate in a secret is to be renewed: always the same answer for the same certificate."""
     return settings.rule.due(material.not_before, ends, draw=draw_for(secret.uid, material.serial))
 
 
 def worthwhile_from(ends: datetime, *, desired: Desired, now: datetime, settings: Settings) -> datetime | None:
-    """From when on a new certificate ends later than this one by enough to be made; None for never.
+    """From when on a new certificate would end enough later than the old one to be worth making; None for never.
 
-    Only the issuer's end can stand in the way. Measured by the life that the *new* one would have, the answer turns
-    to yes before the old one ends whenever the issuer lives longer: nothing lapses that did not have to.
+    Only the issuer's end can make it not worthwhile. "Enough" is a share of the life of the *new* certificate, which
+    becomes shorter as time passes. So if the issuer ends after the old certificate, a new one becomes worthwhile before
+    the old one ends, and nothing lapses without need.
     """
     issuer_ends = desired.validity.not_after
     if now + settings.ttl <= issuer_ends or now >= issuer_ends:

@@ -1,7 +1,7 @@
-"""Somebody else keeps changing an object back: who gives way before it becomes a fight. A state machine, no clock.
+"""Gives way when somebody else keeps changing an object back, so that it does not become a fight. A state machine.
 
-Three changes in a minute that had to be undone, and the object is left alone for ten minutes; then it is tried again,
-with a clean record.
+After three changes in a minute that had to be undone, the object is left alone for ten minutes. Then it is tried again,
+and the count begins anew.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Key = TypeVar("Key")
 
 @dataclass(slots=True)
 class Contention(Generic[Key]):
-    """Remembers who changed what back, and what is therefore left alone.
+    """Remembers which objects were changed back, and which are therefore left alone.
 
     Args:
         limit: how many changes within the window are too many.
@@ -30,10 +30,12 @@ class Contention(Generic[Key]):
     _until: dict[Key, datetime] = field(default_factory=dict)
 
     def note(self, key: Key, now: datetime) -> datetime | None:
-        """Somebody changed an object after we wrote it, so that it has to be written again: call it once for each time.
+        """Note that somebody changed an object which we had written, so that we have to write it again.
+
+        Call it once for each such change.
 
         Returns:
-            until when it is left alone from now on; None when it may be written again.
+            until when the object is left alone; None if it may be written again.
         """
         if (until := self.until(key, now)) is not None:
             return until
@@ -51,12 +53,12 @@ class Contention(Generic[Key]):
         return until if until is not None and now < until else None
 
     def left_alone(self, now: datetime) -> dict[Key, datetime]:
-        """All that is left alone, each with its end; what has ended, or is too old to count, is forgotten."""
+        """The objects that are left alone, and until when. Forgets what has ended, or is too old to count."""
         self._until = {key: until for key, until in self._until.items() if now < until}
         self._changes = {key: seen for key, seen in self._changes.items() if now - seen[-1] < self.window}
         return dict(self._until)
 
     def forget(self, key: Key) -> None:
-        """The object is gone for good: nothing is held against another of its name."""
+        """The object is gone for good: a new one of the same name begins with a clean record."""
         self._changes.pop(key, None)
         self._until.pop(key, None)

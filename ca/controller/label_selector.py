@@ -1,11 +1,11 @@
-"""Kubernetes label selectors: which sets of labels one sentence picks (apimachinery, `pkg/labels`).
+"""Kubernetes label selectors: parses one, and tells which sets of labels it picks (apimachinery, `pkg/labels`).
 
     selector    = [ requirement *( "," requirement ) ]               ; all of them; an empty selector picks everything
-    requirement = key / "!" key                                      ; is there, is not there
+    requirement = key / "!" key                                      ; the label is there, is not there
                 / key ( "=" / "==" / "!=" ) value / key ( ">" / "<" ) integer
                 / key ( "in" / "notin" ) "(" value *( "," value ) ")"
 
-A label that is not there satisfies `!=` and `notin`, and none of the others that name a value.
+A label that is not there satisfies `!=` and `notin`, but no other requirement that names a value.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Requirement:
     Args:
         key: the label.
         operator: `exists`, `absent`, `in`, `notin`, `>` or `<`.
-        values: the values the operator speaks of.
+        values: the values that the operator compares with.
     """
 
     key: str
@@ -68,10 +68,10 @@ class LabelSelector:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The selector that a text spells.
+        """The selector in a text.
 
         Raises:
-            ConfigurationError: it spells none.
+            ConfigurationError: the text is no label selector.
         """
         found: list[Requirement] = []
         place, more = 0, bool(text.strip())
@@ -89,7 +89,10 @@ class LabelSelector:
 
 
 def is_label_value(text: str) -> bool:
-    """Whether a text can be the value of a label: empty, or at most 63 letters, digits, '-', '_' and '.'."""
+    """Whether a text can be the value of a label.
+
+    It is empty, or has at most 63 letters, digits, '-', '_' and '.', the first and the last a letter or digit.
+    """
     return not text or _NAME.fullmatch(text) is not None
 
 

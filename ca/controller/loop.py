@@ -1,13 +1,13 @@
 """SecretController: keeps the secret of every service account as the plan wants it. The I/O around `plan_one`.
 
-    something changed, is due, or everything once in a while -> key -> decide -> act -> decide again -> nothing to do
+    a change, a due date, or a look at everything -> key -> decide -> act -> decide again -> nothing to do
 
-Each service account is decided for itself, by whichever worker comes first; a failure costs this one a wait that
-doubles, and the others nothing. Nothing is held that a restart would miss: what is there is what counts.
+Each service account is decided for itself, by any worker that is free. A failure costs this account a wait that
+doubles, and the others nothing. A restart loses nothing: decisions follow from what is in the cluster, not from memory.
 
-It writes only as the leader, and asks whether it is right before each write; a write that leaves late all the same
-meets the version it was planned for, or none. Cancelled, it abandons what it is doing: whoever comes next finds the
-secret written, or not.
+It writes only as the leader, and checks right before each write that it still leads. A write that goes out too late all
+the same is refused by the API server, for it carries the version that it was planned for. When cancelled it abandons
+what it is doing: the next leader finds the secret written, or not.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, IstioAuthError, NotReady
 from istio_auth.rotation import remaining_share
 
-_READY = 4  # service accounts that are worked on for each that is being written
-_FRESH = 0.9  # of its life is left to a pair that is written; the rest is for API servers that refuse for long
+_READY = 4  # service accounts that are worked on at once, for each secret that may be written at once
+_FRESH = 0.9  # the share of its life that a pair must still have to be written; a long refusal may have cost the rest
 _STEPS = 5  # decisions about one service account in a row; two are usual
 _log = structlog.get_logger()
 
@@ -50,12 +50,12 @@ class Pace:
     """How fast the controller goes.
 
     Args:
-        workers: how many secrets are written at once. As many again, a few times over, are made ready meanwhile: a
-            signature waits for its record on the disk, and the API server should not wait for either.
-        resync: how often everything is looked at, whether or not something was heard of it.
-        first_retry: how long a failure costs the first time; each time twice as much.
-        longest_retry: how long it costs at most.
-        look: how often to look at what is due: no clock that jumps is slept through.
+        workers: how many secrets are written at once. Several times as many are prepared meanwhile: a signature waits
+            for its record on the disk, and the API server should not have to wait for either.
+        resync: how often everything is looked at, whether or not a change was heard of.
+        first_retry: the wait after the first failure; it doubles with each one.
+        longest_retry: the longest wait after a failure.
+        look: how often to look for what is due: often, so that a jump of the clock is noticed soon.
     """
 
     workers: int = 8
@@ -70,7 +70,7 @@ DEFAULT_PACE = Pace()
 
 @dataclass(frozen=True, slots=True)
 class _Standard:
-    """What every secret shall be, and the bundle that shall be in it."""
+    """What every secret shall be, and the bundle to put into it, in one state of the authority."""
 
     state: AuthorityState
     desired: Desired
@@ -83,11 +83,11 @@ class _Standard:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A pair that was made and is not known to be in its secret.
+    """A pair that was made, but is not yet known to be in its secret.
 
     Args:
-        standard: what secrets should be when it was made.
-        action: what it was made for.
+        standard: what every secret had to be when the pair was made.
+        action: the action that it was made for.
         pair: the pair.
     """
 
@@ -96,7 +96,7 @@ class _Made:
     pair: Pair
 
     def suits(self, action: Action, standard: _Standard, now: datetime) -> bool:
-        """Whether it is as good as another that would be made now."""
+        """Whether it is as good as a new one would be."""
         material = self.pair.material
         is_fresh = remaining_share(material.not_before, material.not_after, now) >= _FRESH
         return self.standard is standard and self.action == action and is_fresh
@@ -147,11 +147,11 @@ class SecretController:
 
     @property
     def idle(self) -> bool:
-        """Whether everything was looked at, and nothing is left to do for now."""
+        """Whether everything was looked at, and nothing is left to do at the moment."""
         return self._looked and self._queue.idle
 
     def present(self) -> Present:
-        """What stands now, for metrics. Nothing does where it does not run."""
+        """How the secrets are now, for metrics; nothing while this does not run."""
         return Present(lambda: list(self._standing.values()), lambda: len(self._queue))
 
     def degraded(self) -> str | None:
@@ -182,7 +182,7 @@ class SecretController:
             self._begin()
 
     def _begin(self) -> None:
-        """Forget everything: it may be of another term, and others were at work meanwhile."""
+        """Forget everything: it may be from an earlier term, and another leader may have worked since."""
         self._looked = False
         self._writing = asyncio.Semaphore(self._pace.workers)
         self._queue = WorkQueue[AccountKey]()
@@ -191,7 +191,7 @@ class SecretController:
         self._contention = Contention[tuple[AccountKey, str]]()
         self._standing: dict[AccountKey, Standing] = {}
         self._attempts = Attempts[AccountKey](self._pace.first_retry, self._pace.longest_retry)
-        self._wrote: dict[AccountKey, str] = {}  # the version of what we wrote; empty where we deleted it
+        self._wrote: dict[AccountKey, str] = {}  # the version of what we wrote; empty if we deleted it
         self._made: dict[AccountKey, _Made] = {}
 
     def _changed(self, key: AccountKey) -> None:
@@ -217,7 +217,7 @@ class SecretController:
             await asyncio.sleep(self._pace.look.total_seconds())
 
     async def _look_after(self, key: AccountKey) -> None:
-        """Do what one service account needs, and see to it that it is looked at again when it needs more."""
+        """Do what one service account needs, and have it looked at again when it next needs something."""
         action: Action | None = None
         try:
             if self._view.doubts(key):
@@ -233,7 +233,7 @@ class SecretController:
             self._again(key, _NotLeading("another one leads by now"))
         except IstioAuthError as error:
             self._failed(key, action, error)
-        except Exception as error:  # noqa: BLE001  # one that trips over a fault of ours must not fail the others
+        except Exception as error:  # noqa: BLE001  # a bug that one secret meets must not stop the others
             _log.exception("a secret could not be looked after", namespace=key[0], service_account=key[1])
             self._failed(key, action, IstioAuthError(f"a fault of this CA's own ({type(error).__name__})"))
 
@@ -261,12 +261,12 @@ class SecretController:
         """Whether somebody has changed the secret back so often that it is left alone from now on."""
         uid, found = action.subject.account_uid, action.precondition.resource_version if action.precondition else ""
         if self._wrote.get(key, found) == found:
-            return False  # it is as we left it, and we want it otherwise
+            return False  # nobody changed it since our write: it is we who want something else now
         self._wrote[key] = found  # each change counts once
         return self._contention.note((key, uid), self._clock.now()) is not None
 
     async def _act(self, key: AccountKey, action: Action) -> None:
-        """Do one thing; where the secret turns out to be another than it seemed, look at it instead."""
+        """Do one action; if the secret is no longer what it was planned for, only look at it again."""
         content = None
         if action.kind is not Kind.DELETE:
             content = await self._content(key, action)
@@ -287,7 +287,7 @@ class SecretController:
         return Content(root, await self._pair(key, action, root) if action.kind.issues else None)
 
     async def _pair(self, key: AccountKey, action: Action, root: bytes) -> Pair:
-        """A new pair. One that could not be written is as new as another: it is not made again at each attempt."""
+        """A new pair, or one made earlier for the same action that could not be written and is still good."""
         made, standard = self._made.get(key), self._current()
         if made is None or not made.suits(action, standard, self._clock.now()):
             made = self._made[key] = _Made(standard, action, await self._pairs.make(action, root))
@@ -304,7 +304,7 @@ class SecretController:
         if action.kind is Kind.CREATE and standing is not None and standing.ends is not None:
             self._tally.remade += 1
         self._wrote[key] = version
-        if not action.kind.issues:  # others are in the log by their certificates
+        if not action.kind.issues:  # otherwise the audit has logged the certificate
             _log.info("secret written", kind=action.kind.value, secret="/".join(key), reason=action.detail)
 
     def _settled(self, key: AccountKey, decision: Decision) -> None:
@@ -346,7 +346,7 @@ class SecretController:
 
 
 def _on_loop(call: Callable[[], None]) -> Callable[[], None]:
-    """What may be called on any thread, to have something called on this event loop."""
+    """A function that any thread may call, to have `call` called on this event loop."""
     loop = asyncio.get_running_loop()
 
     def called() -> None:
@@ -357,4 +357,4 @@ def _on_loop(call: Callable[[], None]) -> Callable[[], None]:
 
 
 class _NotLeading(NotReady):
-    """Another one leads by now, and this one is about to be stopped: nobody needs to hear of it."""
+    """Another replica leads by now, and this one is about to be stopped: that needs no report."""

@@ -1,9 +1,9 @@
-"""Three PEM texts of a secret become the facts the plan needs, once per resourceVersion; the texts are not kept.
+"""Reads the three PEM texts of a secret, once per resourceVersion, and keeps only the facts that the plan needs.
 
-What is decided here does not change with the trust bundle: to which of the roots at hand (those in the secret, and
-ours) the chain leads, and who signed the leaf. Both are kept as `authority_id`s, so that another bundle means to
-compare ids and not to read ten thousand chains again. Whether these authorities are ours, and whether the times are
-right, is for the plan.
+The facts do not depend on our trust bundle of the moment: to which of the known roots (those in the secret, and ours)
+the chain leads, and who signed the leaf. Both are kept as `authority_id`s, so that after a change of the bundle only
+ids are compared, and not ten thousand chains read again. The plan decides whether these authorities are ours, and
+whether the times are right.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Material:
         serial: its serial number.
         not_before: when it begins.
         not_after: the earliest end in the chain.
-        issuer: who signed it (`authority_id`); empty when the chain leads to no root at hand.
+        issuer: who signed it (`authority_id`); empty when the chain leads to no known root.
         anchors: the roots to which the chain leads (`authority_id`).
-        root_digest: of the root bundle beside it (`digest`); empty when there is none.
+        root_digest: of the root bundle in the secret (`digest`); empty when there is none.
     """
 
     spiffe_id: str
@@ -60,12 +60,12 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A key and a chain of which nobody can make use.
+    """A key and a chain that can not be used.
 
     Args:
         reason: what kind of damage it is.
-        detail: in words; no byte of the material.
-        root_digest: of the root bundle beside them (`digest`); empty when there is none.
+        detail: the damage in words; no byte of the material.
+        root_digest: of the root bundle in the secret (`digest`); empty when there is none.
     """
 
     reason: Reason
@@ -80,9 +80,9 @@ def digest(data: bytes) -> str:
 
 @lru_cache(maxsize=256)
 def authority_id(certificate: x509.Certificate) -> str:
-    """What identifies an authority to those who verify what it signed: its name and its key, in hex.
+    """What identifies an authority to verifiers: a digest of its name and its key, in hex.
 
-    A root that was renewed with the same name and key has the same id, as what it signed verifies under both.
+    A root that was renewed with the same name and key has the same id: what one signed verifies under the other.
     """
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return digest(certificate.subject.public_bytes() + key)
@@ -92,9 +92,9 @@ def read_material(data: Mapping[str, bytes], ours: TrustBundle) -> Material | Da
     """The facts in the data of a secret.
 
     Args:
-        data: its keys with their decoded values; a value is absent or `bytes`.
-        ours: the trust bundle we know now. An older or a newer one gives the same facts about every secret whose
-            own root bundle vouches for it.
+        data: its keys with their decoded values.
+        ours: our trust bundle of now. If the secret's own root bundle vouches for its chain, the facts are about the
+            same with an older or a newer one.
     """
     root_pem = data.get(ROOT, b"")
     root_digest = digest(root_pem) if root_pem else ""
@@ -104,7 +104,7 @@ def read_material(data: Mapping[str, bytes], ours: TrustBundle) -> Material | Da
     try:
         chain = read_certificates(data[CHAIN])
         spiffe_id = check_leaf(chain[0])
-        key = read_private_key(data[KEY], validate=False)  # anybody may put an RSA key here that takes seconds
+        key = read_private_key(data[KEY], validate=False)  # somebody may put an RSA key here whose validation takes seconds
     except InvalidPEM as error:
         return Damaged(Reason.UNPARSABLE, str(error), root_digest)
     except KeyRejected as error:
@@ -121,7 +121,7 @@ def read_material(data: Mapping[str, bytes], ours: TrustBundle) -> Material | Da
 
 
 def _proves(key: PrivateKey, public_key: PublicKey) -> bool:
-    """Whether a private key is that of the public one, and works."""
+    """Whether a private key belongs to the public one, and works."""
     if not same_key(public_key, key.public_key()):
         return False
     try:
@@ -149,7 +149,7 @@ def _facts(
 
 
 def _leads_to(chain: Sequence[x509.Certificate], spiffe_id: SpiffeID, root: x509.Certificate) -> bool:
-    """Whether there is an instant at which the root vouches for the chain."""
+    """Whether the chain verifies under the root when the last of their validities has begun."""
     if not any(certificate.issuer == root.subject for certificate in chain):
         return False  # saves a signature check per foreign root
     latest_beginning = max(certificate.not_valid_before_utc for certificate in (*chain, root))
@@ -161,7 +161,7 @@ def _leads_to(chain: Sequence[x509.Certificate], spiffe_id: SpiffeID, root: x509
 
 
 def _issuer(leaf: x509.Certificate, candidates: Iterable[x509.Certificate]) -> str:
-    """Who signed a leaf that chains to one of the candidates; the signature decides between several of that name."""
+    """Which of the candidates signed the leaf; empty if none did. Several of the same name are told by the signature."""
     named = {authority_id(each): each for each in candidates if each.subject == leaf.issuer}
     if len(named) == 1:
         return next(iter(named))
@@ -180,7 +180,7 @@ def _other_names(leaf: x509.Certificate) -> frozenset[str]:
 
 @lru_cache(maxsize=64)
 def _roots(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The roots beside a chain; none when they can not be read, which then is what the plan repairs."""
+    """The roots in a secret; none if they can not be read: the plan puts our bundle in their place."""
     try:
         return read_certificates(pem)
     except InvalidPEM:

@@ -1,6 +1,6 @@
-"""Which namespaces are managed: Citadel's rules, in their order, and a label selector.
+"""Decides which namespaces are managed: by Citadel's rules, in this order, and by a label selector.
 
-terminating          left alone, whatever else is said of it
+terminating          left alone, whatever else holds
 listed explicitly    managed
 ca.istio.io/override `true` managed, `false` not; any other value says nothing
 ca.istio.io/env      managed if it names the namespace of this CA, not managed if it names another
@@ -34,9 +34,9 @@ class NamespaceRules:
 
     Args:
         ca_namespace: the namespace of this CA.
-        enable_by_default: whether a namespace of which nothing is said is managed.
+        enable_by_default: whether a namespace is managed if no other rule decides.
         selector: decides in place of the default.
-        explicit: names that are always managed, also when their Namespace objects can not be seen.
+        explicit: names that are managed unless they are terminating, even while their Namespace objects are not seen.
     """
 
     ca_namespace: str
@@ -49,7 +49,7 @@ class NamespaceRules:
 
         Args:
             name: its name.
-            namespace: the object, or None when it is not seen: deleted, or newer than what was seen of it.
+            namespace: the object; None if it is not seen: it was deleted, or is newer than the watch.
         """
         if namespace is not None and namespace.terminating:
             return Scope.LEFT_ALONE

@@ -1,6 +1,6 @@
-"""PairMaker: a new key and the certificate for it, as the plan of a secret asks for them.
+"""PairMaker: makes a new key and its certificate, as the plan of a secret asks for them.
 
-The plan is the registry here: it derives each identity from the service account alone, so what it asks for is granted.
+No registry is asked: the plan derives each identity from the service account alone, so what it asks for is granted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PairMaker:
         audit: tells of each certificate.
         tally: counts what fails.
         ttl: the lifetime that is asked for.
-        new_key: makes a key; on a thread if it is not the usual one, as RSA takes its time.
+        new_key: makes a key; another function than the default runs on a thread, for RSA takes time.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PairMaker:
 
         Args:
             action: the plan; it names the identity.
-            root: the trust bundle that will stand beside them, as PEM.
+            root: the trust bundle that will be in the secret with them, as PEM.
 
         Raises:
             IstioAuthError: none can be made (see `Issuer.issue`).
@@ -99,7 +99,7 @@ class PairMaker:
 
 
 def _facts(svid: IssuedSVID, action: Action, active: ActiveIssuer, root: bytes) -> Material:
-    """The facts about a certificate that was made by this issuer just now, without reading it again."""
+    """The facts about a certificate that this issuer has just made, without reading it again."""
     return Material(
         str(svid.spiffe_id),
         frozenset(action.dns_names),

@@ -1,18 +1,18 @@
-"""What must be done so that every service account of a managed namespace has its secret. Pure, and level-triggered.
+"""Plans what must be done so that every service account of a managed namespace has its secret. Pure, level-triggered.
 
-A plan looks at what there is and at nothing that happened: a missed event costs delay, never correctness, and what is
-as it shall be is never written again. Each secret is decided for itself (`plan_one`), so that a bad one changes nothing
-for the others and a change of one object among ten thousand costs one decision.
+A plan looks at the present state, not at events: a missed event costs delay, never correctness, and a secret that is
+right is never written again. Each secret is decided for itself (`plan_one`), so that a bad one changes nothing for the
+others, and a change of one object among ten thousand costs one decision.
 
-    not ours                                   never touched: a finding
+    not ours                                   never touched; in a managed namespace, a finding
     the service account is gone                deleted
-    the namespace is not managed               stays until it falls due or the bundle changes, then deleted (Citadel)
+    the namespace is not managed               kept until it would be written again, and then deleted (as Citadel does)
     damaged, wrong, not signed by us           repaired: a new key and certificate
     due                                        renewed, unless the issuer ends first: then a finding
     another bundle, mark, annotation, owner    updated: key and chain are kept
 
-Ours is what has our type and mark. Of our type, without any mark and annotated for the account of its name is what
-Citadel made: adopted in managed namespaces, and left alone elsewhere.
+A secret is ours if it has our type and mark. One of our type without any mark, annotated for the account in its name,
+was made by Citadel: it is adopted in managed namespaces, and left alone elsewhere.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from istio_auth.spiffe_id import SpiffeID
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one secret deserves now.
+    """What is to be done about one secret now.
 
     Args:
         action: what is to be done; None for nothing.
@@ -91,7 +91,7 @@ def plan(
         actual: what there is.
         now: the present instant.
         settings: what the operator decides.
-        left_alone: secrets that are not touched, each with the end of that (`ca.controller.contention`).
+        left_alone: secrets that are not touched, and until when (`ca.controller.contention`).
     """
     scopes = {
         name: settings.namespaces.scope(name, actual.namespaces.get(name))
@@ -137,7 +137,7 @@ def plan_one(
         desired: what every secret shall be.
         now: the present instant.
         settings: what the operator decides.
-        left_alone_until: the end of a time in which the secret is not touched; None when there is no such time.
+        left_alone_until: until when the secret is not touched; None if it may be.
     """
     if scope is Scope.LEFT_ALONE or (account is not None and account.terminating):
         return NOTHING
@@ -153,7 +153,7 @@ def plan_one(
 
 
 def _orphan(secret: WorkloadSecret, scope: Scope, settings: Settings) -> Decision:
-    """A secret whose service account is gone. A copy under another name, marks and all, is annotated for the first."""
+    """What to do with a secret whose account is gone. A copy of another secret is left alone: its annotation shows it."""
     name = secret.account
     ours = secret.mark == settings.mark or (not secret.mark and scope is Scope.MANAGED)
     if name is None or secret.terminating or secret.type != SECRET_TYPE or not ours:
@@ -167,7 +167,7 @@ def _orphan(secret: WorkloadSecret, scope: Scope, settings: Settings) -> Decisio
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One service account with what there is of its secret."""
+    """One service account, and its secret if there is one."""
 
     account: ServiceAccount
     secret: WorkloadSecret | None
@@ -206,7 +206,7 @@ class _Case:
         return Decision(self._action(Kind.DELETE, Reason.UNMANAGED, f"the namespace is not managed, and: {reason}"))
 
     def _falls_due(self, secret: WorkloadSecret) -> tuple[datetime | None, str]:
-        """When a secret would be written again; None for at once."""
+        """When a secret would be written again, and why; None for at once."""
         judged = self._judged(secret)
         if isinstance(judged, tuple):
             return None, judged[1]
@@ -237,7 +237,7 @@ class _Case:
         return judge(secret, self.account, desired=self.desired, settings=self.settings)
 
     def _issue(self, kind: Kind, reason: Reason, detail: str, *, otherwise: Decision) -> Decision:
-        """A new certificate, or where none can be made a finding beside what can be done without."""
+        """Issue a new certificate. If none can be made now, a finding, and `otherwise` for the rest."""
         identity = identity_of(self.account, self.desired)
         if identity is None:
             message = f"{self.account.namespace}/{self.account.name} can be no part of a SPIFFE ID"
@@ -252,7 +252,7 @@ class _Case:
         return replace(otherwise, action=self._action(kind, reason, detail, identity), due=None)
 
     def _kept(self, secret: WorkloadSecret) -> Decision:
-        """What is to be done where key and chain stay."""
+        """What is to be done if key and chain are kept."""
         if secret.material.root_digest != self.desired.root_digest:
             detail = "root-cert.pem is not the trust bundle of now"
             return Decision(self._action(Kind.UPDATE, Reason.ROOT_CHANGED, detail))

@@ -1,9 +1,9 @@
-"""The renewal rule of long-lived stores: a share of the life or a minimum, bounded, and spread without dice.
+"""The renewal rule for certificates in secrets: a share of the lifetime or a minimum, spread but not at random.
 
     due when  remaining < max(ratio x lifetime, minimum grace) + spread,   all of it at most 80 % of the lifetime
 
-Ratio and minimum grace are Citadel's. The spread only ever makes a renewal earlier, and is the same for a certificate
-whoever asks and when: a restart renews nothing by itself.
+Ratio and minimum grace are Citadel's. The spread only makes a renewal earlier, and for one certificate it is always the
+same, for every replica and after every restart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RenewalRule:
     Args:
         ratio: the share of its lifetime that must be left.
         minimum_grace: the time that must be left, whatever the share.
-        jitter: the share of the lifetime over which a thousand made together spread.
+        jitter: the share of the lifetime over which the renewals of certificates made together are spread.
 
     Raises:
         ConfigurationError: the values put the renewal outside the lifetime.
@@ -47,7 +47,7 @@ class RenewalRule:
             raise ConfigurationError(f"the jitter must be between 0 and {LONGEST_GRACE / 2}, not {self.jitter}")
 
     def due(self, not_before: datetime, not_after: datetime, *, draw: float) -> datetime:
-        """The instant from which on a certificate is to be replaced.
+        """When a certificate is to be replaced.
 
         Args:
             not_before: when its validity begins.
@@ -63,6 +63,6 @@ class RenewalRule:
 
 
 def draw_for(uid: str, serial: int) -> float:
-    """A number in [0, 1) that belongs to a certificate in an object, evenly spread over all of them."""
+    """A number in [0, 1) that is fixed for a certificate in an object; those of many are evenly spread."""
     digest = hashlib.blake2b(f"{uid}/{serial:x}".encode(), digest_size=6).digest()
     return int.from_bytes(digest) / (1 << 48)

@@ -1,4 +1,4 @@
-"""Reports: what an operator hears about a secret, in the log and by an Event on its service account; all news once."""
+"""Reports: tells an operator about a secret, in the log and by an Event on its service account; each news only once."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class EventSink(Protocol):
     """Tells people of something by Events of Kubernetes."""
 
     def emit(self, subject: Subject, *, action: str, reason: str, note: str) -> None:
-        """Tell of a warning about a service account, sooner or later. Never waits, and never fails.
+        """Have a warning about a service account written later. Never waits, and never fails.
 
         Args:
             subject: the service account.
             action: what was tried, in one word.
-            reason: what kind of thing it is, in one word.
-            note: in words.
+            reason: the kind of warning, in one word.
+            note: the warning in words.
         """
         ...
 
@@ -57,7 +57,7 @@ class Reports:
         self._tell(key, subject, kind.name.capitalize() if kind else "Look", _FAILED, str(error)[:1000])
 
     def well(self, key: AccountKey) -> None:
-        """All is well: whatever comes is news again."""
+        """All is well: any later trouble is news again."""
         self._told.pop(key, None)
 
     def _tell(self, key: AccountKey, subject: Subject, action: str, reason: str, note: str) -> None:

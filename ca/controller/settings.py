@@ -23,10 +23,10 @@ class Settings:
         ttl: the lifetime that is asked of the issuer.
         rule: when a certificate is renewed.
         dns_names: the names to put beside the SPIFFE IDs of some service accounts.
-        skew: how far ahead of our clock a certificate may begin: further, and nobody takes it.
+        skew: how far ahead of our clock a certificate may begin; one that begins later is replaced.
 
     Raises:
-        ConfigurationError: the mark can be no value of a label, or the lifetime is none.
+        ConfigurationError: the mark can be no value of a label, or the lifetime is not longer than zero.
     """
 
     mark: str

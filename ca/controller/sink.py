@@ -1,4 +1,4 @@
-"""The SecretSink port: writes secrets, each under the state it was planned for."""
+"""The SecretSink port: writes secrets, each only if it is still in the state that the write was planned for."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class SecretSink(Protocol):
         """Do what was planned.
 
         Args:
-            action: the plan, whose precondition holds or nothing is done.
+            action: the plan; nothing is done if its precondition does not hold.
             content: what the secret shall hold; None for a deletion.
 
         Returns:
             the secret as it is now; None if it is gone.
 
         Raises:
-            ConflictError: the secret is not what it was when this was planned: look at it.
+            ConflictError: the precondition does not hold: look at the secret again.
             MalformedError: what was planned can never be done.
             NotReady, Exhausted: not now.
         """

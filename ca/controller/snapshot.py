@@ -1,7 +1,7 @@
 """What the plan looks at: service accounts, namespaces and secrets as slim facts, and what every secret shall be.
 
-The facts are made from watch events, one by one; nothing of an object is kept that no decision needs. A secret belongs
-to the service account of its name, whether or not there is one.
+The facts are made from watch events, one by one; only what decisions need is kept of an object. A secret belongs to the
+service account in its name, whether or not that exists.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ServiceAccount:
     Args:
         namespace: where it is.
         name: its name.
-        uid: what tells it from others of that name, before and after it.
+        uid: its UID, which no other account of that name has, before or after it.
         terminating: whether it is being deleted and only waits for its finalizers.
     """
 
@@ -110,7 +110,7 @@ class Actual:
     Args:
         namespaces: by name.
         accounts: the service accounts.
-        secrets: the secrets, under the service account of their name.
+        secrets: the secrets, by the service account in their name.
     """
 
     namespaces: Mapping[str, Namespace]
@@ -138,7 +138,7 @@ class Desired:
 
     Args:
         trust_domain: of every identity.
-        root_digest: of the trust bundle's PEM, byte by byte what `root-cert.pem` shall be.
+        root_digest: the digest of the trust bundle's PEM, which `root-cert.pem` must equal byte by byte.
         anchors: the roots that vouch for a chain (`authority_id`), each with its end.
         issuers: the issuers whose leaves are ours: the active, the prepared and the retired ones (`authority_id`).
         validity: when the active issuer can sign; no leaf outlives it.

@@ -1,6 +1,6 @@
-"""What the controller of the secrets counts, and how it is shown. Citadel's names are kept, for its dashboards.
+"""The metrics of the secret controller. Citadel's names are kept, for its dashboards.
 
-Counters are plain numbers and become metrics when somebody looks; what stands is looked up then.
+Counters are plain numbers and become metrics when they are collected; the present state is looked up then.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from istio_auth.errors import Code
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How one service account of a managed namespace stands.
+    """The state of one service account of a managed namespace.
 
     Args:
         ends: when the certificate in its secret ends; None when there is none to speak of.
         due: when the next decision is due; None when nothing is.
         concern: what an operator should hear; None for nothing.
-        failing: whether what should be done could not be done.
+        failing: whether the last attempt to do what is needed failed.
     """
 
     ends: datetime | None
@@ -41,10 +41,10 @@ class Tally:
 
     Args:
         written: writes and deletions of secrets, by kind and reason.
-        failed: what could not be done, by kind and the code of the reason; of no kind where none was decided on yet.
+        failed: failed attempts, by kind and the code of the error; the kind is None if no action was decided on yet.
         key_errors: keys that could not be made.
         sign_errors: certificates that could not be made.
-        remade: secrets that were made anew because somebody had deleted them.
+        remade: secrets that were created again because somebody had deleted them.
     """
 
     written: Counter[tuple[Kind, Reason]] = field(default_factory=Counter)
@@ -56,10 +56,10 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What stands now.
+    """The present state, for gauges.
 
     Args:
-        standing: of each service account of a managed namespace.
+        standing: the state of each service account of a managed namespace.
         waiting: how many are waiting to be looked at.
     """
 
@@ -73,7 +73,7 @@ class ControllerMetrics(Collector):
     Args:
         registry: where they are shown.
         tally: the numbers.
-        present: what stands now.
+        present: the present state.
         clock: tells the time.
     """
 
@@ -84,7 +84,7 @@ class ControllerMetrics(Collector):
         registry.register(self)
 
     def describe(self) -> list[Metric]:
-        """Nothing: what stands is looked up when asked."""
+        """Nothing in advance: `collect` looks everything up."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -122,7 +122,7 @@ class ControllerMetrics(Collector):
             ("csr_err_count", "Keys and requests that could not be made.", self._tally.key_errors),
             ("csr_sign_err_count", "Certificates that could not be signed.", self._tally.sign_errors),
         ):
-            # Of no type: as counters they would be shown with "_total" at the end, and nobody would find them.
+            # Without a type: as counters their names would end in "_total", and the old dashboards would not find them.
             metric = Metric(f"citadel_secret_controller_{name}", words, "unknown")
             metric.add_sample(metric.name, {}, count)
             yield metric

@@ -1,8 +1,8 @@
-"""The Snapshots port, and View: what there is as far as is known, our own writes included that it does not show yet.
+"""The Snapshots port, and View: the snapshots together with our own writes that they do not show yet.
 
-A write is known the moment it was answered, and a snapshot shows it a little later. In between what was answered
-counts, or the same thing would be done twice. It counts until the snapshot shows anything else than it did before: we
-wrote under that very version, so whatever comes next is our write, or later.
+The answer to a write is known at once, and a snapshot shows the write a little later. In between, the answer counts;
+otherwise the same thing would be done twice. It counts until the snapshot shows another version than before the write:
+we wrote under that version, so the next one is our write, or something later.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ca.controller.snapshot import AccountKey, Namespace, ServiceAccount, Worklo
 
 
 class Snapshots(Protocol):
-    """What there is in the cluster, as far as is known. Lives on one event loop."""
+    """What is in the cluster, as far as is known. Lives on one event loop."""
 
     def account(self, key: AccountKey) -> ServiceAccount | None:
         """The service account."""
         ...
 
     def secret(self, key: AccountKey) -> WorkloadSecret | None:
-        """The secret of the service account's name, if it is of our type."""
+        """The service account's secret, if it is of our type."""
         ...
 
     def namespace(self, name: str) -> Namespace | None:
@@ -30,18 +30,18 @@ class Snapshots(Protocol):
         ...
 
     def keys(self) -> Iterable[AccountKey]:
-        """All service accounts, those included of which only the secret is left."""
+        """All service accounts, including those of which only the secret is left."""
         ...
 
     def subscribe(self, changed: Callable[[AccountKey], None]) -> Callable[[], None]:
         """Call `changed` for each service account about which something changed, until the returned function is called.
 
-        A change of a secret is told on its own, right after it was made known here.
+        For a change of a secret it is called at once, before the snapshot shows a later one.
         """
         ...
 
     async def until_synced(self) -> None:
-        """Return when everything is known that there was at one moment."""
+        """Return when everything that existed at some one moment is known."""
         ...
 
 
@@ -52,10 +52,10 @@ class _Newer:
 
 
 class View:
-    """The snapshots, and what was answered since.
+    """The snapshots, and the newer answers to our own writes and look-ups.
 
     Args:
-        snapshots: what there is, as far as it is shown.
+        snapshots: what is in the cluster, as far as it is shown.
     """
 
     def __init__(self, snapshots: Snapshots) -> None:
@@ -75,9 +75,10 @@ class View:
         return shown
 
     def notice(self, key: AccountKey) -> bool:
-        """Take note that something about a service account changed; whether that is news.
+        """Take note that something about a service account changed.
 
-        It is none where the snapshot now shows what was answered before.
+        Returns:
+            whether that is news: it is not if the snapshot only shows now what an answer told before.
         """
         newer, shown = self._newer.get(key), _version(self._snapshots.secret(key))
         if newer is None or newer.shown == shown:
@@ -86,22 +87,22 @@ class View:
         return shown != _version(newer.secret)
 
     def shown(self, key: AccountKey) -> str:
-        """The version of the secret that the snapshot shows now; to be asked before something is done to it."""
+        """The version of the secret that the snapshot shows now; to be asked before each write or look-up."""
         return _version(self._snapshots.secret(key))
 
     def learn(self, key: AccountKey, secret: WorkloadSecret | None, *, shown: str) -> None:
-        """The secret is this, or gone.
+        """Take note of an answer about a secret.
 
         Args:
-            key: whose.
-            secret: as it was answered.
-            shown: what `shown` said before the question.
+            key: the service account.
+            secret: the secret in the answer; None if it is gone.
+            shown: what `shown` returned before the write or look-up.
         """
         self._newer[key] = _Newer(secret, shown)
         self._doubtful.discard(key)
 
     def doubt(self) -> None:
-        """Take nothing for granted that was answered, and is not shown yet: nobody tells of its changes."""
+        """Doubt every answer that the snapshot does not show yet: the watch may never tell of later changes."""
         self._doubtful.update(self._newer)
 
     def doubts(self, key: AccountKey) -> bool:

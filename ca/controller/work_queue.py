@@ -1,7 +1,7 @@
 """WorkQueue, Agenda and Attempts: which keys to look at now, which later, and how much later after a failure.
 
-A key waits once however often it is added, and nobody works on a key that another works on: what is added meanwhile
-comes again afterwards. What is urgent does not wait behind ten thousand that are not.
+A key waits only once, however often it is added. Only one worker at a time works on a key: if it is added meanwhile, it
+comes again afterwards. Urgent keys do not wait behind ten thousand others.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WorkQueue(Generic[_Key]):
         return key
 
     def done(self, key: _Key) -> None:
-        """Give back what `take` gave."""
+        """Give back a key that `take` gave."""
         self._busy.discard(key)
         if (urgent := self._again.pop(key, None)) is not None:
             self.add(key, urgent=urgent)
@@ -73,7 +73,7 @@ class WorkQueue(Generic[_Key]):
                 await look_at(key)
             finally:
                 self.done(key)
-            await asyncio.sleep(0)  # most have nothing to wait for, and others want their turn
+            await asyncio.sleep(0)  # most keys need no waiting, so other tasks must get their turn here
 
     def _next(self) -> _Key:
         for queue in (self._urgent, self._other):
@@ -88,14 +88,14 @@ class Agenda(Generic[_Key]):
 
     def __init__(self) -> None:
         self._when: dict[_Key, datetime] = {}
-        self._heap: list[tuple[datetime, int, _Key]] = []  # also holds what was moved or dropped, until it is reached
+        self._heap: list[tuple[datetime, int, _Key]] = []  # moved or dropped keys stay in it until it is their turn
         self._count = count()
 
     def __len__(self) -> int:
         return len(self._when)
 
     def put(self, key: _Key, when: datetime) -> None:
-        """Have a key looked at then, instead of when it was before."""
+        """Have a key looked at then, and no longer when it was due before."""
         if self._when.get(key) == when:
             return
         self._when[key] = when
@@ -115,7 +115,7 @@ class Agenda(Generic[_Key]):
         return self._heap[0][0] if self._heap else None
 
     def take(self, now: datetime) -> list[_Key]:
-        """Those to be looked at by now; they are no longer here then."""
+        """Remove and return the keys that are to be looked at by now."""
         found: list[_Key] = []
         while (when := self.next()) is not None and when <= now:
             _, _, key = heapq.heappop(self._heap)
@@ -125,7 +125,7 @@ class Agenda(Generic[_Key]):
 
 
 class Attempts(Generic[_Key]):
-    """How often in a row each key has failed, and how long it waits for that: twice as long each time, with jitter.
+    """How often in a row each key has failed, and how long it waits: twice as long each time, with jitter.
 
     Args:
         first: the bound of the first wait.
@@ -137,11 +137,11 @@ class Attempts(Generic[_Key]):
         self._failed: Counter[_Key] = Counter()
 
     def failed(self, key: _Key, *, at_least: timedelta | None = None) -> timedelta:
-        """How long a key waits that has failed once more.
+        """Count a failure of a key, and tell how long it waits now.
 
         Args:
-            key: which.
-            at_least: what the other side has asked for.
+            key: the key.
+            at_least: the wait that the other side has asked for.
         """
         self._failed[key] += 1
         draw = random.random()  # noqa: S311  # jitter

@@ -1,1 +1,1 @@
-"""What both daemons are made of: settings, logs, health, signals. The furniture, not the house."""
+"""What both daemons have in common beside their work: settings, logs, health, signals."""

@@ -1,12 +1,12 @@
 """The alarm clock: rings at intervals.
 
 APScheduler 3.x keeps the time. Its jobs only set an event, because it logs what a job raises and forgets it; the work
-is done by the supervised task that waits. A ring is never dropped for being late (its own default is to drop after a
-second), and rings that were missed come as one.
+is done by the supervised task that waits for it. A ring is never dropped for being late (APScheduler by default drops
+one that is a second late), and several rings that were missed come as one.
 
-Neither of a machine's clocks is enough alone. The steady one stands still while a machine sleeps, so the calendar is
-looked at every minute. The calendar can be set back and would then be silent for that long, so a wait also ends when
-the steady clock says so.
+Neither of a machine's clocks is enough alone. The monotonic clock stands still while a machine sleeps, so the wall
+clock is looked at every minute. The wall clock can be set back, and no ring would come for that long, so a wait also
+ends by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _log = structlog.get_logger()
 
 
 class Alarm:
-    """An alarm clock that runs from entering to leaving.
+    """An alarm clock that runs inside its `async with` block.
 
     Args:
-        look: how often to look at the calendar.
+        look: how often to look at the wall clock.
     """
 
     def __init__(self, look: timedelta = timedelta(minutes=1)) -> None:
@@ -51,11 +51,11 @@ class Alarm:
         self._scheduler.shutdown(wait=False)
 
     async def every(self, interval: timedelta, *, jitter: timedelta = timedelta()) -> AsyncGenerator[None]:
-        """Ring after each interval, for ever; what rings while the work is still going on is one ring after it.
+        """Ring after each interval, for ever. Rings that come while the caller still works are one ring after that.
 
         Args:
             interval: between two rings.
-            jitter: how much earlier or later each may come, so that many daemons do not ring together.
+            jitter: how much earlier or later each ring may come, so that many daemons do not act at once.
         """
         rung = asyncio.Event()
 
@@ -82,7 +82,7 @@ class Alarm:
         *,
         jitter: timedelta = timedelta(),
     ) -> NoReturn:
-        """Work now and at each ring, for ever. A fault that we know by name is logged once, and tried again next time.
+        """Work now and at each ring, for ever. After a known error it tries again at the next; the log has it once.
 
         Args:
             name: what the work is called in the log.
@@ -101,11 +101,11 @@ class Alarm:
 
 
 async def _look() -> None:
-    """Nothing of its own: the scheduler looks which other jobs are due whenever it runs one."""
+    """Does nothing itself: whenever the scheduler runs a job, it looks which others are due."""
 
 
 async def _attempted(name: str, work: Callable[[], Awaitable[None]], before: str) -> str:
-    """Work; the fault that came of it, which is logged if it is another than before."""
+    """Work once, and return the fault or an empty text. A fault is logged if it is another than before."""
     try:
         await work()
     except (IstioAuthError, OSError) as error:

@@ -4,7 +4,7 @@
     <program> run [flags]            the same
     <program> check-config [flags]   what holds, and where each setting came from
 
-Flags may stand before or after the command's name. `--help` shows every setting with what it is by default here.
+Flags may stand before or after the command's name. `--help` shows every setting with its default here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from istio_auth.errors import ConfigurationError, IstioAuthError
 
 _OUTPUT: Final = "output"
 _VERSION: Final = "version"
-_AS_IT_IS: Final = "\b\n"  # typer wraps a paragraph unless it begins so
+_AS_IT_IS: Final = "\b\n"  # a paragraph that begins so is not wrapped by typer
 _DISTRIBUTION: Final = "istio-auth"
 
 
@@ -44,7 +44,7 @@ class LogSettings:
 
 
 class DaemonConfig(Protocol):
-    """What every daemon's schema has."""
+    """What the schema of every daemon has."""
 
     @property
     def log(self) -> LogSettings:
@@ -66,8 +66,8 @@ class Program(Generic[Config]):
         prefix: what its environment variables start with.
         file_name: its configuration file, in the folder for configuration.
         serve: its main coroutine.
-        check: looks deeper than the schema can, for `check-config`: raises IstioAuthError.
-        commands: what else the program can do, by name: functions as typer wants them.
+        check: further checks for `check-config`, which the schema can not make; raises IstioAuthError.
+        commands: the program's other commands by name, as functions for typer.
     """
 
     name: str
@@ -176,7 +176,7 @@ def _show(settings: Sequence[Effective], *, as_json: bool) -> None:
 def _with_flags(
     act: Callable[[typer.Context, Mapping[str, str]], None], schema: type, file: Path, *more: inspect.Parameter
 ) -> Callable[..., None]:
-    """A function with one parameter for each flag, as typer wants to see it; it passes on the words of those given."""
+    """A function with a parameter for each flag, for typer, which passes the words of the given flags on to `act`."""
     config = typer.Option(f"--{CONFIG}", help=f"the configuration file, in TOML [default: {file}]", metavar="PATH")
     flags = [leaf for leaf in leaves(schema) if not leaf.row]
     names = {CONFIG: f"--{CONFIG}"} | {_parameter_name(leaf): leaf.flag for leaf in flags}

@@ -1,7 +1,7 @@
-"""Where a daemon keeps its things: the system's folders for root, the user's own for everybody else.
+"""Where a daemon keeps its files: the system's folders for root, the user's own for everybody else.
 
-File Hierarchy Standard 3.0 for root, XDG Base Directory 0.8 otherwise; as the latter demands, a variable that holds
-no absolute path counts as unset.
+File Hierarchy Standard 3.0 for root, XDG Base Directory 0.8 otherwise. As XDG demands, a variable that holds no
+absolute path counts as unset.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _NAME = "istio-auth"
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The folders of this installation. None of them is made here.
+    """The folders of this installation. This class does not make them.
 
     Args:
         config: what the operator writes.
         state: what must outlive a restart of the machine.
-        runtime: sockets, gone with the machine's uptime.
+        runtime: sockets; a restart of the machine removes them.
     """
 
     config: Path
@@ -37,7 +37,7 @@ class Folders:
         Args:
             uid: who it is.
             environment: where the XDG variables are.
-            home: the user's home; asked for only where a variable does not say it all.
+            home: gives the user's home; called only if a variable that is needed is not set.
 
         Raises:
             ConfigurationError: the user has no home, and one is needed.

@@ -1,8 +1,8 @@
 """Health, readiness and metrics over plain HTTP, on a port of their own.
 
-`/healthz` answers as long as the event loop turns; `/readyz` says whether the work can be done, and with status 503
-what keeps us from it, one line a part; what is degraded and keeps us from nothing has a line there too; `/metrics` is
-what Prometheus scrapes. Nothing secret is here, and nothing can be changed.
+`/healthz` answers as long as the event loop runs. `/readyz` says whether the daemon can do its work; if not, its status
+is 503 and it has a line for each part that prevents that. A part that is degraded, but prevents nothing, has a line
+there too. `/metrics` is what Prometheus scrapes. Nothing here is secret, and nothing can be changed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from istio_auth.host_port import HostPort
 
 
 class HealthServer:
-    """Serves from entering to leaving.
+    """Serves inside its `async with` block.
 
     Args:
         address: where to listen.
         readiness: what `/readyz` asks.
         registry: what `/metrics` shows.
-        patience: how long a caller may be silent, be it within a request.
+        patience: how long a caller may be silent, also in the middle of a request.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class HealthServer:
         site.add_routes(
             [web.get("/healthz", _alive), web.get("/readyz", self._ready), web.get("/metrics", self._metrics)]
         )
-        # A scraper that holds its connection open must not hold up our end.
+        # A scraper that keeps its connection open must not delay our exit.
         self._runner = web.AppRunner(
             site, access_log=None, shutdown_timeout=1.0, keepalive_timeout=patience.total_seconds()
         )
@@ -55,7 +55,7 @@ class HealthServer:
 
         Raises:
             ConfigurationError: there is no such address here.
-            NotReady: somebody else listens there.
+            NotReady: somebody else listens there, or the machine is out of sockets.
         """
         sockets = listening_sockets(self.address.host, self.address.port)
         self.address = HostPort(*sockets[0].getsockname()[:2])

@@ -1,10 +1,11 @@
 """The life of a daemon: supervised tasks, signals, the service manager, and an end within ten seconds.
 
-- A task that dies ends the daemon with its cause; so does one that returns, as nothing here is meant to.
-- SIGTERM and SIGINT: not ready first, then the main coroutine drains and returns. What is not gone after ten seconds
-  is ended hard. A second signal, after a moment, ends it at once.
-- SIGHUP runs what `on_reload` was given, one after the other; what fails is reported, and the others run all the same.
-- WATCHDOG=1 comes from the event loop itself, so a loop that hangs is seen.
+- A supervised task that dies ends the daemon, with its cause. So does one that returns, because none is meant to.
+- SIGTERM and SIGINT: first the daemon is not ready, then the main coroutine drains and returns. A process that is still
+  there after ten seconds is ended hard. A second signal, after a moment, ends it at once.
+- SIGHUP calls the functions that `on_reload` was given, one after the other. If one fails, that is logged, and the
+  others are called all the same.
+- WATCHDOG=1 is sent by the event loop itself, so the service manager sees a loop that hangs.
 - It may be PID 1 (see `istio_auth.daemon.signals`).
 """
 
@@ -33,18 +34,18 @@ class Exit(enum.IntEnum):
     DONE = 0
     FAILED = 1
     USAGE = 2  # usage or configuration
-    REFUSED = 3  # checked, and the answer is no
+    REFUSED = 3  # it was checked, and is refused
 
 
 class TaskEnded(IstioAuthError):
-    """A task that was meant to run as long as the daemon came to its end."""
+    """A task ended that was meant to run as long as the daemon."""
 
 
 def spare_the_collector() -> None:
-    """Let Python's cycle collector pass over what a daemon holds once it serves, and run less often than in a script.
+    """Let Python's cycle collector skip what a daemon holds when it begins to serve, and run less often than usual.
 
-    What is there by then is modules and what they made, and stays; most of what comes later goes without any cycle.
-    Nearly a tenth of the processor time of a call went into looking at all of it again and again.
+    What is there by then, modules and what they made, stays for good; most objects that come later are in no cycle. To
+    look at all of them again and again took nearly a tenth of the processor time of a call.
     """
     gc.collect()
     gc.freeze()
@@ -55,8 +56,8 @@ class Daemon:
     """What the main coroutine of a daemon is given.
 
     Args:
-        notifier: tells whoever started us.
-        limit: called when the end begins, to limit the time for it.
+        notifier: tells the service manager.
+        limit: called when the end begins; it starts the time limit.
     """
 
     def __init__(self, notifier: Notifier, limit: Callable[[], None]) -> None:
@@ -71,10 +72,10 @@ class Daemon:
         self._tasks: list[asyncio.Task[None]] = []
 
     def supervise(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        """Run this beside the main coroutine until that one returns; its own end is the daemon's failure.
+        """Run this beside the main coroutine, until that one returns. If this one ends, the daemon fails.
 
         Returns:
-            its task, for who has to end it before the main coroutine returns.
+            its task, for callers that must end it before the main coroutine returns.
         """
         task = self._group.create_task(self._supervised(name, work), name=name)
         task.add_done_callback(lambda _: work.close())  # it may end before its work began
@@ -82,7 +83,7 @@ class Daemon:
         return task
 
     def on_reload(self, name: str, reload: Callable[[], Awaitable[None]]) -> None:
-        """Call this at each SIGHUP. It raises if the new content is refused, and has then kept the old."""
+        """Call `reload` at each SIGHUP. It must raise if it refuses the new content, and keep the old content then."""
         self._reloads[name] = reload
 
     def ready(self) -> None:
@@ -110,14 +111,14 @@ class Daemon:
             self._end()
 
     def reload(self) -> None:
-        """Begin what SIGHUP begins."""
+        """Reload, as after a SIGHUP."""
         self._reload.set()
 
     async def live(self, main: Callable[[Daemon], Awaitable[None]]) -> None:
-        """Run the main coroutine and its supervised tasks. For `run`.
+        """Run the main coroutine and its supervised tasks. Called by `run`.
 
         Raises:
-            ExceptionGroup: what the main coroutine or a task died of.
+            ExceptionGroup: the errors by which the main coroutine or a task ended.
         """
         async with self._group:
             try:
@@ -126,7 +127,7 @@ class Daemon:
                     self.supervise("watchdog", self._watch_forever(self._notifier.watchdog / 2))
                 await main(self)
             finally:
-                self._end()  # without a word: what it died of is told once, by `run`
+                self._end()  # not logged here: `run` logs the cause, once
                 for task in self._tasks:
                     task.cancel()
 
@@ -214,6 +215,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _log_fault(event: str, error: BaseException, **context: str) -> None:
-    """Faults that we know by name in one line; everything else with its traceback, because somebody has to mend it."""
+    """Log a known fault in one line, and everything else with its traceback, because somebody has to mend it."""
     known = isinstance(error, IstioAuthError | OSError)
     _log.error(event, reason=str(error) or type(error).__name__, exc_info=None if known else error, **context)

@@ -1,7 +1,7 @@
 """Logs of a daemon: one pipeline to stderr for its own lines (structlog) and those of libraries (stdlib logging).
 
-Every line passes a last filter: what looks like a private key or a bearer token is taken out, wherever it hid. The
-filter is a net under the code that keeps secrets out of logs, not its replacement.
+Every line passes a last filter, which takes out whatever looks like a private key or a bearer token. The filter is a
+second guard: other code must keep secrets out of logs all the same.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _SECRETS: Final = (
 _SUSPICIOUS: Final = re.compile(r"PRIVATE KEY|[Bb][Ee][Aa][Rr][Ee][Rr]|join-|eyJ")
 # What must not reach a terminal or start a new line: C0 and C1 controls, line and paragraph separators.
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
-# Their own progress is no news to us below this level.
+# Their lines below WARNING are left out, except at level DEBUG.
 _QUIET: Final = ("apscheduler", "aiohttp", "asyncio")
 
 
 class Level(enum.Enum):
-    """The least serious lines to be written."""
+    """The least serious level that is written."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -53,11 +53,11 @@ class Format(enum.Enum):
 
 
 def configure(level: Level, layout: Format, *, stream: TextIO | None = None) -> None:
-    """Send every line of this process to one place; to be called once, before the first.
+    """Send every log line of this process to one place. To be called once, before the first line.
 
     Args:
-        level: what to leave out.
-        layout: text has colours on a terminal only, and never where NO_COLOR is set.
+        level: the least serious level that is written.
+        layout: how a line looks. Text has colours only on a terminal, and only if NO_COLOR is not set.
         stream: where to write; stderr by default.
     """
     lines = _Lines(stream or sys.stderr)
@@ -91,17 +91,17 @@ def configure(level: Level, layout: Format, *, stream: TextIO | None = None) -> 
 
 
 class _WithoutSecrets:
-    """Renders a line. One in which something looks like a private key or a bearer token is rendered without it.
+    """Renders a line without anything that looks like a private key or a bearer token.
 
-    Most lines have nothing of the kind, so they are looked at once and as a whole. In the others everything but
-    numbers becomes text first, and each text is cleaned for itself.
+    Most lines have nothing of the kind, so a line is first searched as a whole. If something is found, all values but
+    numbers are made texts, each text is cleaned by itself, and the line is rendered again.
     """
 
     def __init__(self, render: Callable[[EventDict], str]) -> None:
         self._render = render
 
     def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> str:
-        with suppress(Exception):  # what can not be rendered as it is can be as text
+        with suppress(Exception):  # a line that can not be rendered so is rendered from texts, below
             line = self._render(dict(event))
             if not _SUSPICIOUS.search(line):
                 return line
@@ -123,7 +123,7 @@ def _clean(value: object) -> object:
 def _text_of(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001  # a value without a text must not end what the line tells of
+    except Exception:  # noqa: BLE001  # a value without a text must not break the code that logs it
         return f"<{type(value).__name__} without a text>"
 
 
@@ -143,7 +143,7 @@ def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> E
 class _Lines:
     """Writes whole lines; both kinds of loggers end here.
 
-    Of a line that can not be written it says that it was lost, and nothing of what was in it.
+    If a line can not be written, stderr is told that one was lost, but not what it said.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -174,7 +174,7 @@ class _Handler(logging.Handler):
         """Format the record and write it."""
         try:
             line = self.format(record)
-        except Exception as error:  # noqa: BLE001  # a line that can not be formatted must not end what it told of
+        except Exception as error:  # noqa: BLE001  # a line that can not be formatted must not break the code that logs it
             line = f"a log line of {record.name} was lost: {type(error).__name__}"
         self._lines.write(line)
 
@@ -190,14 +190,14 @@ class _JSON:
 
 
 class _Text:
-    """A line for people, in which nothing that came from outside moves the cursor or begins a line of its own."""
+    """A line for people. Nothing in it that came from outside can move the cursor or begin a new line."""
 
     def __init__(self, stream: TextIO) -> None:
         colours = stream.isatty() and not os.environ.get("NO_COLOR")
         self._render = structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback)
 
     def __call__(self, event: EventDict) -> str:
-        event = {key: _clean(value) for key, value in event.items()}  # objects by their text
+        event = {key: _clean(value) for key, value in event.items()}  # objects become their texts
         for key, value in event.items():
             if isinstance(value, str) and key not in {"exception", "stack"}:
                 event[key] = _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), value)

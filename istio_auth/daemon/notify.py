@@ -21,7 +21,7 @@ class Notifier:
     """Tells the service manager that started us, if one did.
 
     Args:
-        environment: holds its variables; they are taken out, so that no program we start speaks in our name.
+        environment: holds its variables; they are taken out, so that no program that we start can speak for us.
         pid: our process id: a watchdog may be meant for another process (sd_watchdog_enabled(3)).
     """
 
@@ -33,7 +33,7 @@ class Notifier:
 
     @classmethod
     def of_process(cls) -> Notifier:
-        """The one that this process's environment names."""
+        """The notifier for the service manager that the environment of this process names."""
         return cls(os.environ, os.getpid())
 
     def ready(self) -> None:
@@ -45,11 +45,11 @@ class Notifier:
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """We are on our way out."""
+        """We are stopping."""
         self._tell("STOPPING=1")
 
     def alive(self) -> None:
-        """The event loop turns."""
+        """The event loop runs."""
         self._tell("WATCHDOG=1")
 
     def status(self, words: str) -> None:
@@ -61,7 +61,7 @@ class Notifier:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-                out.setblocking(False)  # a manager that does not read must not hold the event loop
+                out.setblocking(False)  # a manager that does not read must not block the event loop
                 out.sendto(message.encode(), self._address)
         except OSError as error:
             _log.warning("the service manager could not be told", message=message.partition("\n")[0], reason=str(error))

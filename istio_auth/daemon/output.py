@@ -1,7 +1,7 @@
 """What commands print: facts for people as aligned lines, or JSON with stable names.
 
 Nothing is wrapped or cut, so that a SPIFFE ID can be copied. Colours appear on a terminal only (and not if `NO_COLOR`
-is set). Text from certificates is a stranger's: what is not printable is escaped before it reaches a terminal.
+is set). Strangers write the text in certificates, so what is not printable is escaped before it reaches a terminal.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Tone(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One labelled line, or with several values one line each."""
+    """A label and its values, one line for each value."""
 
     label: str
     values: Sequence[str]
@@ -49,7 +49,7 @@ class Fact:
 
     @classmethod
     def of(cls, label: str, *values: str, tone: Tone = Tone.PLAIN) -> Fact:
-        """A fact of these values."""
+        """A fact with these values."""
         return cls(label, values, tone)
 
 
@@ -81,7 +81,7 @@ def print_sections(sections: Iterable[Section]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:
-    """Print rows under their column names, or the words for none."""
+    """Print rows under their column names, or the text `empty` if there are none."""
     if not rows:
         print(empty)
         return
@@ -95,12 +95,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
 
 
 def note(text: str) -> None:
-    """Tell the person at the terminal something that is no result."""
+    """Tell the person at the terminal something that is not a result, on stderr."""
     print(printable(text), file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """The text with everything escaped that is no printable character."""
+    """The text with every character escaped that is not printable."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -110,7 +110,7 @@ def iso(instant: datetime) -> str:
 
 
 def iso_if_any(instant: datetime | None) -> str | None:
-    """The same, where there may be none."""
+    """As `iso`; None for no instant."""
     return None if instant is None else iso(instant)
 
 

@@ -1,6 +1,6 @@
-"""Whether the daemon can do its work right now, and if not, why: a list of named checks, asked at each look.
+"""Whether the daemon can do its work right now, and if not, why: named checks, asked each time somebody looks.
 
-Beside them stand remarks: what an operator should look at, though the work goes on.
+There are remarks as well: what an operator should look at although the work goes on.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Readiness:
         self._phase: str | None = _BEFORE
 
     def add(self, name: str, check: Check) -> None:
-        """Ask this too. It is called on the event loop and must not block."""
+        """Add a check. It is called on the event loop and must not block."""
         self._checks[name] = check
 
     def mention(self, name: str, check: Check) -> None:
-        """Ask this too, as something that makes nobody unready (see `add`)."""
+        """Add a remark, which does not make the daemon unready (see `add`)."""
         self._remarks[name] = check
 
     def started(self) -> None:

@@ -5,9 +5,10 @@ A field is a setting, a field that is a dataclass is a TOML table, and a `tuple`
 each source: `signing.default_ttl` in the file, `<PREFIX>SIGNING__DEFAULT_TTL` in the environment and
 `--signing-default-ttl` as a flag, unless its `Setting` names a shorter one.
 
-Nothing is ignored: a key or a variable under the prefix that is no setting is an error which names the nearest one,
-and so is a value that does not fit, even where a stronger source overrides it. All problems are told at once. Secrets
-are never settings, only the paths of their files are; so every value may be shown, together with where it came from.
+Nothing is ignored. A key in the file, or a variable with the prefix, that is no setting is an error, which names the
+nearest setting. A value that does not fit is an error, even if a stronger source overrides it. All these problems are
+told at once; if there are none, the first that a schema's own checks find is told. Secrets are never settings, only
+the paths of their files are; so every value may be shown, together with where it came from.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Setting:
 
     Args:
         about: what it does, in one line.
-        flag: its flag, if not made of its name.
+        flag: its flag, if that is not made from its name.
     """
 
     about: str
@@ -50,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """One setting as it holds.
+    """One setting with the value that is in effect.
 
     Args:
         name: as in the file, for instance `signing.default_ttl`.
@@ -97,7 +98,7 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One setting of a schema: its place, its type, what holds if nobody sets it, and its help."""
+    """One setting of a schema: its place, its type, its default and its help."""
 
     key: Key
     kind: object
@@ -125,6 +126,7 @@ def load(schema: type[Schema], sources: Sources) -> Loaded[Schema]:
 
     Raises:
         ConfigurationError: one line for each thing that is wrong with them.
+        NotReady: the file could not be read, for a reason that may pass.
     """
     loading = _Loading({leaf.key: leaf for leaf in leaves(schema)})
     loading.read_file(sources)
@@ -150,7 +152,7 @@ def configured(schema: type[Schema], *, prefix: str, file_name: str, flags: Mapp
         flags: the flags that were given, with their words.
 
     Raises:
-        ConfigurationError: see `load`.
+        ConfigurationError, NotReady: see `load`.
     """
     environment, given = dict(os.environ), dict(flags)
     variable = environment.pop(prefix + CONFIG.upper(), None)
@@ -165,7 +167,7 @@ def leaves(schema: type, above: Key = (), whole: object = None) -> Iterator[Leaf
     Args:
         schema: the dataclass.
         above: the tables around it.
-        whole: what a table holds by default, if that is not what its own dataclass says.
+        whole: the default of a whole table; None if the defaults of its own dataclass count.
     """
     hints = typing.get_type_hints(schema, include_extras=True)
     for item in dataclasses.fields(schema):
@@ -228,7 +230,11 @@ class _Loading:
                 yield Effective(self._place + _dotted(leaf.key), value, origin)
 
     def build(self, schema: type[Schema], above: Key) -> Schema:
-        """The dataclass of what was given; the problem is noted if its own checks refuse that."""
+        """The dataclass made of what was given.
+
+        Raises:
+            ConfigurationError: there are problems already, or its own checks refuse what was given.
+        """
         arguments: dict[str, object] = {}
         for item in dataclasses.fields(schema):  # type: ignore[arg-type]  # a schema is a dataclass
             key = (*above, item.name)

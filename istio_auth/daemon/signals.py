@@ -1,12 +1,12 @@
-"""Signals of a daemon, heard by a thread of their own: neither a lock nor a hung event loop can hold up the end.
+"""Signals of a daemon, handled by a thread of their own: neither a lock nor a hung event loop can prevent its end.
 
 The interpreter writes each signal's number into a pipe (`signal.set_wakeup_fd`) and the thread reads them there, so no
-Python code ever runs inside a signal handler. The thread also keeps the time limit: a process that was told to end and
-is still there when the limit is over, or is told a second time after a moment, ends at once.
+Python code has to do anything inside a signal handler. The thread also keeps the time limit: a process that was told to
+end is ended at once if it is still there after the limit, or if it is told a second time after a moment.
 
-As PID 1 two things differ. The kernel drops every signal for which there is no handler; here is one for each signal
-that we know, and `hold` keeps those that come before it. And the kernel hands orphans over; they are reaped. Our
-daemons start no programs, so every child of PID 1 is such an orphan.
+Two things are different for PID 1. The kernel drops every signal that has no handler; we have one for each signal that
+we know, and `hold` keeps the signals that come before the handlers are there. And PID 1 becomes the parent of orphans,
+which it must reap. Our daemons start no programs, so every child of PID 1 is such an orphan.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from typing import NoReturn, Self
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _HELD = (*_ENDING, signal.SIGHUP)
-_ECHO = 0.5  # seconds: timeout(1) and others send one request to the process and to its whole group
+_ECHO = 0.5  # seconds: timeout(1) and others send a signal twice, to the process and to its group
 _LIMIT = 0  # in the pipe, where signals are numbers from 1
 
 
 def hold() -> None:
-    """Keep the signals that come from now on until `Signals` hears them."""
+    """Keep the signals that come from now on, until `Signals` handles them."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 
 
 class Signals:
-    """A context manager that hears the signals of this process; the main thread must enter it.
+    """A context manager that handles the signals of this process; the main thread must enter it.
 
     Args:
         stop_within: how long an orderly end may take.
@@ -60,14 +60,14 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         if self._told_at is not None:
-            return  # until the interpreter itself is gone, the limit holds and a second signal counts
+            return  # the limit and a second signal count until the interpreter itself has ended
         signal.set_wakeup_fd(self._fd_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # it is what signal.signal gave
         os.close(self._in)
 
     def listen(self, *, end: Callable[[str], object], reload: Callable[[], object]) -> None:
-        """Begin to tell; what came before is told now.
+        """Begin to call these functions; signals that came before are told now.
 
         Args:
             end: called with the name of the signal, at the first one that asks for the end.

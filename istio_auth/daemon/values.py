@@ -1,8 +1,9 @@
 """The types that a setting can have, and how each is written: as a word (environment, flag) and in TOML.
 
 `bool`, `int`, `float`, `str`, `Path`, `timedelta` (`24h`), `TrustDomain`, `SpiffeID`, `HostPort`, every `Enum` (by its
-value), and of all these `X | None` and `tuple[X, ...]`. In a word an empty one stands for None, and commas separate
-the items of a tuple. In TOML only booleans, numbers and lists are themselves; everything else is a string.
+value), and of all these `X | None` and `tuple[X, ...]`. An empty word, or an empty string in TOML, stands for None;
+in a word, commas separate the items of a tuple. In TOML booleans, numbers and lists are written as such, and everything
+else as a string.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _PARSERS: Final[Mapping[object, Callable[[str], object]]] = {
 
 
 def from_word(word: str, kind: object, *, folder: Path) -> object:
-    """The value of a type that a word spells.
+    """The value that a word stands for.
 
     Args:
         word: what was written.
@@ -45,7 +46,7 @@ def from_word(word: str, kind: object, *, folder: Path) -> object:
         folder: what relative paths start from.
 
     Raises:
-        ConfigurationError: it spells none; the message does not name the setting.
+        ConfigurationError: it is no value of this type; the message does not name the setting.
     """
     if (inner := optional_of(kind)) is not None:
         return None if not word else from_word(word, inner, folder=folder)
@@ -66,7 +67,7 @@ def from_word(word: str, kind: object, *, folder: Path) -> object:
 
 
 def from_toml(value: object, kind: object, *, folder: Path) -> object:
-    """The value of a type that a TOML value means (see `from_word`)."""
+    """The value that a TOML value stands for (see `from_word`)."""
     if (inner := optional_of(kind)) is not None:
         return None if value == "" else from_toml(value, inner, folder=folder)
     if (item := item_of(kind)) is not None:
@@ -84,7 +85,7 @@ def from_toml(value: object, kind: object, *, folder: Path) -> object:
 
 
 def to_word(value: object) -> str:
-    """The word that `from_word` turns into this value again."""
+    """The word from which `from_word` makes this value again."""
     if value is None:
         return ""
     if isinstance(value, bool):

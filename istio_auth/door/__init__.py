@@ -1,4 +1,4 @@
-"""The door: listeners that learn who calls (TLS or Unix peer) before a server sees a byte, and the portal out."""
+"""The door: listeners that learn who calls (TLS or Unix peer) before a server sees a byte; the portal for clients."""
 
 from istio_auth.door.callers import Caller, ProcessHandle, TLSCaller, UnixCaller
 from istio_auth.door.door import Door

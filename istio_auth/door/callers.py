@@ -1,8 +1,8 @@
 """Who called: learned from the connection itself, before a server behind the door sees a byte.
 
-A Unix caller is known by what the kernel says of the process that connected (SO_PEERCRED). Process ids are used again,
-so a handle to the process (pidfd) is taken at once; whoever looks at the process later asks `check_same_process`
-after it has looked.
+The kernel says which process is at the other end of a Unix connection (SO_PEERCRED). Process ids are used again, so we
+take a handle to the process (pidfd) at once. Code that looks at the process later by its id must call
+`check_same_process` after it has looked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cryptography import x509
 from istio_auth.errors import NotAuthenticated
 from istio_auth.spiffe_id import SpiffeID
 
-_SO_PEERPIDFD = 77  # Linux 6.5: a handle to the process that connected, with no moment in which its id could be reused
+_SO_PEERPIDFD = 77  # Linux 6.5: a handle to the process that connected, even if its id was used again meanwhile
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -33,7 +33,7 @@ class TLSCaller:
 
     Args:
         chain: the certificates that were verified, leaf first; empty if none was presented.
-        spiffe_id: the identity they prove; None if none was presented.
+        spiffe_id: the identity that they prove; None if no certificate was presented.
         address: host and port, for logs.
     """
 
@@ -46,10 +46,10 @@ class TLSCaller:
 
 
 class ProcessHandle:
-    """A process that stays the one it was: a pidfd and the time it was started.
+    """A handle that always means the same process: a pidfd, and the time when the process was started.
 
     Args:
-        pidfd: an open descriptor of the process; owned from now on.
+        pidfd: an open descriptor of the process, which this object owns from now on.
         started: clock ticks from boot to its start (proc(5), field 22 of stat).
     """
 
@@ -67,7 +67,7 @@ class ProcessHandle:
         return _handle(pid, lambda: os.pidfd_open(pid))
 
     def alive(self) -> bool:
-        """Whether the process still runs; a closed handle says no."""
+        """Whether the process still runs; False for a closed handle."""
         if self._pidfd < 0:
             return False
         poll = select.poll()
@@ -89,8 +89,8 @@ class UnixCaller:
         uid: its effective user id when it connected.
         gid: its effective group id when it connected.
         pid: its process id as seen from here; 0 if it lives in a pid namespace that can not be seen from here.
-        socket: the name of the listener it came through; empty for a process that an operator asks about.
-        process: the handle that tells whether it is still the same.
+        socket: the name of the listener that it came through; empty for a process that an operator asks about.
+        process: the handle that tells whether it is still the same process; None if that can not be seen from here.
     """
 
     uid: int
@@ -112,10 +112,10 @@ class UnixCaller:
         return cls(uid, gid, pid, name, _handle(pid, lambda: _pidfd(connection, pid)) if pid else None)
 
     def check_same_process(self) -> None:
-        """Ask, after looking at anything under the process id, whether it was this process all the time.
+        """Check, after looking at anything by the process id, that it was this process all the time.
 
         Raises:
-            NotAuthenticated: it has ended, its id may be another's by now; or it was never in sight.
+            NotAuthenticated: it has ended, so its id may be another's by now; or it can not be seen from here.
         """
         if self.process is None:
             raise NotAuthenticated(

@@ -1,9 +1,10 @@
 """Listeners that learn who calls before a server sees a byte.
 
 Python's gRPC tells a handler neither the credentials of a Unix peer nor a TLS peer's chain. So the real server listens
-privately (on `Door.target`, in a folder of mode 0700), and every caller comes through a listener here: it is proven
-first, then its connection is spliced to the private server from a socket bound to a random 128-bit name. The server
-sees that name as its peer, and `Door.caller` tells who is behind it; names it does not know are refused.
+privately (on `Door.target`, in a folder of mode 0700), and every caller comes through a listener here. First we learn
+who the caller is. Then its connection is spliced to the private server, from a socket bound to a random 128-bit name.
+The server sees that name as its peer, and `Door.caller` tells who is behind it; a name that it does not know is
+refused.
 """
 
 from __future__ import annotations
@@ -34,12 +35,15 @@ class Door:
 
     Args:
         folder: where to make the private folder; the machine's folder for temporary files by default.
-        limits: how much it takes on.
-        on_refused: told of each caller that was turned away: the listener's name (`tls`, or the Unix listener's own)
-            and the reason.
+        limits: how many callers it takes.
+        on_refused: called for each caller that was turned away, with the listener's name (`tls`, or the Unix listener's
+            own) and the reason; not for a TLS caller that left, or came too late, without having sent a byte.
 
     Attributes:
         target: what the private gRPC server binds to.
+
+    Raises:
+        ConfigurationError: the private folder can not be made, or its path is too long for a socket.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class Door:
 
     @property
     def connections(self) -> int:
-        """How many callers are connected now, those in their handshake included."""
+        """How many callers are connected now, including those in their handshake."""
         return self._register.connections
 
     @property
@@ -74,7 +78,7 @@ class Door:
 
     @property
     def refused(self) -> int:
-        """How many callers were turned away so far."""
+        """How many callers were turned away so far, counted as `on_refused` is called."""
         return self._register.refused
 
     async def listen_tls(self, host: str, port: int, context: ssl.SSLContext) -> tuple[str, int]:
@@ -89,8 +93,8 @@ class Door:
             the address and the port that were taken.
 
         Raises:
-            ConfigurationError: the address can not be had.
-            NotReady: somebody else listens there.
+            ConfigurationError: there is no such address here, or we may not listen on it.
+            NotReady: somebody else listens there, or the machine is out of sockets.
         """
         loop, sockets = asyncio.get_running_loop(), listening_sockets(host, port)
         for listening in sockets:
@@ -113,14 +117,14 @@ class Door:
         """Listen for processes of this machine.
 
         Args:
-            path: where the socket shall be; a stale one is replaced.
-            name: what callers through it are known to have come through.
+            path: where the socket shall be; one that nobody listens on is replaced.
+            name: the listener's name, for logs and for `UnixCaller.socket`.
             mode: the permissions of the socket's file.
             admit: raises `NotAuthorized` for callers that are not welcome.
-            as_one: count all callers through this socket as one (`DoorLimits.per_caller`), and not by their users.
+            as_one: count all connections through this socket together (`DoorLimits.per_caller`), and not by user.
 
         Raises:
-            ConfigurationError: the path can not be a socket's.
+            ConfigurationError: no socket can be made at this path.
             NotReady: another process listens there.
         """
         listening = listening_socket(path, mode)
@@ -136,29 +140,29 @@ class Door:
             peer: what the server calls its peer: gRPC's `context.peer()`.
 
         Raises:
-            NotAuthenticated: nobody that came through this door.
+            NotAuthenticated: no caller that is connected through this door.
         """
         return self._register.caller(peer)
 
     def is_lost(self, path: Path) -> bool:
-        """Whether we listen at this socket, and nobody can find it: it was removed, or another is in its place."""
+        """Whether we listen at this socket but callers can not find it: it was removed, or another is in its place."""
         return any(place is not None and place.path == path and not place.is_there() for _, place in self._listeners)
 
     def stop_listening(self) -> None:
-        """Take no new callers; those that are here stay."""
+        """Take no new callers; those that are connected stay."""
         for listener, place in self._listeners:
             _end(listener, place)
         self._listeners.clear()
 
     def stop_listening_at(self, path: Path) -> None:
-        """Take no new callers at this socket; those that are here stay. One where nobody listens does no harm."""
+        """Take no new callers at this socket; those that are connected stay. Does nothing if we do not listen there."""
         here = [each for each in self._listeners if each[1] is not None and each[1].path == path]
         self._listeners = [each for each in self._listeners if each not in here]
         for listener, place in here:
             _end(listener, place)
 
     async def close(self, grace: timedelta) -> None:
-        """Stop listening, give those that are here so long to leave, then end their connections."""
+        """Stop listening, wait up to `grace` for the connected callers to leave, then end their connections."""
         self.stop_listening()
         try:
             async with asyncio.timeout(grace.total_seconds()):
@@ -172,7 +176,7 @@ class Door:
 
 
 class _Place(NamedTuple):
-    """Where a Unix listener is to be found."""
+    """Where the socket of a Unix listener is."""
 
     path: Path
     file: tuple[int, int]  # device and inode: a socket of the same path may be another's

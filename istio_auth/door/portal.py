@@ -1,8 +1,8 @@
-"""The way out: a private Unix socket whose connections are spliced to a TLS server.
+"""The portal for gRPC clients: a private Unix socket whose connections are spliced to a TLS server.
 
-A gRPC client dials `Portal.target` without TLS. Each of its connections is dialled on with the TLS context's present
-identity and bundles, so that a server is known by its exact SPIFFE ID and rotation needs no new channel. gRPC tells
-its user only that a connection failed; why it failed stands in `Portal.last_error`.
+A gRPC client dials `Portal.target` without TLS. For each of its connections the portal dials the server, with the TLS
+context's present SVID and bundles. So a server is verified by its SPIFFE ID, and a rotation needs no new channel. gRPC
+tells its user only that a connection failed; `Portal.last_error` tells why.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Portal:
     Args:
         host: the server's address or name, IPv6 too.
         port: the server's port.
-        context: decides which server is the right one; made by `istio_auth.tls.client_context`.
+        context: verifies the server and decides whether it is the right one; made by `istio_auth.tls.client_context`.
         folder: where to make the private folder; the machine's folder for temporary files by default.
         patience: how long one dial may take, TLS included.
 
@@ -40,6 +40,9 @@ class Portal:
         target: what a gRPC channel dials.
         authority: the server's own name, for the channel's `:authority`.
         last_error: why the latest connection failed; None once a server has answered.
+
+    Raises:
+        ConfigurationError: the private folder can not be made, or its path is too long for a socket.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Portal:
 
     @property
     def unreached(self) -> str | None:
-        """Why calls get no answer, for whoever made them; None if nothing is known to be wrong."""
+        """Why calls get no answer, in words for their caller; None if nothing is known to be wrong."""
         return None if (error := self.last_error) is None else f"{self.authority} was not reached: {error}"
 
     async def start(self) -> None:
@@ -103,7 +106,7 @@ class Portal:
 
 
 class _Passage:
-    """One connection: what gRPC dialled, and what was dialled for it."""
+    """One connection of gRPC to the portal, and the connection to the server that is dialled for it."""
 
     def __init__(self, portal: Portal, buffer: memoryview) -> None:
         self._portal = portal
@@ -119,7 +122,7 @@ class _Passage:
         return self.secured.done() and not self.secured.cancelled() and self.secured.exception() is None
 
     def made(self) -> None:
-        """Dial on; not for a connection that the loop had already taken when the portal was closed."""
+        """Dial the server, unless the portal was closed while the loop accepted this connection."""
         if not self._portal.is_open:
             self.near.abort()
             return
@@ -139,7 +142,7 @@ class _Passage:
             self.out.abort()
 
     def fail(self, error: IstioAuthError) -> None:
-        """Tell why there is no connection; once, since gRPC tries again every two seconds for as long as it lasts."""
+        """Record why there is no connection. A reason is logged once, since gRPC tries again every few seconds."""
         last = self._portal.last_error
         level = logging.DEBUG if last is not None and str(last) == str(error) else logging.WARNING
         _LOG.log(level, "no connection to %s: %s", self._portal.authority, error)
@@ -165,7 +168,7 @@ class _Passage:
                 self.close()
 
     async def _connection(self) -> socket.socket:
-        """To the first of the server's addresses that answers (RFC 8305). asyncio's own race of them leaks sockets."""
+        """Connect to the first of the server's addresses that answers (RFC 8305). asyncio's own way leaks sockets."""
         host, port = self._portal.host, self._portal.port
         addresses = await self.near.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS)
@@ -177,22 +180,22 @@ class _Passage:
 
 
 class _WayOut:
-    """What becomes of the connection that was dialled."""
+    """Handles the events of the connection to the server."""
 
     def __init__(self, passage: _Passage, portal: Portal) -> None:
         self._passage = passage
         self._portal = portal
 
     def made(self) -> None:
-        """Its handshake begins by itself."""
+        """Nothing to do: the handshake begins by itself."""
 
     def ready(self) -> None:
-        """The server is the right one; whether it likes us is not known yet."""
+        """The server is the right one. Whether it accepts our certificate is not known yet."""
         if not self._passage.secured.done():
             self._passage.secured.set_result(None)
 
     def refused(self, reason: IstioAuthError) -> None:
-        """It is not, or there is no TLS."""
+        """The server is not the right one, or there is no TLS."""
         if not self._passage.secured.done():
             self._passage.secured.set_exception(reason)
 

@@ -1,4 +1,4 @@
-"""Who is at the door: counted, bounded, known by name, and logged when turned away."""
+"""The callers at a door: counts and limits them, knows who is behind a name, and logs those that are turned away."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _PEER_PREFIX = "unix-abstract:"
 
 @dataclass(frozen=True, slots=True)
 class DoorLimits:
-    """How much a door takes on.
+    """How many connections a door takes.
 
     Args:
         connections: open at once, over all listeners.
-        per_caller: open at once from one address, or from one user id.
+        per_caller: open at once from one address or one user id, or through one socket that counts as one caller.
         per_process: open at once from one process of this machine.
-        reserve: kept free for callers that have few open, so that those with many can not take all.
-        few: up to so many of one caller are few.
-        handshake: how long a caller may take to prove itself.
+        reserve: how many of `connections` are kept free for callers that have few open.
+        few: how many connections of one caller are few.
+        handshake: how long a TLS handshake may take.
     """
 
     connections: int = 10_000
@@ -50,16 +50,16 @@ class Guest(Protocol):
 
 
 class Register:
-    """The door's book.
+    """The callers of one door.
 
     Args:
         server_path: the private server's socket.
-        limits: how much the door takes on.
+        limits: how many connections the door takes.
         on_refused: see `Door`.
 
     Attributes:
         buffer: where incoming bytes land, shared by all connections.
-        empty: set while nobody is here.
+        empty: set while nobody is connected.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Register:
 
     @property
     def connections(self) -> int:
-        """How many are here."""
+        """How many are connected."""
         return len(self._guests)
 
     def enter(self, guest: Guest, whose: str, *, process: str | None = None) -> None:
@@ -89,12 +89,12 @@ class Register:
 
         Args:
             guest: the connection.
-            whose: what its caller's connections are counted under.
-            process: what its process's are counted under as well, if it is one of this machine.
+            whose: the name under which its caller's connections are counted.
+            process: the name under which its process's connections are counted as well; None for none.
 
         Raises:
-            NotReady: all were sent away; it is not counted.
-            Exhausted: there are too many; likewise.
+            NotReady: the door is closed; the connection is not counted.
+            Exhausted: there are too many; the connection is not counted.
         """
         if self._closed:
             raise NotReady("the door is closed")
@@ -125,14 +125,14 @@ class Register:
         self.accepted += 1
 
     def caller(self, peer: str) -> Caller:
-        """Who is behind what gRPC calls its peer (see `Door.caller`)."""
+        """The caller behind the peer that gRPC names (see `Door.caller`)."""
         try:
             return self._callers[peer.removeprefix(_PEER_PREFIX)]
         except KeyError:
             raise NotAuthenticated(f"{peer!r} did not come through the door") from None
 
     def refuse(self, listener: str, address: str, reason: IstioAuthError) -> None:
-        """Count a caller that was turned away, and log it; who is over a limit has one line a minute."""
+        """Count and log a caller that was turned away; an address or process over a limit is logged once a minute."""
         self.refused += 1
         fault = reason.fault.value if isinstance(reason, VerificationError) else reason.code.value
         where = {"listener": listener, "address": address, "fault": fault}

@@ -1,8 +1,9 @@
-"""Two connections tied together: what comes in at one end goes out at the other, never faster than it is taken.
+"""Two connections tied together: what comes in at one goes out at the other, never faster than its peer reads.
 
-An end is an asyncio protocol over one socket. `PlainEnd` passes bytes as they are; `TLSEnd` speaks TLS on its socket,
-over memory, because asyncio's own TLS tells nobody why a handshake was refused and costs twice the time. When either
-end closes, what is under way is still delivered and then both are closed, so half-closed connections do not last.
+An end is an asyncio protocol over one socket. `PlainEnd` passes bytes as they are. `TLSEnd` speaks TLS on its socket,
+over memory, because asyncio's own TLS does not tell why a handshake was refused and costs twice the time. When either
+end closes, the bytes that have come are still delivered and then both are closed, so half-closed connections do not
+last.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from istio_auth.errors import IstioAuthError, NotAuthenticated
 from istio_auth.peer import HandshakeRefused
 
 BUFFER_BYTES = 64 << 10
-LINGER_SECONDS = 5.0  # how long a peer may take to fetch the rest after its connection was closed
+LINGER_SECONDS = 5.0  # how long a peer may take to read the rest after its connection was closed
 _RECORD = 16 << 10  # the most that one TLS record holds (RFC 8446 5.1)
 
 
 class Owner(Protocol):
-    """Whoever wants to know what becomes of an end."""
+    """Is told of the events of an end."""
 
     def made(self) -> None:
         """The end has its socket."""
@@ -36,7 +37,7 @@ class TLSOwner(Owner, Protocol):
     """The same for an end that speaks TLS."""
 
     def ready(self) -> None:
-        """The handshake is over and the peer is welcome: tie the end now."""
+        """The handshake is over and the peer is welcome: the end can be tied now."""
         ...
 
     def refused(self, reason: IstioAuthError) -> None:
@@ -52,8 +53,8 @@ class PlainEnd(asyncio.BufferedProtocol):
     """One end, without TLS.
 
     Args:
-        buffer: where incoming bytes land; all ends of one event loop may share it, it is empty between calls.
-        owner: told what becomes of the connection, if anybody wants to know.
+        buffer: where incoming bytes land. All ends of one event loop may share it, since it is empty between calls.
+        owner: told of the connection's events; None for nobody.
     """
 
     def __init__(self, buffer: memoryview, owner: Owner | None = None) -> None:
@@ -87,14 +88,14 @@ class PlainEnd(asyncio.BufferedProtocol):
             self.transport.abort()
 
     def abort_both(self) -> None:
-        """Close this end and the one it is tied to at once: what is under way is lost."""
+        """Close this end and the one it is tied to at once: bytes that were not delivered are lost."""
         for end in (self, self._other):
             if end is not None:
                 end.abort()
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is gone, or going."""
+        """Whether the connection is closed, or closing."""
         return self.transport is None or self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -106,7 +107,7 @@ class PlainEnd(asyncio.BufferedProtocol):
             self._owner.made()
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        """Close the other end too. How a stranger's connection ended is no event: resets are silent."""
+        """Close the other end too. Nothing is logged: strangers may end their connections as they like."""
         self.transport = None
         if (other := self._other) is not None:
             self._other = None
@@ -120,7 +121,7 @@ class PlainEnd(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Pass the bytes on; as a copy, since the other end may have to keep them for a while."""
+        """Pass the bytes on as a copy, since the other end may have to keep them for a while."""
         if self._other is not None:
             self._other.send(bytes(self._buffer[:nbytes]))
 
@@ -150,16 +151,16 @@ class PlainEnd(asyncio.BufferedProtocol):
 
 
 class PatientEnd(PlainEnd):
-    """An end whose peer is told of the end first and may then still write: to a closed Unix socket it could not.
+    """An end that closes only its writing side at first, so that its peer can still write.
 
-    gRPC takes a write that fails for the end of the connection, and throws away what it has not read: the answer to its
-    last call, and that it shall connect anew.
+    A write to a closed Unix socket fails. gRPC then throws away what it has not read yet, such as the answer to its last
+    call, or the message (GOAWAY) that it shall connect anew.
     """
 
     _finished = False
 
     def finish(self) -> None:
-        """Deliver what was sent, and its end; close when the peer does, and not much later."""
+        """Deliver what was sent, then end of file; close when the peer closes, or after `LINGER_SECONDS`."""
         if (transport := self.transport) is not None and not transport.is_closing() and not self._finished:
             self._finished = True
             transport.write_eof()
@@ -178,7 +179,7 @@ class TLSEnd(PlainEnd):
 
     Attributes:
         tls: the connection's TLS.
-        heard: whether anything came in yet, be it garbage.
+        heard: whether any bytes came in yet, valid or not.
         opened: whether anything came through TLS yet.
         failure: what was wrong with the TLS after its handshake.
     """
@@ -205,7 +206,7 @@ class TLSEnd(PlainEnd):
             self._shake()
 
     def refuse(self, reason: IstioAuthError) -> None:
-        """End the handshake, unless it is over."""
+        """End the handshake with this reason; does nothing if it is over."""
         if self._shaking:
             self._shaking = False
             PlainEnd.finish(self)
@@ -217,7 +218,7 @@ class TLSEnd(PlainEnd):
         super().connection_lost(exc)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Open what came in, and pass it on."""
+        """Decrypt what came in, and pass it on."""
         self.heard = True
         self._incoming.write(self._buffer[:nbytes])
         if self._shaking:
@@ -226,7 +227,7 @@ class TLSEnd(PlainEnd):
             self._open()
 
     def send(self, data: bytes) -> None:
-        """Seal bytes and send them out at this end."""
+        """Encrypt bytes and send them out at this end."""
         if not self.lost:
             try:
                 self.tls.write(data)
@@ -236,9 +237,9 @@ class TLSEnd(PlainEnd):
                 self._flush()
 
     def finish(self) -> None:
-        """Deliver what was sent, say goodbye, then close."""
+        """Deliver what was sent and the end of TLS (close_notify), then close."""
         if not self.lost and not self._shaking:
-            with contextlib.suppress(ssl.SSLError):  # "want read": the peer's own goodbye is not waited for
+            with contextlib.suppress(ssl.SSLError):  # "want read": we do not wait for the peer's close_notify
                 self.tls.unwrap()
             self._flush()
         super().finish()
@@ -250,7 +251,7 @@ class TLSEnd(PlainEnd):
             self._flush()
         except ssl.SSLError as error:
             if not isinstance(error, HandshakeRefused) or isinstance(error.__cause__, ssl.SSLError):
-                self._flush()  # OpenSSL's alert; after a verdict of ours it would be our half of a finished handshake
+                self._flush()  # OpenSSL's alert; if we refused the peer, the bytes would finish the handshake
             self.refuse(_reason(error))
         else:
             self._shaking = False
@@ -259,14 +260,14 @@ class TLSEnd(PlainEnd):
             self._tls_owner.ready()
 
     def flow(self) -> None:
-        """Read again, and open first what waits in memory."""
+        """Read again, and decrypt what waits in memory."""
         super().flow()
         if self._incoming.pending or self.tls.pending():
             self._open()
 
     def _open(self) -> None:
         if self._other is None:
-            return  # it is still being made; the bytes wait in memory and reading is paused
+            return  # not tied yet; the bytes wait in memory and reading is paused
         pieces, more = self._pieces()
         if pieces:
             if not self.opened:
@@ -278,7 +279,7 @@ class TLSEnd(PlainEnd):
             self.finish()
 
     def _pieces(self) -> tuple[list[bytes], bool]:
-        """What can be opened now, and whether there may be more later."""
+        """What can be decrypted now, and whether there may be more later."""
         pieces: list[bytes] = []
         read, incoming, tls = self.tls.read, self._incoming, self.tls
         try:

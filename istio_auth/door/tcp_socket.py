@@ -1,4 +1,4 @@
-"""Listening TCP sockets: IPv4, IPv6, all addresses of a name, or every address of the machine; always at one port."""
+"""Listening TCP sockets: for an address, all addresses of a name, or every address of the machine, at one port."""
 
 from __future__ import annotations
 

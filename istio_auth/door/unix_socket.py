@@ -1,4 +1,4 @@
-"""Unix sockets for a daemon: a stale one is replaced, a live one refused; and private ones for our own use."""
+"""Unix sockets for a daemon: a stale one is replaced, one in use is left alone; and private ones for our own use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def listening_socket(path: Path, mode: int) -> socket.socket:
         mode: the permissions of its file. Nobody can connect before they are set.
 
     Raises:
-        ConfigurationError: the path is too long, or it is something else than a socket.
+        ConfigurationError: the path is too long, something else than a socket is there, or its folder is missing or
+            may not be written to.
         NotReady: another process listens there.
     """
     check_path(path)
@@ -50,9 +51,9 @@ def listening_socket(path: Path, mode: int) -> socket.socket:
 
 
 def close_listener(listener: asyncio.Server) -> None:
-    """Listen no more. Connections that the loop has taken from the socket already still reach their protocols.
+    """Stop listening. Connections that the loop has accepted already still reach their protocols.
 
-    `asyncio.Server.close` alone would leave those open and without an owner (Python 3.11 and some later releases).
+    `asyncio.Server.close` alone would leave them open without a protocol (Python 3.11 and some later releases).
     """
     loop = listener.get_loop()
     for listening in listener.sockets:
@@ -63,7 +64,7 @@ def close_listener(listener: asyncio.Server) -> None:
 
 
 def check_path(path: Path) -> None:
-    """Whether a path can be a socket's.
+    """Check that a path is short enough for a Unix socket.
 
     Raises:
         ConfigurationError: it is too long.
@@ -79,7 +80,7 @@ class PrivateFolder:
         parent: where to make it; the machine's folder for temporary files by default.
 
     Raises:
-        ConfigurationError: it can not be made, or its sockets would have too long paths.
+        ConfigurationError: it can not be made.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
@@ -91,7 +92,11 @@ class PrivateFolder:
         self._owner = os.getpid()
 
     def socket_path(self, name: str) -> Path:
-        """The path of a socket in it; without one, the folder is of no use and goes."""
+        """The path of a socket in this folder.
+
+        Raises:
+            ConfigurationError: it is too long for a socket; the folder is of no use then, and is removed.
+        """
         path = self.path / name
         try:
             check_path(path)
@@ -101,7 +106,7 @@ class PrivateFolder:
         return path
 
     def remove(self) -> None:
-        """Remove it with all that is in it. Once more does no harm."""
+        """Remove the folder with all that is in it. May be called again."""
         if os.getpid() == self._owner and self._descriptor is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._descriptor)
@@ -121,7 +126,7 @@ def sweep_private_folders(parent: Path | None = None) -> None:
 
 
 def _locked(folder: Path) -> int | None:
-    """The folder, opened and locked until it is closed; None if somebody has it."""
+    """A descriptor of the folder, which is locked until it is closed; None if somebody else has locked it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,13 +137,13 @@ def _locked(folder: Path) -> int | None:
 
 
 def connect_under_a_name(path: Path) -> tuple[socket.socket, str]:
-    """A connection to a socket of ours, from a random name that nobody can guess or take.
+    """Connect to a socket of ours, from a random name that nobody can guess.
 
     Returns:
         the connected socket, and its name in the abstract namespace (unix(7)).
 
     Raises:
-        BlockingIOError: too many wait there already; try again.
+        BlockingIOError: too many connections wait there already; try again.
         NotReady: nobody listens there.
     """
     name = secrets.token_hex(16)

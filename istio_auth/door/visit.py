@@ -1,4 +1,4 @@
-"""One caller's connection, from its first byte to its last: proven, named, spliced to the private server."""
+"""One caller's connection, from its first byte to its last: learns who it is, and splices it to the private server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Visit:
         self.end.abort_both()
 
     def lost(self) -> None:
-        """Forget the caller: its name is nobody's from now on, and nothing is asked of the server for it any more."""
+        """Forget the caller and its name, and stop connecting it to the server if that is still going on."""
         if self._entering is not None:
             self._entering.cancel()
         self._register.leave(self, self._name)
@@ -84,7 +84,7 @@ class TLSVisit(_Visit):
     """A caller over TLS.
 
     Args:
-        register: the door's book.
+        register: the callers of the door.
         context: decides who is welcome.
     """
 
@@ -97,7 +97,7 @@ class TLSVisit(_Visit):
         self._too_late: asyncio.TimerHandle | None = None
 
     def made(self) -> None:
-        """Count the caller in, and give it a time."""
+        """Count the caller in, and limit the time of its handshake."""
         host, port = cast("asyncio.Transport", self.end.transport).get_extra_info("peername")[:2]
         if "." in host:
             host = host.removeprefix("::ffff:")  # how IPv4 looks at a socket for both families
@@ -119,7 +119,7 @@ class TLSVisit(_Visit):
         self._enter(TLSCaller(peer.chain, peer.spiffe_id, self._address))
 
     def refused(self, reason: IstioAuthError) -> None:
-        """Log that the caller was turned away. One that never said a word (a port check) is not worth a warning."""
+        """Count and log the caller as turned away; but not one that never sent a byte, such as a port check."""
         self._stop_clock()
         if not self.end.heard and isinstance(reason, NotAuthenticated):
             _LOG.debug("a caller from %s left without a word", self._address)
@@ -127,7 +127,7 @@ class TLSVisit(_Visit):
             super().refused(reason)
 
     def heard(self) -> None:
-        """Its first bytes are the private server's business."""
+        """Nothing to do: the first bytes are for the private server."""
 
     def _stop_clock(self) -> None:
         if self._too_late is not None:
@@ -139,10 +139,10 @@ class UnixVisit(_Visit):
     """A process of this machine.
 
     Args:
-        register: the door's book.
+        register: the callers of the door.
         name: the listener's name.
         admit: raises `NotAuthorized` for callers that are not welcome.
-        as_one: whether all callers through the listener are counted as one, and not by their users.
+        as_one: whether all connections through the listener are counted together, and not by user.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class UnixVisit(_Visit):
             self._enter(caller)
 
     def lost(self) -> None:
-        """Forget the caller, and let its process go."""
+        """Forget the caller, and close the handle to its process."""
         super().lost()
         if self._caller is not None and self._caller.process is not None:
             self._caller.process.close()

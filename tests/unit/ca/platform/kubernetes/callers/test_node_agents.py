@@ -175,10 +175,14 @@ class TestAnAgentMayHave:
         with pytest.raises(NotReady):
             cluster.granted(account("web"))
 
-    @pytest.mark.parametrize("path", ["/agent/node-2", "/ca", "/ns/shop/sa/web/x", "/vm/one"])
+    @pytest.mark.parametrize("path", ["/ca", "/ns/shop/sa/web/x", "/vm/one"])
     def test_no_identity_that_is_no_service_accounts(self, cluster: Cluster, path: str) -> None:
         with pytest.raises(NotAuthorized, match="not registered"):
             cluster.granted(SpiffeID(DOMAIN, path))
+
+    def test_not_the_identity_of_another_agent(self, cluster: Cluster) -> None:
+        with pytest.raises(NotAuthorized, match="agent node-1 asks to be agent node-2"):
+            cluster.granted(agent("node-2"))
 
     def test_its_own_by_its_token_alone(self, cluster: Cluster) -> None:
         with pytest.raises(NotAuthorized, match="shows no token"):
