@@ -174,7 +174,7 @@ class _Handler(logging.Handler):
         """Format the record and write it."""
         try:
             line = self.format(record)
-        except Exception as error:  # noqa: BLE001  # a line that can not be formatted must not break the code that logs it
+        except Exception as error:  # noqa: BLE001  # a line that can not be formatted must not break its caller
             line = f"a log line of {record.name} was lost: {type(error).__name__}"
         self._lines.write(line)
 

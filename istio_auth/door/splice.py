@@ -153,8 +153,8 @@ class PlainEnd(asyncio.BufferedProtocol):
 class PatientEnd(PlainEnd):
     """An end that closes only its writing side at first, so that its peer can still write.
 
-    A write to a closed Unix socket fails. gRPC then throws away what it has not read yet, such as the answer to its last
-    call, or the message (GOAWAY) that it shall connect anew.
+    A write to a closed Unix socket fails. gRPC then throws away what it has not read yet, such as the answer to its
+    last call, or the message (GOAWAY) that it shall connect anew.
     """
 
     _finished = False

@@ -1,7 +1,7 @@
 """One line of JSON on stdout for each request, each TCP connection, and each connection that was refused.
 
-Lines name the peer by SPIFFE ID and serial number, and the reason of a refusal in Envoy's words. Of a path the query
-is left out: it may hold secrets.
+A line has the peer's SPIFFE ID and serial number, and the reason of a refusal in Envoy's words. The query of a path is
+left out: it may hold secrets.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ _SERVER: dict[str, str] = {
 
 
 def inbound_log(inbound: Inbound) -> list[JSON]:
-    """What was let in: requests of HTTP, connections of TCP."""
+    """Logs what was let in: HTTP requests, or TCP connections."""
     return [_logger({"listener": inbound.label, **_of(inbound.protocol.is_http), **_CALLER})]
 
 
 def outbound_log(upstream: Upstream) -> list[JSON]:
-    """What the workload sent to an upstream, and why that failed if it did."""
+    """Logs what the workload sent to an upstream, and why that failed if it did."""
     return [_logger({"listener": upstream.label, **_of(upstream.protocol.is_http), **_SERVER})]
 
 
 def refusal_log(inbound: Inbound) -> list[JSON]:
-    """Connections that never got through: no filter chain was for them, or the handshake failed."""
+    """Logs the connections that were refused: no filter chain matched, or the handshake failed."""
     line = {"listener": inbound.label, **_CONNECTION, **_CLAIMS, "failure": "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%"}
     handshake_failed: JSON = {
         "extension_filter": extension(

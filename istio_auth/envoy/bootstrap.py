@@ -1,4 +1,4 @@
-"""The file a sidecar's Envoy starts with (envoy.config.bootstrap.v3.Bootstrap), as plain JSON.
+"""The file that a sidecar's Envoy starts with (envoy.config.bootstrap.v3.Bootstrap), as plain JSON.
 
 It holds no secret: keys and certificates come from the node agent, or from mounted files, while Envoy runs.
 """

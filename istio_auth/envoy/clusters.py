@@ -11,7 +11,7 @@ from istio_auth.envoy.tls_context import SDS_CLUSTER, client_socket
 MAX_CONNECTIONS = 10_000
 _CONNECT_TIMEOUT = "5s"
 _IDLE_TIMEOUT = "3600s"
-# Servers commonly close idle connections after 2 to 5 s, and a request sent at that moment is lost: be the first.
+# Servers commonly close idle connections after 2 to 5 s, and a request sent at that moment is lost: close earlier.
 _APPLICATION_IDLE_TIMEOUT = "1s"
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _KEEPALIVE: dict[str, JSON] = {"connection_keepalive": {"interval": "30s", "timeout": "10s"}}
@@ -35,7 +35,7 @@ def application_cluster(inbound: Inbound) -> dict[str, JSON]:
 
 
 def upstream_cluster(spec: SidecarSpec, upstream: Upstream) -> dict[str, JSON]:
-    """Another workload, by mutual TLS; for HTTP it says by ALPN whether it takes HTTP/2."""
+    """Another workload, over mutual TLS; for HTTP, ALPN tells whether it speaks HTTP/2."""
     cluster = plain_cluster(upstream.label, upstream.connect)
     cluster["transport_socket"] = client_socket(spec, upstream)
     cluster["upstream_connection_options"] = {"tcp_keepalive": {"keepalive_time": 60, "keepalive_interval": 20}}
@@ -56,7 +56,7 @@ def agent_cluster(socket: UnixPath) -> dict[str, JSON]:
 
 
 def plain_cluster(name: str, endpoint: Endpoint) -> dict[str, JSON]:
-    """A cluster of one endpoint, reached without TLS by whatever the cluster's user speaks."""
+    """A cluster of one endpoint without TLS; callers add what protocols need."""
     by_name = isinstance(endpoint, HostPort) and not endpoint.is_address
     return {
         "name": name,

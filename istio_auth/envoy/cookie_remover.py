@@ -1,4 +1,4 @@
-"""Takes verified tokens out of cookies: Envoy's jwt_authn filter takes them out of headers and parameters only."""
+"""Removes verified tokens from cookies: Envoy's jwt_authn filter removes them from headers and parameters only."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ end
 
 
 def token_cookie_remover(rules: TokenRules) -> list[JSON]:
-    """The filter, after jwt_authn, that takes out cookies with tokens; none if there are none to take out."""
+    """The filter, after jwt_authn, that removes cookies with tokens; an empty list if no rule has such a cookie."""
     forwarded = {cookie for rule in rules.rules if rule.forward_original_token for cookie in rule.places.cookies}
     names = sorted({cookie for rule in rules.rules for cookie in rule.places.cookies} - forwarded)
     if not names:
         return []
-    # Names of cookies have no character that a string of Lua would need to hide.
+    # The name of a cookie has no character that must be escaped in a Lua string.
     source = _LUA % ", ".join(f"[{json.dumps(name)}] = true" for name in names)
     message = "envoy.extensions.filters.http.lua.v3.Lua"
     return [extension("envoy.filters.http.lua", message, {"default_source_code": {"inline_string": source}})]

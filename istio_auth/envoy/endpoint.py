@@ -17,10 +17,10 @@ _OWNER_ONLY = 0o600
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """An IP address, or for dialling also a DNS name, and a port; port 0 lets the system choose where to listen.
+    """An IP address (to dial, also a DNS name) and a port; to listen, port 0 takes any free port.
 
     Raises:
-        ConfigurationError: host or port is none.
+        ConfigurationError: the host is no IP address and no DNS name, or the port is none.
     """
 
     host: str
@@ -44,7 +44,7 @@ class HostPort:
         return address is not None and address.is_loopback
 
     def reaches(self, other: Endpoint) -> bool:
-        """Whether dialling this arrives at what listens at the other, also where that listens at every address."""
+        """Whether dialling this reaches a listener at `other`, which may listen at every address."""
         if not isinstance(other, HostPort) or self.port != other.port:
             return False
         listening, dialled = _address(other.host), _address(self.host)
@@ -59,7 +59,7 @@ class HostPort:
 
 @dataclass(frozen=True, slots=True)
 class UnixPath:
-    """A Unix socket, by its absolute path. One that Envoy makes is for its own user alone (mode 0600).
+    """A Unix socket, by its absolute path. If Envoy makes it, only Envoy's user can connect (mode 0600).
 
     Raises:
         ConfigurationError: the path is not absolute, too long for a socket, or not printable.
@@ -74,7 +74,7 @@ class UnixPath:
             raise ConfigurationError(f"{self.path!r} is too long for a Unix socket: at most {_MAX_UNIX_PATH} bytes")
 
     def reaches(self, other: Endpoint) -> bool:
-        """Whether dialling this arrives at what listens at the other."""
+        """Whether dialling this reaches a listener at `other`."""
         return self == other
 
     def __str__(self) -> str:
@@ -85,10 +85,10 @@ Endpoint: TypeAlias = HostPort | UnixPath
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """What `host:port`, `[IPv6 address]:port` or `unix:/path` spells.
+    """The endpoint in `host:port`, `[IPv6 address]:port` or `unix:/path`.
 
     Raises:
-        ConfigurationError: it spells none of them.
+        ConfigurationError: the text is none of these.
     """
     if text.startswith(_UNIX):
         return UnixPath(text.removeprefix(_UNIX))
@@ -104,7 +104,7 @@ def parse_endpoint(text: str) -> Endpoint:
 
 
 def listen_address(endpoint: Endpoint) -> dict[str, JSON]:
-    """The Address to listen at; `::` takes IPv4 as well, as people expect of it."""
+    """The Address to listen at; `::` takes IPv4 as well, as people expect."""
     if isinstance(endpoint, UnixPath):
         return {"pipe": {"path": endpoint.path, "mode": _OWNER_ONLY}}
     socket: dict[str, JSON] = {"address": endpoint.host, "port_value": endpoint.port}

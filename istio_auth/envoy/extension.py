@@ -1,4 +1,4 @@
-"""How Envoy names a part of itself in JSON: `name`, and a typed configuration with its message's URL in `@type`."""
+"""An extension of Envoy in JSON: a `name`, and a typed configuration with the URL of its message in `@type`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def typed(message: str, fields: dict[str, JSON] | None = None) -> dict[str, JSON
 
     Args:
         message: the full name of the message, for instance `envoy.config.rbac.v3.RBAC`.
-        fields: what it says.
+        fields: the fields of the message.
     """
     return {"@type": f"type.googleapis.com/{message}", **(fields or {})}
 

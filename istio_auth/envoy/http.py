@@ -1,7 +1,8 @@
 """HTTP as a sidecar treats it: requests pass unchanged, except that nobody but the sidecar says who the caller is.
 
-An inbound sidecar replaces `x-forwarded-client-cert` by what the handshake proved (SANITIZE_SET), and removes it where
-nothing was proven. Frameworks that map headers to variables take '_' for '-', so spellings with '_' are removed too.
+An inbound sidecar replaces `x-forwarded-client-cert` by what the handshake proved (SANITIZE_SET), and removes it if
+nothing was proven. Frameworks that map headers to variables make no difference between '_' and '-', so spellings with
+'_' are removed too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from istio_auth.envoy.token_checks import refusal_reply
 _FILTERS = "envoy.extensions.filters.http"
 _MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _HEADER_TIMEOUT = "10s"  # from the first byte of a request to the end of its headers
-_IDLE_TIMEOUT = "3600s"  # gRPC streams may rest for long
+_IDLE_TIMEOUT = "3600s"  # gRPC streams may be silent for long
 _PROOF_WORDS = ("x", "forwarded", "client", "cert")
 # Failures after which the upstream can not have seen the request: safe to repeat, whatever the method.
 _RETRY_ON = "connect-failure,refused-stream,reset-before-request"
@@ -37,7 +38,7 @@ def inbound_http(spec: SidecarSpec, inbound: Inbound, cluster: str) -> dict[str,
                 "idle_timeout": _IDLE_TIMEOUT,
                 "max_connection_duration": seconds(spec.max_connection_age),
             },
-            # HTTP/1.1 can not announce an end: the connection is closed with a response instead of between two.
+            # HTTP/1.1 can not announce a close: so the connection is closed with a response, and not between two.
             "http1_safe_max_connection_duration": True,
             "route_config": _routes(inbound.label, {"cluster": cluster, "timeout": "0s"}),
             "access_log": inbound_log(inbound),

@@ -1,11 +1,12 @@
-"""Envoy's jwt_authn filter as Istio configures it for RequestAuthentication, save that a token without end has none.
+"""Envoy's jwt_authn filter, configured as Istio does for RequestAuthentication, except that a token must have `exp`.
 
-A request without a token passes, and is nobody's; one whose token is not valid is refused with 401, one whose token is
-for somebody else with 403. With several issuers one valid token is enough. Where a token is required there is no
-AuthorizationPolicy that would say so, and it is refused here: 401. The payload of a valid token is the filter's
-metadata `payload`, for the filters that come after. Preflights of CORS, which never carry a token, pass.
+A request without a token passes, without an end user. A request is refused with 401 if its token is not valid, and
+with 403 if the token is for another audience. With several issuers one valid token is enough. If a token is required,
+a request without one is refused here with 401, because there is no AuthorizationPolicy that could demand it. Later
+filters find the payload of a valid token in this filter's metadata, as `payload`. CORS preflights pass: they never
+carry a token.
 
-`exp` is required, unlike with Istio: a token that does not end can be replayed for ever.
+`exp` is required, unlike in Istio, because a token that never ends can be replayed for ever.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _provider(rule: JWTRule, rules: TokenRules) -> dict[str, JSON]:
 
 
 def _requirement(providers: list[str], *, required: bool) -> dict[str, JSON]:
-    """What Istio makes of one provider and of several; a token that is required may not be missing."""
+    """The requirement as in Istio, for one provider or several; without `allow_missing` if a token is required."""
     named: list[dict[str, JSON]] = [{"provider_name": provider} for provider in providers]
     if required:
         return named[0] if len(named) == 1 else _any(named)

@@ -1,8 +1,9 @@
 """Where Envoy gets the keys of a token's issuer: from its own configuration, or from the issuer by HTTP.
 
-Over https the server must have a certificate for the host of the URI, from an authority that is told. Redirects are not
-followed. The first fetch begins at the start and holds up nothing; a token that comes before its end waits for it. Keys
-are fetched anew at an interval, and where that fails the last good ones stay. Without keys no token is taken.
+Over https the server must have a certificate for the host of the URI, from an authority in `TokenRules.ca_file`.
+Redirects are not followed. The first fetch begins when Envoy starts, and delays nothing but a request whose token needs
+these keys. Keys are fetched again at an interval; if that fails, the last good ones stay. Without keys no token is
+accepted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _TLS = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
 _TIMEOUT = timedelta(seconds=5)
 _RETRY_AFTER = timedelta(seconds=5)
 _PORTS = {"http": 80, "https": 443}
-# Envoy takes no empty set. This is the point whose x is the SHA-256 of "nobody's key 0": nobody knows its private half.
+# Envoy refuses an empty set. The x of this point is the SHA-256 of "nobody's key 0": nobody knows the private half.
 _NOBODYS_KEY: dict[str, JSON] = {
     "kty": "EC",
     "crv": "P-256",
@@ -54,7 +55,7 @@ def key_clusters(rules: TokenRules) -> list[dict[str, JSON]]:
 
 
 def usable_keys(key_set: str) -> str:
-    """The entries of a key set that may be used: Envoy would take short keys and shared secrets too."""
+    """The key set with only the entries that may be used: Envoy would take short keys and shared secrets too."""
     entries: list[JSON] = json.loads(key_set)["keys"] if key_set else []
     usable = [entry for entry in entries if KeySet.from_document({"keys": [entry]}).keys]
     return json.dumps({"keys": usable or [_NOBODYS_KEY]})
@@ -64,7 +65,7 @@ def _cluster(uri: str, ca_file: str) -> dict[str, JSON]:
     server = _server(uri)
     cluster = plain_cluster(_cluster_name(uri), server)
     if not server.is_address:
-        # Of several addresses the one that answers is used (RFC 8305).
+        # If the name has several addresses, the first that answers is used (RFC 8305).
         cluster |= {"type": "LOGICAL_DNS", "dns_lookup_family": "ALL", "wait_for_warm_on_init": False}
     if uri.startswith("https:"):
         cluster["transport_socket"] = extension("envoy.transport_sockets.tls", _TLS, _verified(server, ca_file))

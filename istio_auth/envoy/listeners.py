@@ -1,6 +1,6 @@
-"""Listeners of a sidecar: which connections are let in, and what becomes of each.
+"""Listeners of a sidecar: which connections are let in, and what is done with each.
 
-Inbound filter chains are those of Istio's sidecars, by mode and by what the first bytes of a connection show:
+Inbound filter chains are those of Istio's sidecars. The mode and the first bytes of a connection choose the chain:
 
     STRICT             TLS: mutual TLS; nothing else matches, so plaintext is closed
     PERMISSIVE, HTTP   TLS with a mesh ALPN: mutual TLS; plaintext: passed
@@ -33,7 +33,7 @@ def inbound_listener(spec: SidecarSpec, inbound: Inbound) -> dict[str, JSON]:
         "address": listen_address(inbound.listen),
         "listener_filters": [] if inbound.mode is Mode.DISABLE else [_tls_inspector()],
         "listener_filters_timeout": _SNIFF_TIMEOUT,
-        # A client of a protocol in which the server speaks first says nothing: take it for plaintext where that may be.
+        # If the protocol has the server speak first, the client is silent: take it for plaintext if that is allowed.
         "continue_on_listener_filters_timeout": inbound.mode is Mode.PERMISSIVE and inbound.protocol is Protocol.TCP,
         "filter_chains": _inbound_chains(spec, inbound),
         "access_log": refusal_log(inbound),

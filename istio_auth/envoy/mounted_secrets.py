@@ -1,15 +1,15 @@
-"""Secrets that Envoy itself reads from mounted files and follows, so that a pod needs no agent.
+"""Secrets that Envoy itself reads from mounted files, and reads again when they change, so that a pod needs no agent.
 
-Envoy watches files only for secrets that came by secret discovery: what stands in the bootstrap itself is read once, at
-the start. So two small files, one secret in each, tell Envoy where the mounted files are (`path_config_source`). They
-hold no secret and never change. The mounted folder is watched twice: for the files that are told of, and for the small
-file itself, so that an Envoy which started before the mounted files were there takes them when they come. A watch is
-woken by what is moved into the folder, as Kubernetes does with `..data`, and not by writing in place. What can not be
-used leaves Envoy with what it had.
+Envoy watches files only for secrets that it learned by secret discovery: files that the bootstrap itself names are read
+once, at the start. So two small files, one for each secret, tell Envoy where the mounted files are
+(`path_config_source`). They hold nothing secret and never change. Envoy has two watches on the mounted folder. One
+reads the mounted files again; the other reads the small file again, so that an Envoy that started before the mounted
+files were there takes them when they come. A watch sees what is moved into the folder, as Kubernetes does with
+`..data`, but not a write in place. If the new files can not be used, Envoy keeps what it has.
 
-The roots are read by Envoy's SPIFFE validator, whenever a TLS context is made; `trusted_ca` is there for its watch.
-Envoy's usual validator keeps roots that it could not use, misses that the old ones came back, and then takes no new
-certificate either.
+Envoy's SPIFFE validator reads the roots, whenever a TLS context is made; `trusted_ca` is there only for its watch.
+Envoy's default validator is not used: it keeps roots that it can not use, does not see that the old ones came back, and
+then takes no new certificate either.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from istio_auth.envoy.extension import extension, typed
 from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import TrustDomain
 
-CERTIFICATE, ROOTS = "default", "ROOTCA"  # what the secrets are called
+CERTIFICATE, ROOTS = "default", "ROOTCA"  # the names of the secrets
 _FILES = {CERTIFICATE: "certificate.json", ROOTS: "roots.json"}
 _VALIDATOR = "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig"
 _SECRET = "envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  # the name of a type
@@ -36,11 +36,11 @@ class MountedSecrets:
     Args:
         chain: the certificates, leaf first, in PEM.
         key: the private key, in PEM, in the same folder; or the same file, if that holds both.
-        roots: the CA certificates of the own trust domain, in PEM.
-        told_in: the folder of the two files that tell of the others.
+        roots: the CA certificates of the workload's own trust domain, in PEM.
+        told_in: the folder of the two small files that tell where the others are.
 
     Raises:
-        ConfigurationError: Envoy could not follow them so.
+        ConfigurationError: a path is not absolute, or chain and key are in different folders.
     """
 
     chain: PurePath
@@ -58,10 +58,10 @@ class MountedSecrets:
             )
 
     def files(self, trust_domain: TrustDomain) -> Mapping[str, JSON]:
-        """The names of the two files, and what each says (envoy.service.discovery.v3.DiscoveryResponse).
+        """The two small files: their names, and their content (envoy.service.discovery.v3.DiscoveryResponse).
 
         Args:
-            trust_domain: for whom the roots vouch.
+            trust_domain: the trust domain of the roots.
         """
         certificate: JSON = {
             "certificate_chain": {"filename": str(self.chain)},
@@ -82,7 +82,7 @@ class MountedSecrets:
         }
 
     def source(self, name: str) -> dict[str, JSON]:
-        """Where Envoy is told of the secret of this name."""
+        """The configuration source of the secret with this name."""
         path: JSON = {
             "path": str(self.told_in / _FILES[name]),
             "watched_directory": {"path": str(self._folder(name))},

@@ -1,7 +1,7 @@
 """What a sidecar is: whose it is, where its agent is, what it lets in and where it goes.
 
-Values are checked when they are made, so a `SidecarSpec` that exists becomes a bootstrap that Envoy accepts. Nothing
-is widened on the way: who names nobody lets nobody in.
+Values are checked when they are made, so Envoy accepts the bootstrap of every `SidecarSpec`. Nobody is let in by
+default: an empty `allow` lets nobody in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from istio_auth.envoy.token_rules import TokenRules
 from istio_auth.errors import ConfigurationError
 from istio_auth.spiffe_id import SpiffeID
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")  # it stands in metric names and in a server name
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?")  # it is part of metric names and of a server name
 DEFAULT_CERTIFICATE = "default"
 DEFAULT_CONNECTION_AGE = timedelta(hours=1)
 
@@ -55,8 +55,9 @@ class Inbound:
         protocol: what the application speaks.
         mode: what is let in.
         allow: the SPIFFE IDs of the callers that mutual TLS lets in, each exact; a trust domain's own ID stands for
-            all of its workloads. None lets nobody in. Plaintext has no caller: PERMISSIVE and DISABLE let it all in.
-        name: what it is called in metrics and logs; by default the port.
+            all of its workloads. If empty, mutual TLS lets nobody in. Plaintext proves no caller: PERMISSIVE and
+            DISABLE let all of it in.
+        name: its name in metrics and logs; by default the port. A Unix socket needs one.
         require_token: whether requests without a valid token are refused. A token says on whose behalf a request is
             made, never which peer makes it: that is for mutual TLS.
 
@@ -97,10 +98,10 @@ class Upstream:
     """Another workload, at an address of this machine that the application dials in plaintext.
 
     Args:
-        name: what it is called in metrics and logs.
-        listen: where the application finds it. Whoever can connect here speaks with this workload's identity.
+        name: its name in metrics and logs.
+        listen: where the application dials it. Whoever can connect here speaks with this workload's identity.
         connect: where it really is.
-        expect: the SPIFFE IDs it may have, each exact and of a workload.
+        expect: the SPIFFE IDs that it may have, each exact and of a workload.
         protocol: what is spoken.
 
     Raises:
@@ -140,15 +141,15 @@ class SidecarSpec:
 
     Args:
         id: the workload's SPIFFE ID.
-        agent_socket: the node agent's Unix socket for this workload; None without an agent.
+        agent_socket: the node agent's Unix socket for this workload; None if `mounted` is given.
         inbound: what is let in.
         upstreams: where the workload goes.
         admin: where Envoy's own administration listens: loopback or a Unix socket; None turns it off.
         certificate: the agent's name for the SVID: `default`, or the SPIFFE ID for a workload that has several.
-        max_connection_age: after how long an HTTP connection makes way for a new one, so that no connection goes on
-            for days with the certificates it began with.
+        max_connection_age: the age at which an HTTP connection is replaced by a new one, so that none lives on for days
+            with the certificates that it began with; at least 100 ms.
         tokens: whose tokens its HTTP listeners take; None leaves tokens to the application.
-        mounted: the files that take the agent's place.
+        mounted: the mounted files that replace the agent; None if `agent_socket` is given.
 
     Raises:
         ConfigurationError: the parts do not fit together.

@@ -1,4 +1,4 @@
-"""TCP as a sidecar treats it: bytes pass, whoever sent them was judged at the handshake."""
+"""TCP as a sidecar treats it: bytes pass unchanged, because the peer was verified at the handshake."""
 
 from __future__ import annotations
 

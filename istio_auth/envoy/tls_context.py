@@ -2,11 +2,12 @@
 
 The secrets come from the agent, or from mounted files (`istio_auth.envoy.mounted_secrets`); all else is the same.
 
-Both sides speak TLS 1.2 or 1.3 and prefer the hybrid key exchange X25519MLKEM768. No session is ever resumed: what is
-verified at a handshake would otherwise outlive the certificates and the allow list it was verified with. Names are
-compared as exact URI names of the type-safe matcher; a list that allows nobody becomes a matcher that nothing matches,
-because for Envoy an empty list means "no check". Roots are those of the own trust domain; where a peer is of another,
-those of every trusted domain, each bound to its own names (Envoy's SPIFFE validator), and never pooled.
+Both sides speak TLS 1.2 or 1.3 and prefer the hybrid key exchange X25519MLKEM768. No session is ever resumed: otherwise
+what a handshake verified would outlive the certificates and the allow list. Envoy's type-safe matcher compares URI
+names: a workload's SPIFFE ID exactly, a trust domain's as a prefix. A list that allows nobody becomes a matcher that
+matches nothing, because for Envoy an empty list means "no check". The roots are those of the workload's own trust
+domain. If a peer may be of another one, they are those of every trusted domain, each for its own names (Envoy's SPIFFE
+validator), and never pooled.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _ALL_ROOTS = "ALL"
 _TLS = "envoy.extensions.transport_sockets.tls.v3"
 _SOCKET = "envoy.transport_sockets.tls"
 
-# What a peer of the mesh offers, so that a PERMISSIVE listener tells its TLS from TLS of the application's own.
+# What a peer of the mesh offers, so that a PERMISSIVE listener can tell its TLS from the application's own TLS.
 MESH_ALPN = ("istio-http/1.0", "istio-http/1.1", "istio-h2", "istio-peer-exchange", "istio")
 _SERVER_ALPN_HTTP = ("h2", "http/1.1")
 _SERVER_ALPN_TCP = ("istio-peer-exchange", "h2", "http/1.1")
@@ -74,12 +75,12 @@ def client_socket(spec: SidecarSpec, upstream: Upstream) -> dict[str, JSON]:
 
 
 def peer_matchers(peers: Sequence[SpiffeID]) -> list[JSON]:
-    """Matchers that accept these peers and nobody else, even if there are none."""
+    """Matchers that accept these peers (for a trust domain, all its workloads) and nobody else; nobody if empty."""
     return [_matcher(peer) for peer in peers] or [_uri({"safe_regex": {"regex": _NOTHING}})]
 
 
 def agent_source() -> dict[str, JSON]:
-    """Where an agent's secrets come from: it is asked for ever. A listener stays closed until they are there."""
+    """The configuration source of an agent's secrets. Envoy waits for them without limit; a listener stays closed."""
     grpc: dict[str, JSON] = {
         "envoy_grpc": {
             "cluster_name": SDS_CLUSTER,

@@ -1,12 +1,12 @@
-"""What is asked of a request with a token, beside what Envoy's jwt_authn filter asks.
+"""What is checked of a request with a token, beside the checks of Envoy's jwt_authn filter.
 
-- One token, in one place. The filter would take several and leave open on whose behalf the request is (so says Istio's
-  API). It also finds a token anywhere in a header's value, and none after `bearer` in small letters, where applications
-  find one: what only resembles a token at its place is refused.
-- A header of the token that asks for nothing which the filter passes over: extensions that must be understood
-  (RFC 7515 4.1.11), and keys that the token brings along.
-- Headers that claims are copied to come from nobody else. They are taken out of each request first, in every spelling
-  ('_' for '-'), and also where no token is looked at.
+- There is one token, in one place. The filter would take several, and then nobody could say on whose behalf the request
+  is made (see Istio's API). The filter also finds a token in the middle of a header's value, and it does not find one
+  after `bearer` in small letters, where applications do: so a value that only resembles a token is refused.
+- The token's header has nothing that the filter would ignore: extensions that must be understood (RFC 7515 4.1.11), or
+  a key of the token's own.
+- Only a verified token sets the headers that claims are copied to. They are removed from each request first, in every
+  spelling ('_' for '-'), also if no token is looked for.
 
 A refusal is 401, as for a token that is not valid.
 """
@@ -29,7 +29,7 @@ _CHARACTERS = "[A-Za-z0-9_.-]*"  # of a token in compact form (RFC 7515 7.1)
 
 
 def claim_header_remover(rules: TokenRules) -> list[JSON]:
-    """The filter that takes out what only a verified token may set; none if nothing may."""
+    """The filter that removes the headers that only a verified token may set; an empty list if there are none."""
     spellings = [header.replace("-", "[-_]") for header in rules.output_headers]
     removed: list[JSON] = [{"remove_on_match": {"key_matcher": {"safe_regex": {"regex": one}}}} for one in spellings]
     if not removed:
@@ -38,7 +38,7 @@ def claim_header_remover(rules: TokenRules) -> list[JSON]:
 
 
 def one_token_filter(rules: TokenRules) -> JSON:
-    """The filter that refuses more than one token, and what only resembles one."""
+    """The filter that refuses more than one token, and a value that only resembles a token."""
     headers = _headers(rules)
     params = sorted({param for rule in rules.rules for param in rule.places.params})
     cookies = sorted({cookie for rule in rules.rules for cookie in rule.places.cookies})
@@ -52,7 +52,7 @@ def one_token_filter(rules: TokenRules) -> JSON:
         _all(_filled(name, prefixes), {"not_matcher": _any([_whole(name, prefix) for prefix in prefixes])})
         for name, prefixes in headers.items()
     ]
-    # Not rules of permissions: these look at each value of a header by itself, and not at how many there are.
+    # Not RBAC permissions: those look at each value of a header by itself, and not at how many values there are.
     matchers: list[JSON] = [
         {"predicate": _any(refused), "on_match": _action(name, "DENY")}
         for name, refused in ((_SEVERAL, several), (_MALFORMED, malformed))
@@ -63,7 +63,7 @@ def one_token_filter(rules: TokenRules) -> JSON:
 
 
 def token_header_filter() -> JSON:
-    """The filter, after jwt_authn, that refuses a token whose header asks for more than its verification did."""
+    """The filter, after jwt_authn, that refuses a token whose header has something that jwt_authn ignores."""
     permissions: list[JSON] = [_in_token_header(name) for name in sorted(EXTENSIONS | OWN_KEYS)]
     policy: JSON = {"permissions": permissions, "principals": [{"any": True}]}
     rules: JSON = {"action": "DENY", "policies": {_HEADER: policy}}
@@ -71,7 +71,7 @@ def token_header_filter() -> JSON:
 
 
 def refusal_reply() -> dict[str, JSON]:
-    """How these refusals look to the caller: the filters themselves would answer 403."""
+    """Turns these refusals into 401 for the caller: the filters themselves would answer 403."""
     details = [f"'rbac_access_denied_matched_policy[{name}]'" for name in (_SEVERAL, _MALFORMED, _HEADER)]
     refused = extension(
         "envoy.access_loggers.extension_filters.cel",
@@ -98,7 +98,7 @@ def _in_token_header(name: str) -> dict[str, JSON]:
 
 
 def _headers(rules: TokenRules) -> dict[str, list[str]]:
-    """The prefixes of tokens by the header that they stand in."""
+    """For each header that may hold a token, the prefixes that may stand before it."""
     found: dict[str, set[str]] = {}
     for rule in rules.rules:
         for header in rule.places.headers:
@@ -107,14 +107,14 @@ def _headers(rules: TokenRules) -> dict[str, list[str]]:
 
 
 def _filled(name: str, prefixes: Sequence[str]) -> dict[str, JSON]:
-    """Whether somebody could find a token in a header: the prefix anywhere, in capitals or not."""
+    """Whether somebody could find a token in a header: the prefix is anywhere in it, in capital or small letters."""
     if "" in prefixes:
         return _header(name, _regex("(?s).*"))
     return _any([_header(name, {"contains": prefix, "ignore_case": True}) for prefix in prefixes])
 
 
 def _whole(name: str, prefix: str) -> dict[str, JSON]:
-    """Whether a header is a prefix and one token, so that it holds one value as well."""
+    """Whether a header is a prefix and one token, and nothing else; so it has one value only."""
     return _header(name, _regex(re.escape(prefix) + (" *" if prefix else "") + _CHARACTERS))
 
 

@@ -16,10 +16,10 @@ class TokenRules:
     """Whose tokens are taken, and how their keys are fetched.
 
     Args:
-        rules: the issuers. A rule with neither key set nor URI stands for an issuer whose keys could not be had: none
-            of its tokens is taken.
+        rules: the issuers. A rule with neither key set nor URI stands for an issuer whose keys could not be found: none
+            of its tokens is accepted.
         ca_file: a file with the authorities of the servers from which key sets are fetched by https.
-        refresh: how often key sets are fetched anew. A key set that can not be fetched stays as it was.
+        refresh: how often key sets are fetched again. If a key set can not be fetched, the last one stays.
 
     Raises:
         ConfigurationError: the parts do not fit together.
@@ -47,7 +47,7 @@ class TokenRules:
 
     @property
     def output_headers(self) -> tuple[str, ...]:
-        """The headers that only a verified token may set, in the one spelling that all of theirs share."""
+        """The headers that only a verified token may set, each as `plain_header` spells it."""
         return tuple(sorted({plain_header(header) for rule in self.rules for header in rule.output_headers}))
 
     def _check_headers(self) -> None:

@@ -1,8 +1,8 @@
 """gRPC with SPIFFE identities on both ends, for applications that have a server or call one (extra `grpc`).
 
-Python's gRPC shows a handler only the leaf of a peer's chain, and a channel of it can not change its certificate. So a
-server stands behind a door of ours, which proves each caller in the TLS handshake, and a channel dials through a
-portal of ours, which proves the server. The servers and channels themselves stay gRPC's own, with all their options:
+Python's gRPC shows a handler only the leaf of a peer's chain, and its channels can not change their certificate. So a
+server stands behind a door of ours, which verifies each caller in the TLS handshake, and a channel dials through a
+portal of ours, which verifies the server. The servers and channels themselves stay gRPC's own, with all their options:
 
     async with serve_grpc(server, source, member_of(trust_domain), "0.0.0.0:8443") as door: ...
     async with grpc_channel(source, is_id(server_id), "orders.shop.example:8443") as channel: ...

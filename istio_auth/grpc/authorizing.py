@@ -1,6 +1,6 @@
-"""Who may call which method: server interceptors that ask an authorizer for each call, and refuse where none is named.
+"""Who may call which method: server interceptors that ask an authorizer for each call, and refuse if there is none.
 
-The door decides who may connect at all; this decides call by call. A refused caller learns only that it is refused;
+The door decides who may connect at all; these decide on each call. A refused caller learns only that it is refused;
 method, caller and reason are in our log.
 """
 
@@ -35,11 +35,11 @@ class MethodRules:
     """Which authorizer decides on which method; a method without one is closed to everybody.
 
     Args:
-        rules: an authorizer for each `/package.Service/Method`, for all other methods of a `/package.Service/`, or for
-            all other methods of the server: `/`. The longest one decides, alone.
+        rules: authorizers by name: `/package.Service/Method` is for one method, `/package.Service/` for all other
+            methods of a service, and `/` for all other methods of the server. Only the longest name that fits counts.
 
     Raises:
-        ConfigurationError: a rule is for none of these.
+        ConfigurationError: a name has none of these forms.
     """
 
     def __init__(self, rules: Mapping[str, Authorizer]) -> None:
@@ -52,7 +52,7 @@ class MethodRules:
         self._rules = dict(rules)
 
     def check(self, method: str, peer: SpiffeID) -> None:
-        """Whether a caller may call a method.
+        """Check that a caller may call a method.
 
         Args:
             method: its path, `/package.Service/Method`.
@@ -70,7 +70,7 @@ class MethodRules:
 
 
 class AuthorizingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stubs alone
-    """Asks for each call of a `grpc.aio.server` behind `serve_grpc`; put it before all other interceptors.
+    """Checks each call to a `grpc.aio.server` behind `serve_grpc`; put it before all other interceptors.
 
     Args:
         rules: see `MethodRules`.
@@ -87,7 +87,7 @@ class AuthorizingInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-a
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
-        """Have the method's handler ask first: here gRPC does not tell yet who calls."""
+        """Make the method's handler check the caller first: here gRPC does not tell yet who calls."""
         return _guarded(await continuation(handler_call_details), self._rules, handler_call_details.method)
 
 
@@ -102,7 +102,7 @@ class BlockingAuthorizingInterceptor(grpc.ServerInterceptor):  # type: ignore[ty
         continuation: Callable[[grpc.HandlerCallDetails], _Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler | None:
-        """Have the method's handler ask first."""
+        """Make the method's handler check the caller first."""
         return _guarded(continuation(handler_call_details), self._rules, handler_call_details.method)
 
 
@@ -126,9 +126,9 @@ def _guarded(handler: _FoundHandler, rules: MethodRules, method: str) -> _FoundH
 
 
 def _asking_first(behavior: _Behavior, refusal: _Refusal, *, streams: bool) -> _Behavior:
-    """A method of the same kind, since gRPC treats each kind differently.
+    """A function that checks the caller and then calls this one; of the same kind, since gRPC treats kinds differently.
 
-    A server of asyncio calls functions in a thread, but for a stream it does so first when it asks for a response.
+    An asyncio server calls plain functions in a thread; one that streams runs only when the first response is wanted.
     """
     guard: Callable[[_Behavior, _Refusal], Callable[..., object]]
     if inspect.isasyncgenfunction(behavior):

@@ -1,4 +1,4 @@
-"""The same channel for code without an event loop (see `istio_auth.grpc.channel`)."""
+"""The gRPC channel for code without an event loop, otherwise as in `istio_auth.grpc.channel`."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def blocking_grpc_channel(
     patience: timedelta = timedelta(seconds=10),
     clock: Clock | None = None,
 ) -> Iterator[BlockingGrpcChannel]:
-    """A `grpc.Channel` to a server, from entering to leaving (see `grpc_channel`).
+    """A `grpc.Channel` to a server, open inside the `with` block (see `grpc_channel`).
 
     Its connections go through a thread of the library, which does not survive a fork: open it in the process that
-    uses it. Interceptors go around it with `grpc.intercept_channel`.
+    uses it. Add interceptors with `grpc.intercept_channel`.
 
     Raises:
-        ConfigurationError: the address is none.
+        ConfigurationError: see `grpc_channel`.
     """
     portal = portal_to(address, source, authorize, istio_alpn=istio_alpn, patience=patience, clock=clock)
     with (
@@ -90,11 +90,11 @@ class BlockingGrpcChannel(grpc.Channel):
     def subscribe(
         self, callback: Callable[[grpc.ChannelConnectivity], None], try_to_connect: bool | None = False
     ) -> None:
-        """Call this at each change of the channel's state."""
+        """Call `callback` at each change of the channel's state."""
         self._channel.subscribe(callback, try_to_connect or False)
 
     def unsubscribe(self, callback: Callable[[grpc.ChannelConnectivity], None]) -> None:
-        """Call it no more."""
+        """Do not call `callback` any more."""
         self._channel.unsubscribe(callback)
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class _Method(Protocol):
 
 
 class _StreamMethod:
-    """A method whose calls are there before their responses."""
+    """A method with a stream of responses: it returns a call at once."""
 
     def __init__(self, method: _Method, portal: Portal) -> None:
         self._method = method
@@ -142,7 +142,7 @@ class _StreamMethod:
 
 
 class _UnaryMethod:
-    """A method whose calls are over when it returns, unless one asks for a future."""
+    """A method with one response: it returns when the call is over, unless `future` is used."""
 
     def __init__(self, method: _Method, portal: Portal) -> None:
         self._method = method
@@ -161,7 +161,7 @@ class _UnaryMethod:
 
 
 class _Call:
-    """A call of gRPC's with our words in its status; everything else is its own."""
+    """A call of gRPC's, with our reason in its status details; everything else is gRPC's."""
 
     def __init__(self, call: _Pending, portal: Portal) -> None:
         self._call = call
@@ -196,7 +196,7 @@ class _Call:
 
 
 class _CallFailed(grpc.RpcError):
-    """The error of a call that was not answered, with our words in the place of gRPC's."""
+    """The error of a call that was not answered, with our reason in its details."""
 
     def __init__(self, error: grpc.RpcError, details: str) -> None:
         super().__init__(f"{error.code()}: {details}")
@@ -210,7 +210,7 @@ class _CallFailed(grpc.RpcError):
         return self._details
 
 
-for _kind in (_Call, _CallFailed):  # what they are to `isinstance`; bases would hide what `__getattr__` finds
+for _kind in (_Call, _CallFailed):  # for `isinstance`; real base classes would hide what `__getattr__` finds
     for _base in (grpc.Call, grpc.Future):
         cast("ABCMeta", _base).register(_kind)
 

@@ -1,9 +1,9 @@
-"""A gRPC channel to one server that is known by its SPIFFE ID: each connection shows the SVID of its moment.
+"""A gRPC channel to one server, verified by SPIFFE ID: each new connection presents the SVID that is present then.
 
-The channel is gRPC's own; it dials a portal, which dials the server over TLS. A name is resolved anew for each
+The channel is gRPC's own; it dials a portal, which dials the server over TLS. A name is resolved again for each
 connection, and of several addresses the first that answers is taken (RFC 8305), so gRPC's own name resolution and load
-balancing have no part in it. gRPC only tells that a connection failed; a call that failed for that reason has ours in
-its details, and the log of `istio_auth.portal` has it.
+balancing are not used. gRPC itself only tells that a connection failed. We add the reason to the status details of a
+call that failed with it; the log of `istio_auth.portal` has it too.
 """
 
 from __future__ import annotations
@@ -48,21 +48,22 @@ async def grpc_channel(
     patience: timedelta = timedelta(seconds=10),
     clock: Clock | None = None,
 ) -> AsyncIterator[GrpcChannel]:
-    """A channel to a server, from entering to leaving; it follows the source without being made anew.
+    """A channel to a server, open inside the `async with` block; it follows the source, so one channel is enough.
 
     Args:
         source: holds the SVID and the bundles; asked at each handshake.
-        authorize: decides on the server's SPIFFE ID; use `is_id` for the one that it must have.
+        authorize: decides on the server's SPIFFE ID; use `is_id` with the one that it must have.
         address: the server's, as `host:port` or `[IPv6 address]:port`.
-        options: gRPC's options, which come before ours.
+        options: gRPC's options; they win over ours.
         interceptors: as for `grpc.aio.insecure_channel`.
-        compression: the same.
+        compression: as for `grpc.aio.insecure_channel`.
         istio_alpn: for a server behind a sidecar in PERMISSIVE mode (see `client_context`).
         patience: how long one dial may take, TLS included.
         clock: tells when a chain must be valid; the machine's by default.
 
     Raises:
-        ConfigurationError: the address is none.
+        ConfigurationError: the address is no `host:port`, source or authorizer can not be one, or no folder for a
+            private socket can be made.
     """
     portal = portal_to(address, source, authorize, istio_alpn=istio_alpn, patience=patience, clock=clock)
     async with on_own_loop(portal, "istio-auth-portal"):
@@ -114,7 +115,7 @@ class GrpcChannel(grpc.aio.Channel):
         return self._channel.get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
-        """Wait until the state is another."""
+        """Wait until the state is not `last_observed_state`."""
         await self._channel.wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
@@ -139,7 +140,7 @@ class GrpcChannel(grpc.aio.Channel):
 
 
 class _Call:
-    """A call of gRPC's with our words in its status; everything else is its own."""
+    """A call of gRPC's, with our reason in its status details; everything else is gRPC's."""
 
     def __init__(self, call: grpc.aio.Call, portal: Portal) -> None:
         self._call = call
@@ -218,7 +219,7 @@ class _StreamUnaryCall(_StreamRequest, _UnaryResponse): ...
 class _StreamStreamCall(_StreamRequest, _StreamResponse): ...
 
 
-# What they are to `isinstance`; bases of their own would hide what `__getattr__` finds.
+# For `isinstance`; real base classes would hide what `__getattr__` finds.
 cast("ABCMeta", grpc.aio.UnaryUnaryCall).register(_UnaryUnaryCall)
 cast("ABCMeta", grpc.aio.UnaryStreamCall).register(_UnaryStreamCall)
 cast("ABCMeta", grpc.aio.StreamUnaryCall).register(_StreamUnaryCall)

@@ -18,7 +18,7 @@ from istio_auth.x509_source import X509Source
 
 Option: TypeAlias = tuple[str, int | str]
 
-_LONGEST_BACKOFF_MS = 10_000  # gRPC's own is two minutes: long after the SVID or the root that was missed has come
+_LONGEST_BACKOFF_MS = 10_000  # gRPC's own is two minutes, but a missing SVID or root often comes sooner
 _UNANSWERED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
@@ -31,10 +31,11 @@ def portal_to(
     patience: timedelta,
     clock: Clock | None,
 ) -> Portal:
-    """The way to a server (see `grpc_channel`).
+    """The portal to a server (see `grpc_channel`).
 
     Raises:
-        ConfigurationError: the address is none that can be dialled.
+        ConfigurationError: the address can not be dialled, source or authorizer can not be one, or no folder for a
+            private socket can be made.
     """
     where = HostPort.parse(address)
     if not where.host or not where.port:
@@ -44,14 +45,14 @@ def portal_to(
 
 
 def channel_options(portal: Portal, options: Sequence[Option]) -> list[Option]:
-    """Ours, and those of the application, which come first where both have one."""
+    """Our options and the application's, whose win if both have one of the same name."""
     ours: list[Option] = [("grpc.max_reconnect_backoff_ms", _LONGEST_BACKOFF_MS), *portal.channel_options]
     theirs = {name for name, _ in options}
     return [*(option for option in ours if option[0] not in theirs), *options]
 
 
 def explained(portal: Portal, code: grpc.StatusCode, details: str | None) -> str | None:
-    """The details of a call's status, with our reason if it was not answered for one."""
+    """The details of a call's status, with our reason added if the server was not reached."""
     if code not in _UNANSWERED or (reason := portal.unreached) is None:
         return details
     return f"{reason} (gRPC says: {details})"

@@ -1,7 +1,7 @@
-"""An event loop of asyncio's own in a thread, for what must go on beside code that blocks, or beside another loop.
+"""An asyncio event loop in a thread, for work that must go on beside code that blocks, or beside another loop.
 
-Door and portal rely on how asyncio's own loop ends and pauses connections; uvloop loses bytes there. So under such a
-loop they run in a thread as well, and gRPC stays where it is.
+Door and portal rely on how asyncio's own loop ends and pauses connections; uvloop loses bytes there. So if the program
+runs uvloop, they run in such a thread, and gRPC stays on the program's loop.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class LoopThread:
         self._thread.join()
 
     def run(self, work: Coroutine[object, object, Result]) -> Result:
-        """Run this there, and wait for what comes of it."""
+        """Run this on the thread's loop, and wait for its result."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     @contextmanager
     def using(self, resource: AbstractAsyncContextManager[Result]) -> Iterator[Result]:
-        """Enter this there, and leave it at the end."""
+        """Enter this resource on the thread's loop, and leave it at the end."""
         entered = self.run(_entering(resource))
         try:
             yield entered
@@ -52,7 +52,7 @@ class LoopThread:
 
     @asynccontextmanager
     async def using_beside(self, resource: AbstractAsyncContextManager[Result]) -> AsyncIterator[Result]:
-        """The same without blocking the loop of the caller."""
+        """As `using`, without blocking the caller's loop."""
         entered = await there(_entering(resource), self._loop)
         try:
             yield entered
@@ -61,7 +61,7 @@ class LoopThread:
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:  # whatever the policy says
-            runner.run(self._until_closed())  # the runner ends what is left over, and the threads that resolve names
+            runner.run(self._until_closed())  # the runner ends the tasks that are left, and threads that resolve names
 
     async def _until_closed(self) -> None:
         self._loop, self._closing = asyncio.get_running_loop(), asyncio.Event()
@@ -75,13 +75,13 @@ def is_own(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 async def there(work: Coroutine[object, object, Result], loop: asyncio.AbstractEventLoop) -> Result:
-    """What comes of this on a loop in another thread."""
+    """Run this on a loop in another thread, and return its result."""
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
 @asynccontextmanager
 async def on_own_loop(resource: AbstractAsyncContextManager[Result], name: str) -> AsyncIterator[Result]:
-    """Use this on the running loop if that is asyncio's own, else on one in a thread of this name."""
+    """Use this on the running loop if that is asyncio's own, else on a loop in a new thread with this name."""
     if is_own(asyncio.get_running_loop()):
         async with resource as entered:
             yield entered

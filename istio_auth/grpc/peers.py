@@ -1,7 +1,8 @@
 """Who calls, for a handler: its gRPC context names a connection, and the door knows who is behind it.
 
-gRPC's own `auth_context()` is empty here, and would show the leaf alone. A caller that reached the private server past
-the door (a process of the same user, or a port that the application added by itself) is nobody, and refused.
+gRPC's own `auth_context()` is empty here, and would show the leaf alone. A caller that did not come through the door
+has no identity here and is refused: a process of the same user, or a caller at a port that the application added by
+itself.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from istio_auth.door import Door, TLSCaller
 from istio_auth.errors import NotAuthenticated
 from istio_auth.spiffe_id import SpiffeID
 
-_open: set[Door] = set()  # names of connections are random and 128 bits long: one is known at one door at the most
+_open: set[Door] = set()  # names of connections are random and 128 bits long: no two doors have the same one
 
 
 class PeerContext(Protocol):
-    """What is asked of a context: a `grpc.aio.ServicerContext` or a `grpc.ServicerContext`."""
+    """What we need of a handler's context: a `grpc.aio.ServicerContext` or a `grpc.ServicerContext`."""
 
     def peer(self) -> str:
         """The connection's other end, as gRPC names it."""
@@ -29,7 +30,7 @@ class PeerContext(Protocol):
 
 @contextmanager
 def known(door: Door) -> Iterator[None]:
-    """Let handlers know the callers of a door for so long."""
+    """Let handlers know the callers of a door, inside the `with` block."""
     _open.add(door)
     try:
         yield
@@ -38,13 +39,13 @@ def known(door: Door) -> Iterator[None]:
 
 
 def peer_id(context: PeerContext) -> SpiffeID:
-    """The SPIFFE ID of a call's caller; proven, and welcome to the authorizer of `serve_grpc`.
+    """The SPIFFE ID of a call's caller. It is proven, and the authorizer of `serve_grpc` has admitted it.
 
     Args:
         context: the one that gRPC gave to the handler.
 
     Raises:
-        NotAuthenticated: it did not come through a door, or its connection has ended meanwhile.
+        NotAuthenticated: the caller did not come through a door, or its connection has ended meanwhile.
     """
     spiffe_id = _caller(context).spiffe_id
     if spiffe_id is None:

@@ -1,9 +1,9 @@
-"""A gRPC server of an application's own behind a door: every caller is proven in the handshake, before gRPC hears it.
+"""Serves an application's own gRPC server behind a door: every caller is verified in the handshake, before gRPC.
 
-The application makes the server, with its servicers, interceptors and options, and hands it over before it is started;
-here it gets a private port and is started, and at the end it is stopped: no new callers, time for the calls in flight,
-then the end of every connection. A connection keeps the identities that it began with; a server that wants them proven
-anew now and then sets gRPC's own option `grpc.max_connection_age_ms`.
+The application makes the server, with its servicers, interceptors and options, and hands it over before it is started.
+Here it gets a private port and is started. At the end it is stopped: no new callers, time for the calls in flight, then
+the end of every connection. A connection keeps the identities that it began with; to have callers verified again now
+and then, set gRPC's own option `grpc.max_connection_age_ms`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from istio_auth.x509_source import X509Source
 
 _GRACE = timedelta(seconds=10)
 _FAREWELL_SECONDS = 1.0  # for the last bytes of the last calls, however long those took
-_FIRST_WORD_SECONDS = 5.0  # a server that runs speaks first (RFC 9113 3.4), and at once
+_FIRST_WORD_SECONDS = 5.0  # a server that runs sends its settings at once (RFC 9113 3.4)
 _USED = "the gRPC server was {} before: hand it to serve_grpc unused, which starts and stops it"
 
 
 class GrpcDoor:
-    """Where a server's callers come in.
+    """The door of a server: where it listens, and how many callers it has.
 
     Args:
         door: the door.
@@ -58,12 +58,12 @@ class GrpcDoor:
 
     @property
     def address(self) -> str:
-        """Both as one writes them: `127.0.0.1:8443`, `[::1]:8443`."""
+        """Address and port as one text: `127.0.0.1:8443`, `[::1]:8443`."""
         return str(self._address)
 
     @property
     def connections(self) -> int:
-        """How many callers are connected now, those in their handshake included."""
+        """How many callers are connected now, including those in their handshake."""
         return self._door.connections
 
     @property
@@ -73,7 +73,7 @@ class GrpcDoor:
 
     @property
     def refused(self) -> int:
-        """How many callers were turned away so far."""
+        """How many callers were turned away so far, counted as `on_refused` is called."""
         return self._door.refused
 
 
@@ -116,21 +116,23 @@ def serve_grpc(
     on_refused: Callable[[str, IstioAuthError], None] | None = None,
     clock: Clock | None = None,
 ) -> AbstractAsyncContextManager[GrpcDoor] | AbstractContextManager[GrpcDoor]:
-    """Serve callers whose SPIFFE ID is proven and welcome, from entering to leaving.
+    """Serve callers whose SPIFFE ID is proven and welcome, inside the `with` or `async with` block.
 
     Args:
         server: made by `grpc.aio.server` (use `async with`) or `grpc.server` (use `with`), and not started yet.
         source: holds the SVID and the bundles; asked at each handshake.
         authorize: decides on each caller whose SPIFFE ID is proven.
         address: where to listen, as `host:port`, `[IPv6 address]:port` or `:port`; port 0 takes one that is free.
-        grace: how long calls in flight may take when it ends.
-        limits: how many callers it takes on.
-        on_refused: told of each caller that was turned away: `tls` and the reason.
+        grace: how long calls in flight may take when the block ends.
+        limits: how many callers it takes.
+        on_refused: called for each caller that was turned away, with `tls` and the reason; not for one that left, or
+            came too late, without having sent a byte.
         clock: tells when a chain must be valid; the machine's by default.
 
     Raises:
-        ConfigurationError: the address can not be had, or the server was started or stopped before.
-        NotReady: somebody else listens there.
+        ConfigurationError: we can not listen at the address, the server was started or stopped before, or source or
+            authorizer can not be one.
+        NotReady: somebody else listens there, or the machine is out of sockets.
     """
     context = server_context(source, authorize, alpn=("h2",), clock=clock)
     where = HostPort.parse(address)
@@ -144,7 +146,7 @@ def serve_grpc(
 
 
 class _BlockingServer:
-    """A server with threads, as one of asyncio's."""
+    """A server with threads, with the interface of an asyncio server."""
 
     def __init__(self, server: grpc.Server) -> None:
         self._server = server
@@ -166,7 +168,7 @@ class _BlockingServer:
 
 
 class _DistantServer:
-    """A server on the loop of another thread, as one of this loop."""
+    """An asyncio server that runs on another thread's loop, usable from this loop."""
 
     def __init__(self, server: grpc.aio.Server, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
@@ -212,7 +214,7 @@ async def _behind_door(
     where: HostPort,
     grace: timedelta,
 ) -> AsyncIterator[GrpcDoor]:
-    if not await server.wait_for_termination(0):  # a port more would be the end of the process
+    if not await server.wait_for_termination(0):  # to add a port to a stopped server would end the process
         raise ConfigurationError(_USED.format("stopped"))
     async with make_door() as door:
         with known(door):
@@ -230,7 +232,7 @@ async def _behind_door(
 
 
 async def _check_started(target: str) -> None:
-    """A server that was running already takes another port and never answers there."""
+    """Check that the server answers: one that was running already accepts a new port, but never answers there."""
     reader, writer = await asyncio.open_unix_connection(target.removeprefix("unix:"))
     try:
         async with asyncio.timeout(_FIRST_WORD_SECONDS):

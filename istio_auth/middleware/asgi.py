@@ -1,7 +1,7 @@
-"""What ASGI calls things, and a refusal as an ASGI application says it.
+"""The types of ASGI, and how an ASGI application refuses a request.
 
-Callers hear a status line and nothing else. A WebSocket that is not accepted yet is refused by the same HTTP response
-where the server can send one, and closed otherwise, which servers turn into a 403.
+Callers get a status and a few headers, and no body. A WebSocket that is not accepted yet is refused by the same HTTP
+response if the server can send one; otherwise it is closed, which servers turn into a 403.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _POLICY_VIOLATION = 1008
 
 
 def extensions_of(scope: Mapping[str, object]) -> Mapping[str, object]:
-    """What the server, and middleware, say beside the standard."""
+    """The extensions on a scope, which the server and middleware put there; empty if there are none."""
     found = scope.get("extensions")
     return found if isinstance(found, Mapping) else {}
 

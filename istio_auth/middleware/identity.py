@@ -1,13 +1,13 @@
 """ASGI middleware that tells an application who calls: by TLS, by a trusted proxy in front of it, and by a token.
 
-Who the calling workload is comes from the TLS connection, which the server has put on the scope (see `istio_auth.peer`
-and `istio_auth.middleware.uvicorn`). If that peer is a trusted proxy, the caller is whom the proxy says that it saw, in
-the last element of `x-forwarded-client-cert`; a proxy that says nothing speaks for nobody, least of all with its own
-name. Everybody else's header is taken away before the application can read it. On whose behalf the workload calls comes
-from a verified token, which never makes up for a missing caller.
+The calling workload is the peer of the TLS connection, which the server has put on the scope (see `istio_auth.peer` and
+`istio_auth.middleware.uvicorn`). If that peer is a trusted proxy, the caller is the client that the proxy names in the
+last element of `x-forwarded-client-cert`. If the proxy names none, there is no caller: the proxy's own identity is not
+used. If the peer is no trusted proxy, the header is removed before the application can read it. A verified token says
+on whose behalf the workload calls; it never replaces a missing caller.
 
-What can not be trusted is refused here: 400 for a header that names nobody without doubt, 401 for a token, 403 for a
-caller. The reason is for our log alone.
+Requests are refused here: with 400 if the header is malformed or ambiguous, with 401 for the token, with 403 for the
+caller, and with 503 while the keys of the token's issuer are not there. The reason is only in our log.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RequestVerifier(Protocol):
     """Finds the token of a request and verifies it: `istio_auth.tokens.verifier.TokenVerifier`."""
 
     async def verify(self, headers: Headers, query: bytes) -> Claims | None:
-        """What the request's token says; None if it has none.
+        """The claims of the request's token; None if it has none.
 
         Args:
             headers: names in lower case, and values.
@@ -66,16 +66,16 @@ class IdentityMiddleware:
 
     Args:
         app: the application.
-        authorize: decides on each caller. Behind a trusted proxy there must be one, because the authorizer of the TLS
-            context has only seen the proxy.
-        trusted_proxies: the SPIFFE IDs of the proxies whose word is taken for whom they serve.
-        require_caller: False lets requests in that come from nobody: without TLS, without client certificate, or from
-            a trusted proxy whose client has none.
-        tokens: verifies the tokens of requests, and is entered and left by whoever made it; without one tokens are left
-            to the application.
+        authorize: decides on each caller; it is not asked if there is none. With trusted proxies it must be given,
+            because the authorizer of the TLS context has only seen the proxy.
+        trusted_proxies: the SPIFFE IDs of the proxies that we believe when they name their client.
+        require_caller: False lets requests without a caller in: without TLS, without client certificate, or from a
+            trusted proxy whose client has none.
+        tokens: verifies the tokens of requests. Whoever made it must enter and leave it. None leaves tokens to the
+            application.
 
     Raises:
-        ConfigurationError: proxies are trusted, and nothing decides on their callers.
+        ConfigurationError: proxies are trusted, and no `authorize` is given.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class IdentityMiddleware:
         self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve what comes in, or refuse it."""
+        """Pass a request on to the application, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -115,9 +115,10 @@ class IdentityMiddleware:
         """The scope as the application sees it.
 
         Raises:
-            InvalidXFCC: a trusted proxy does not say without doubt whom it serves.
-            NotAuthorized: the caller is not welcome, or nobody.
+            InvalidXFCC: the header of a trusted proxy is malformed, or does not name exactly one caller.
+            NotAuthorized: the caller is not welcome, or there is none.
             NotAuthenticated: the token is refused.
+            NotReady: the keys of the token's issuer are not there.
         """
         headers = [header for header in cast("Headers", scope.get("headers", ())) if not _resembles_xfcc(header)]
         extensions = {name: value for name, value in extensions_of(scope).items() if name not in _OURS}
@@ -145,13 +146,13 @@ class IdentityMiddleware:
 
 
 def token_claims(request: WithScope | Scope) -> Claims | None:
-    """What the verified token of an ASGI request, or of its scope, says; None if it has none."""
+    """The claims of the verified token of an ASGI request (or scope); None if it has none."""
     scope = request if isinstance(request, Mapping) else request.scope
     return cast("Claims | None", extensions_of(scope).get(CLAIMS_EXTENSION))
 
 
 def _hints(status: http.HTTPStatus, error: IstioAuthError) -> Headers:
-    """What the caller may know beside the status."""
+    """The headers of a refusal."""
     if status is http.HTTPStatus.UNAUTHORIZED:
         return [(b"www-authenticate", b'Bearer error="invalid_token"')]  # RFC 6750, 3
     if error.retry_after is not None:
@@ -179,8 +180,8 @@ def _is_xfcc(header: tuple[bytes, bytes]) -> bool:
 
 
 def _resembles_xfcc(header: tuple[bytes, bytes]) -> bool:
-    """Whether an application could take it for the header: gateways to WSGI make no difference between `-` and `_`.
+    """Whether an application could take this for the header: gateways to WSGI make no difference between `-` and `_`.
 
-    Proxies do: they pass it on as the client wrote it.
+    Proxies do make one: they pass such a header on as the client wrote it.
     """
     return b"_" in header[0] and header[0].lower().replace(b"_", b"-") == _XFCC

@@ -1,7 +1,7 @@
-"""uvicorn's HTTP protocol, which puts the TLS connection on the scope: uvicorn itself tells applications nothing of it.
+"""uvicorn's HTTP protocol, extended to put the TLS connection on the scope, which uvicorn itself does not do.
 
-Give it to uvicorn as `http=HTTPProtocol`, together with a context of ours; `peer_id` then finds the peer of each HTTP
-request and WebSocket. Of uvicorn's inside it touches the attributes `app` and `ws_protocol_class` of a protocol alone.
+Give it to uvicorn as `http=HTTPProtocol`, together with a TLS context of ours; `peer_id` then finds the peer of each
+HTTP request and WebSocket. Of uvicorn's internals it uses only a protocol's attributes `app` and `ws_protocol_class`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class _ServesApplication(Protocol):
 
 
 class ConnectionOnScope(asyncio.Protocol):
-    """What stands before one of uvicorn's HTTP protocols, for requests and for the WebSockets that they become."""
+    """A base before one of uvicorn's HTTP protocols, for requests and for the WebSockets that they become."""
 
     app: Application
     ws_protocol_class: Callable[..., _ServesApplication] | None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, after the TLS handshake."""
+        """Begin; the TLS handshake is over by now."""
         super().connection_made(transport)
         connection = transport.get_extra_info("ssl_object")
         if isinstance(connection, JudgedConnection):
@@ -49,7 +49,7 @@ class HTTPProtocol(ConnectionOnScope, AutoHTTPProtocol):  # type: ignore[misc, v
 
 
 def on_connection(app: Application, connection: JudgedConnection) -> Application:
-    """The application for the requests of one connection."""
+    """The application, called with this connection on the scope of each request."""
 
     async def told(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "extensions": {**extensions_of(scope), ASGI_EXTENSION: connection}}, receive, send)
