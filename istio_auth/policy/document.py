@@ -1,4 +1,4 @@
-"""Reads a parsed document field by field, and refuses the fields that nobody asked for.
+"""Reads a parsed document field by field, and refuses unknown fields.
 
 Every error names the path of the field, as in `spec.jwtRules[0].fromHeaders[1].name`. A field that is null counts as
 absent, as it does for Kubernetes.
@@ -18,7 +18,7 @@ _SHOWN = 60
 
 
 class Fields:
-    """The fields of one object of a document. Each is taken once, and `end` refuses what was not taken.
+    """The fields of one object of a document. Take each field once; `end` refuses those that were not taken.
 
     Args:
         value: the object.
@@ -39,15 +39,15 @@ class Fields:
         """A text; empty if the field is absent.
 
         Raises:
-            ConfigurationError: it is none.
+            ConfigurationError: the field is no text.
         """
         return _text(self._take(name, ""), self.at(name))
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts, none of which is empty.
+        """A list of texts; empty if the field is absent.
 
         Raises:
-            ConfigurationError: it is none.
+            ConfigurationError: the field is no list of texts, or one of them is empty.
         """
         found = tuple(_text(one, f"{self.at(name)}[{place}]") for place, one in enumerate(self._list(name)))
         if "" in found:
@@ -66,7 +66,7 @@ class Fields:
         return value
 
     def nested(self, name: str) -> Self | None:
-        """The fields of an object; None if there is none.
+        """The fields of a nested object; None if the field is absent.
 
         Raises:
             ConfigurationError: it is no object.
@@ -75,32 +75,32 @@ class Fields:
         return None if value is None else type(self)(value, self.at(name))
 
     def rows(self, name: str) -> tuple[Self, ...]:
-        """The fields of each object of a list.
+        """The fields of each object of a list; empty if the field is absent.
 
         Raises:
-            ConfigurationError: it is no list of objects.
+            ConfigurationError: the field is no list of objects.
         """
         return tuple(type(self)(one, f"{self.at(name)}[{place}]") for place, one in enumerate(self._list(name)))
 
     def every_text(self) -> Mapping[str, str]:
-        """All fields that were not taken yet, each of which is a text; here null is none.
+        """All fields that were not taken yet, each of which must be a text; null is refused here.
 
         Raises:
-            ConfigurationError: one is none.
+            ConfigurationError: one of them is no text.
         """
         rest, self._rest = self._rest, {}
         return MappingProxyType({str(name): _text(value, self.at(str(name))) for name, value in rest.items()})
 
     def ignore(self, *names: str) -> None:
-        """Take fields that say nothing to us."""
+        """Take fields that have no meaning here."""
         for name in names:
             self._take(name, None)
 
     def make(self, build: Callable[[], Made]) -> Made:
-        """What is made of the fields, all of which must be taken.
+        """The value that `build` makes; all fields must be taken by then.
 
         Raises:
-            ConfigurationError: a field is left over, or nothing can be made of them; with the path in front.
+            ConfigurationError: a field is left over, or `build` raised it; the message has the path in front.
         """
         self.end()
         try:
@@ -109,10 +109,10 @@ class Fields:
             raise ConfigurationError(f"{self.path or 'the document'}: {error}") from error
 
     def end(self) -> None:
-        """Refuse what was not taken.
+        """Refuse fields that were not taken.
 
         Raises:
-            ConfigurationError: there is something.
+            ConfigurationError: there is one.
         """
         for name in self._rest:
             near = difflib.get_close_matches(str(name), self._known, 1)

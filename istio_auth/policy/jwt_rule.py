@@ -1,8 +1,8 @@
-"""JWTRule: one issuer whose tokens a workload takes, where a request may have them, and what becomes of their claims.
+"""JWTRule: one issuer whose tokens a workload accepts, where a request may carry them, and what is done with claims.
 
-The fields and the rules of validation are those of Istio's RequestAuthentication. Stricter in what would fail silently
-or open a door there: an inline key set without one key that could be used, keys at a link-local address, and claims in
-headers that say who calls or how a message is framed.
+The fields and the rules of validation are those of Istio's RequestAuthentication. Three things are refused here that
+would fail silently or be dangerous there: an inline key set without a usable key, keys at a link-local or metadata
+address, and claims copied to a header that says who calls or how a message is framed.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2
 _OUTPUT_HEADER = re.compile(r"[-_A-Za-z0-9]+")
 _TAKEN = frozenset({"x-forwarded-client-cert", "host", "connection", "content-length", "te", "trailer"})
 _TAKEN |= {"transfer-encoding", "upgrade", "keep-alive"}
-_METADATA = frozenset({"metadata", "metadata.google.internal"})  # names of addresses that are never dialled for keys
+_METADATA = frozenset({"metadata", "metadata.google.internal"})  # names of metadata services, where no keys are fetched
 
 
 class JWTHeader(NamedTuple):
-    """A header that may hold a token, after a prefix which is literal and has its own space."""
+    """A header that may hold a token after a prefix. The prefix is literal, including a space at its end."""
 
     name: str
     prefix: str = ""
 
 
 class ClaimToHeader(NamedTuple):
-    """A claim, by its dotted path, that the application finds in a header."""
+    """A claim, by its dotted path, that is copied to a header for the application."""
 
     header: str
     claim: str
 
 
 class Places(NamedTuple):
-    """Where a request may have its token."""
+    """Where a request may carry its token."""
 
     headers: tuple[JWTHeader, ...]
     params: tuple[str, ...]
@@ -52,22 +52,23 @@ DEFAULT_PLACES = Places((JWTHeader("Authorization", "Bearer "),), ("access_token
 
 @dataclass(frozen=True, slots=True)
 class JWTRule:
-    """One issuer whose tokens are taken.
+    """One issuer whose tokens are accepted.
 
     Args:
-        issuer: what a token's `iss` must be; empty takes any `iss` that the keys at `jwks_uri` sign for.
-        audiences: a token must be for one of these; none means for anybody.
-        jwks: the issuer's key set as it stands.
-        jwks_uri: where the key set is. Without it and `jwks`, the issuer says where (OpenID Connect Discovery 4).
+        issuer: what a token's `iss` must be; if empty, any `iss` is accepted that a key at `jwks_uri` has signed.
+        audiences: a token must be for one of these; if empty, it may be for anybody.
+        jwks: the issuer's key set itself, as JSON; not with `jwks_uri`.
+        jwks_uri: where the key set is. Without it and `jwks`, the issuer must be an https URL, and its discovery
+            document says where (OpenID Connect Discovery 4).
         from_headers, from_params, from_cookies: where to look for a token; if all are empty, the default places.
         forward_original_token: whether the application gets the token too.
-        output_payload_to_header: the header in which it gets the payload in base64url; empty for none.
-        output_claim_to_headers: claims that it gets in headers.
+        output_payload_to_header: the header in which the application gets the payload, in base64url; empty for none.
+        output_claim_to_headers: claims that the application gets in headers.
         space_delimited_claims: claims to read as a list of words, beside `scope` and `permission`.
-        timeout: how long fetching the key set may take; None for the usual 5 s.
+        timeout: how long fetching the key set may take; None for the default of 5 s.
 
     Raises:
-        ConfigurationError: a rule of the policy is broken.
+        ConfigurationError: a field is not valid, or fields do not fit together.
     """
 
     issuer: str = ""
@@ -99,7 +100,7 @@ class JWTRule:
 
     @property
     def places(self) -> Places:
-        """Where a request may have a token of this issuer; what the rule says replaces the default places."""
+        """Where a request may carry a token of this issuer: the rule's places, or the default ones if it has none."""
         told = Places(self.from_headers, self.from_params, self.from_cookies)
         return told if any(told) else DEFAULT_PLACES
 
@@ -111,14 +112,14 @@ class JWTRule:
 
 
 def parse_key_uri(text: str, what: str) -> SplitResult:
-    """The parts of a URI at which keys are fetched.
+    """The parts of a URI from which keys are fetched.
 
     Args:
         text: the URI.
         what: what it is, for the message of an error.
 
     Raises:
-        ConfigurationError: it is no http or https URI with a host, or leads where no keys may come from.
+        ConfigurationError: it is no http or https URI with a host, or keys are never fetched from there.
     """
     try:
         parts = urlsplit(text)
@@ -146,7 +147,7 @@ def _why_not_there(host: str) -> str:
 
 
 def _check_key_set(text: str) -> None:
-    from istio_auth.jwks import KeySet  # here, so that who has no such rule needs no library for tokens
+    from istio_auth.jwks import KeySet  # not at the top: only rules with a key set need the library for tokens
 
     try:
         keys = KeySet.from_json(text)
@@ -177,10 +178,10 @@ def _check_outputs(rule: JWTRule) -> None:
 
 
 def plain_header(name: str) -> str:
-    """A header's name in the spelling that all its spellings share: frameworks take '_' for '-'."""
+    """A header's name in small letters with '-' for '_', since frameworks make no difference between the two."""
     return name.lower().replace("_", "-")
 
 
 def repeated_header(names: Iterable[str]) -> str:
-    """The first name that comes twice, in whatever spelling; empty if none does."""
+    """A name that occurs twice, in any spelling (see `plain_header`); empty if none does."""
     return next((name for name, count in Counter(map(plain_header, names)).items() if count > 1), "")

@@ -1,8 +1,9 @@
-"""RequestAuthentication: the issuers whose tokens the workloads of a namespace take.
+"""RequestAuthentication: the issuers whose tokens the workloads of a namespace accept.
 
-Istio's policy (`security.istio.io/v1`, and `v1beta1`, which is the same), in its fields and by its rules of validation.
-Unknown fields are refused. A policy is for a workload as in Istio: by namespace, of which the root namespace stands for
-all, and by labels. One with a `targetRef` is for a gateway or waypoint, and so never for a workload's own sidecar.
+Istio's policy (`security.istio.io/v1`, and `v1beta1`, which is the same), with its fields and its rules of validation.
+Unknown fields are refused. As in Istio, the namespace and the labels of a policy decide for which workloads it is; one
+in the root namespace is for all namespaces. A policy with a `targetRef` is for a gateway or waypoint, and so never for
+a workload's own sidecar.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ class RequestAuthentication:
     Args:
         jwt_rules: the issuers.
         name: its name, for people.
-        namespace: the namespace it stands in; empty if it does not say.
-        match_labels: labels of the workloads it is for; none means all of the namespace.
-        target_refs: the gateways, services or waypoints it is for instead.
+        namespace: its namespace; empty if the document does not say, and then it is for every namespace.
+        match_labels: the labels of its workloads; if empty, it is for all workloads of the namespace.
+        target_refs: the gateways, services or waypoints that it is for instead of workloads.
     """
 
     jwt_rules: tuple[JWTRule, ...] = ()
@@ -57,7 +58,7 @@ class RequestAuthentication:
 
 
 class Workload(NamedTuple):
-    """What decides which policies are for a workload."""
+    """A workload, as far as that decides which policies are for it."""
 
     namespace: str
     labels: Mapping[str, str]
@@ -80,10 +81,10 @@ def not_for(workload: Workload, policy: RequestAuthentication) -> str:
 
 
 def parse_request_authentication(document: object) -> RequestAuthentication:
-    """The policy that a parsed document of Kubernetes is.
+    """The policy in a parsed Kubernetes document.
 
     Raises:
-        ConfigurationError: it is none, or breaks a rule; the message has the path of the field.
+        ConfigurationError: it is no such policy, or breaks a rule; the message has the path of the field.
     """
     top = Fields(document)
     version, kind = top.text("apiVersion"), top.text("kind")
@@ -95,7 +96,7 @@ def parse_request_authentication(document: object) -> RequestAuthentication:
     metadata = top.nested("metadata") or Fields({}, "metadata")
     spec = top.nested("spec") or Fields({}, "spec")
     top.end()
-    name, namespace = metadata.text("name"), metadata.text("namespace")  # the rest is of Kubernetes' own use
+    name, namespace = metadata.text("name"), metadata.text("namespace")  # the rest is for Kubernetes' own use
     labels, targets = _scope(spec)
     rules = tuple(_rule(fields) for fields in spec.rows("jwtRules"))
     return spec.make(lambda: RequestAuthentication(rules, name, namespace, labels, targets))

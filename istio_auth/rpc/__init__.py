@@ -1,4 +1,4 @@
-"""What both daemons need of gRPC: the status table, the server factory behind the door, the client channel."""
+"""gRPC for both daemons: the table of statuses, the server behind the door, the client channels."""
 
 import contextvars
 

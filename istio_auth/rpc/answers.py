@@ -1,4 +1,4 @@
-"""What both kinds of channel do alike: their options, and bytes as messages."""
+"""What both kinds of channel have in common: their options, and parsing of answers."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _number = itertools.count()
 
 
 class UnreadableAnswer(MalformedError):
-    """The server answered with bytes that are not the message they should be. Another answer may well be read."""
+    """The server's answer does not parse as the expected message. Another answer may parse."""
 
 
 def channel_options(max_response_bytes: int) -> list[tuple[str, int | str]]:
-    """The options of a channel of our own."""
+    """The options of our channels."""
     return [
         ("grpc.max_receive_message_length", max_response_bytes),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),  # callers have a backoff of their own
         ("grpc.enable_http_proxy", 0),
-        ("istio_auth.channel", next(_number)),  # no two channels share a connection behind our back
+        ("istio_auth.channel", next(_number)),  # unique, or gRPC would let two channels share a connection
     ]
 
 
 def parsed(path: str, response_type: type[Response], data: bytes) -> Response:
-    """The message that a method answered.
+    """The message in an answer.
 
     Raises:
-        UnreadableAnswer: the bytes are none.
+        UnreadableAnswer: the bytes do not parse.
     """
     try:
         return response_type.FromString(data)
@@ -43,6 +43,6 @@ def parsed(path: str, response_type: type[Response], data: bytes) -> Response:
 
 
 def strayed(error: BaseException) -> bool:
-    """Whether this is the end of something that a method waited for, and not of the call: gRPC would say nothing."""
+    """Whether this CancelledError came out of something that was awaited, and the task itself was not cancelled."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling()

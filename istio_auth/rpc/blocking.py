@@ -1,7 +1,8 @@
 """The blocking twin of `Channel`, for threads: calls to one server, with every failure as an `IstioAuthError`.
 
-It survives a fork of the process, in parent and child (see `istio_auth.rpc.forking`): calls that a fork meets end with
-`Interrupted`, and the next one opens a new connection. No error holds on to a call, for gRPC would stay at work then.
+It survives a fork of the process, in parent and child (see `istio_auth.rpc.forking`): calls that are open at a fork end
+with `Interrupted`, and the next call opens a new connection. No error refers to a call, because gRPC would keep its
+threads then.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Interrupted(NotReady):
 
 
 class BlockingChannel:
-    """A client's way to one server, from any thread. A context manager.
+    """A client's channel to one server, usable from any thread. A context manager.
 
     Args:
         target: a gRPC target such as `unix:/run/agent.sock`.
@@ -56,7 +57,7 @@ class BlockingChannel:
         self.release()
 
     def closed_within(self, wait: timedelta) -> bool:
-        """Wait so long, or until the channel is closed; says whether it is."""
+        """Wait this long, or until the channel is closed; return whether it is closed."""
         return self._closed.wait(wait.total_seconds())
 
     def release(self) -> None:
@@ -68,7 +69,7 @@ class BlockingChannel:
             channel.close()
 
     def after_fork(self) -> None:
-        """Called in a forked child: whoever held our locks is not here."""
+        """Called in a forked child, where the thread that held our locks does not exist."""
         was_closed, self._closed = self._closed.is_set(), threading.Event()
         if was_closed:
             self._closed.set()
@@ -88,8 +89,8 @@ class BlockingChannel:
             path: `/package.Service/Method`.
             request: the request.
             response_type: the message that comes back.
-            timeout: the longest time for it.
-            metadata: what goes with the request.
+            timeout: how long the call may take.
+            metadata: the metadata of the request.
 
         Raises:
             IstioAuthError: it failed; `UnknownMethod` if the server does not have the method.
@@ -107,7 +108,7 @@ class BlockingChannel:
             failure = self._failure(path, error, before)
         finally:
             del future
-        raise failure  # out here, or it would hold on to gRPC's own
+        raise failure  # not in the `except`, or it would refer to gRPC's error
 
     def stream(
         self,
@@ -118,14 +119,14 @@ class BlockingChannel:
         first_within: timedelta,
         metadata: _Metadata = (),
     ) -> Generator[Response]:
-        """Call a method with one request and a stream of responses; ends when the server ends it well.
+        """Call a method with one request and a stream of responses; stops when the server ends it without error.
 
         Args:
             path: `/package.Service/Method`.
             request: the request.
             response_type: the messages that come back.
-            first_within: the longest time until the first of them.
-            metadata: what goes with the request.
+            first_within: how long the first of them may take.
+            metadata: the metadata of the request.
 
         Raises:
             IstioAuthError: it failed (see `unary`).
@@ -149,7 +150,7 @@ class BlockingChannel:
         if patience.lost:
             raise NotReady(f"{path} was not answered within {first_within.total_seconds():g} seconds")
         if failure is not None:
-            raise failure  # out here, or it would hold on to gRPC's own
+            raise failure  # not in the `except`, or it would refer to gRPC's error
 
     def _open(self) -> grpc.Channel:
         if self._closed.is_set():
@@ -165,7 +166,7 @@ class BlockingChannel:
 
 
 class _Patience:
-    """Cancels a call after a while, unless it is over before."""
+    """Cancels a call after this time, unless `over` is called before."""
 
     def __init__(self, call: grpc.Call, patience: timedelta) -> None:
         self.lost = False

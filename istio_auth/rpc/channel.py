@@ -1,4 +1,4 @@
-"""The asyncio way to a gRPC server: calls to one server, with every failure as an `IstioAuthError`."""
+"""The asyncio channel to a gRPC server: calls to one server, with every failure as an `IstioAuthError`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Response = TypeVar("Response", bound=Message)
 
 
 class Channel:
-    """A client's way to one server: through a `Portal`, or to a plain Unix target. An async context manager.
+    """A client's channel to one server: through a `Portal`, or to a gRPC target without TLS. An async context manager.
 
     Args:
         way: the portal, or a gRPC target such as `unix:/run/agent.sock`.
@@ -40,7 +40,7 @@ class Channel:
         await self.close()
 
     async def close(self) -> None:
-        """End the connection and the calls on it."""
+        """End the connection and the calls on it; a later call opens a new one."""
         if self._channel is not None:
             await self._channel.close(None)
             self._channel = None
@@ -60,8 +60,8 @@ class Channel:
             path: `/package.Service/Method`.
             request: the request.
             response_type: the message that comes back.
-            timeout: the longest time for it.
-            metadata: what goes with the request.
+            timeout: how long the call may take.
+            metadata: the metadata of the request.
 
         Raises:
             IstioAuthError: it failed; `UnknownMethod` if the server does not have the method.
@@ -84,7 +84,7 @@ class Channel:
         *,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> AsyncGenerator[Response]:
-        """Call a method with a stream both ways; ends when the server ends it well.
+        """Call a method with streams both ways; stops when the server ends its stream without error.
 
         Raises:
             IstioAuthError: it failed (see `unary`).
@@ -104,7 +104,7 @@ class Channel:
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
-            starting()  # for its check alone: this interface does not rest for a fork
+            starting()  # only for its check: gRPC's asyncio interface has no way to stop for a fork
             options = channel_options(self._max_response_bytes)
             if self._portal is not None:
                 options += self._portal.channel_options
@@ -114,7 +114,7 @@ class Channel:
         return self._channel
 
     def _failure(self, path: str, error: grpc.aio.AioRpcError) -> IstioAuthError:
-        """What a failed call means. If the way out was refused, that is the reason, whatever gRPC makes of it."""
+        """The error for a failed call. If the portal did not reach the server, its reason is told and not gRPC's."""
         found = error_of(path, error)
         if isinstance(found, NotReady) and self._portal is not None and self._portal.unreached is not None:
             return NotReady(f"{path}: {self._portal.unreached}")
@@ -122,5 +122,5 @@ class Channel:
 
 
 def _unless_cancelled(path: str, error: asyncio.CancelledError) -> BaseException:
-    """What a closed channel means: gRPC tells its callers that they were cancelled, and they were not."""
+    """The error for a closed channel: gRPC raises CancelledError in its callers, although nobody cancelled them."""
     return NotReady(f"{path}: the channel was closed") if strayed(error) else error

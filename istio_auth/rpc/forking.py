@@ -1,9 +1,10 @@
-"""Forks, and gRPC's blocking interface: a fork finds gRPC at rest, or the child may not use it.
+"""Forks, and gRPC's blocking interface: gRPC is stopped before a fork, or else the child may not use it.
 
-gRPC does not survive a fork that hits it at work: the child hangs in its locks or crashes, in spite of
-`GRPC_ENABLE_FORK_SUPPORT`. But with its last channel gone it ends all of its threads, and then a fork is harmless to
-both. So before a fork every user that is registered here drops what it has of gRPC, and waits until the fork is over.
-Where others in the process keep gRPC at work, the child is told so at its first use of ours.
+gRPC does not survive a fork while its threads run: the child hangs in its locks or crashes, in spite of
+`GRPC_ENABLE_FORK_SUPPORT`. But when its last channel is gone, gRPC ends all of its threads, and then a fork harms
+neither parent nor child. So before a fork every user that is registered here drops its channels and calls, and nobody
+starts new ones until the fork is over. If other code in the process keeps gRPC running, the child gets `Forked` when
+it first uses gRPC through us.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from istio_auth.errors import NotReady
 
 _PATIENCE = 1.0  # seconds; gRPC ends its threads within milliseconds of its last channel
 _TASKS = Path("/proc/self/task")
-# How gRPC names its threads, as far as the kernel tells: 15 characters.
+# How the names of gRPC's threads begin; the kernel keeps 15 characters of a name.
 _NAMES = ("event_engine", "grpc_", "lifeguard", "default-execut", "resolver-execu")
 
 
 class Forked(NotReady):
-    """This process was forked while gRPC was at work in its parent, and so can not use it."""
+    """This process was forked while gRPC ran in its parent, and so can not use gRPC."""
 
 
 class User(Protocol):
-    """Somebody who uses gRPC's blocking interface."""
+    """An object that uses gRPC's blocking interface."""
 
     def release(self) -> None:
-        """Drop every channel and call; whoever waits for one hears of it."""
+        """Drop every channel and call; those who wait for a call get an error."""
         ...
 
     def after_fork(self) -> None:
@@ -40,7 +41,7 @@ class User(Protocol):
 
 
 class _Gate:
-    """Who starts something of gRPC's holds this for that moment; a fork holds it throughout."""
+    """Its lock is held for the moment in which a gRPC object is started or dropped, and for a whole fork."""
 
     def __init__(self) -> None:
         self.users: weakref.WeakSet[User] = weakref.WeakSet()
@@ -73,7 +74,7 @@ os.register_at_fork(before=_gate.before, after_in_parent=_gate.after_in_parent, 
 
 
 def grpc_at_work() -> bool:
-    """Whether gRPC has threads in this process now; where the kernel does not tell, it is taken to have none."""
+    """Whether gRPC has threads in this process now; False if the system has no /proc to tell."""
     if not _TASKS.is_dir():
         return False
     for task in _TASKS.iterdir():
@@ -87,12 +88,12 @@ def grpc_at_work() -> bool:
 
 
 def tell_of_forks(user: User) -> None:
-    """From now on this user is told, for as long as it lives."""
+    """Tell this user of forks from now on, for as long as it lives."""
     _gate.users.add(user)
 
 
 def starting() -> threading.RLock:
-    """A lock to hold while something of gRPC's is started, so that no fork comes in between.
+    """A lock to hold while a channel or call of gRPC is started, so that no fork happens meanwhile.
 
     Raises:
         Forked: gRPC can not be used in this process.
@@ -106,5 +107,5 @@ def starting() -> threading.RLock:
 
 
 def dropping() -> threading.RLock:
-    """A lock to hold while something of gRPC's is put out of reach."""
+    """A lock to hold while a channel of gRPC is dropped."""
     return _gate.lock

@@ -1,4 +1,4 @@
-"""What a service is made of: methods over messages, each with its bound, told who calls."""
+"""What a service is made of: its methods, each with its messages and its bound, and the caller of each call."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ StreamFunction: TypeAlias = Callable[[AsyncIterator[Message], "Call"], AsyncGene
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call, beside its request.
+    """What is known of one call beside its request.
 
     Args:
         caller: who calls, as the door learned it.
-        metadata: what came with the call, names in lower case; a name may occur several times. Values of names that
-            end in `-bin` are not in it.
+        metadata: the metadata of the call, by name in lower case; a name may have several values. Binary values, whose
+            names end in `-bin`, are left out.
         request_id: names this call in logs and in errors.
-        time_remaining: seconds until the caller gives up, when the call began; None if it does not say.
+        time_remaining: the seconds that were left until the caller's deadline when the call began; None if it has none.
     """
 
     caller: Caller

@@ -1,9 +1,10 @@
 """The only place where gRPC servers are made: one behind a door, with bounds, deadlines and one table of errors.
 
 Requests are parsed here and not by gRPC, so that malformed and oversized ones are refused like everything else. An
-`IstioAuthError` becomes its status with its public text; any other exception becomes INTERNAL, its text stays in the
-log, and the caller gets the id of the request to ask about. Every refusal is logged, save that a caller who is refused
-because we are too busy has one warning a minute: a log must not grow by what overloads us.
+`IstioAuthError` becomes its status with its public text. Any other exception becomes INTERNAL: its text stays in the
+log, and the caller gets the id of the request, to ask about it. Every refusal is logged. But when we are too busy, a
+caller has one warning a minute, so that overload does not fill the log; its other refusals, and those of a server that
+is stopping, are logged at level DEBUG.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = ["Call", "Limits", "Method", "RpcServer", "Service"]
 
 _log = logging.getLogger(__name__)
 
-_MOMENT = 0.1  # seconds; in less, a busy machine may not get from one waiting call to the next
+_MOMENT = 0.1  # seconds; on a busy machine the next waiting call may take nearly so long to begin
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 Guard: TypeAlias = Callable[[Call], contextlib.AbstractAsyncContextManager[Callable[[], None]]]
@@ -41,20 +42,20 @@ Guard: TypeAlias = Callable[[Call], contextlib.AbstractAsyncContextManager[Calla
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a server takes on.
+    """How much work a server takes.
 
     Args:
         in_flight: unary calls being answered at once; more are refused with a retry hint.
         streams: streams open at once, over all connections.
         streams_per_connection: calls of any kind at once on one connection.
         request_bytes: the largest request, unless a method says otherwise.
-        deadline: the longest time for a unary call, whatever the caller allows.
-        retry_after: the hint to callers that came at the wrong time.
-        connection_age: after about this long a connection is asked to come again.
-        connection_grace: how long calls on it may then still take.
-        keepalive: after this long without a sign of life a caller is asked for one.
-        keepalive_timeout: how long it may take to give it.
-        min_ping_interval: callers that ask more often than this without need are sent away.
+        deadline: the longest time for a unary call, even if the caller allows more.
+        retry_after: when callers that are refused for now shall try again.
+        connection_age: the age, roughly, at which a caller is told to open a new connection.
+        connection_grace: how long calls on the old connection may then still take.
+        keepalive: after this long without a byte from the caller it is sent a ping.
+        keepalive_timeout: how long it may take to answer the ping.
+        min_ping_interval: connections of callers that send pings more often than this, without need, are closed.
         first_word: a connection that has not begun to speak HTTP/2 after this long is closed.
     """
 
@@ -73,11 +74,11 @@ class Limits:
 
 
 class _Stopping(NotReady):
-    """The server is stopping, of which there is a line already: not one more for each caller."""
+    """The server is stopping. The log has a line about that already, so refused callers get none."""
 
 
 class _Busy(Exhausted):
-    """More is asked of the server than it takes on at once, by this caller and others."""
+    """This caller and others ask for more than the server takes at once."""
 
 
 class RpcServer:
@@ -86,10 +87,12 @@ class RpcServer:
     Args:
         door: knows who calls, and names the private socket to listen on.
         services: what it answers.
-        limits: how much it takes on.
-        on_call: told of each answered call: its path, the code of its error or None, and the seconds it took.
-        guard: entered for as long as a call is open; what it gives is called before each request on a stream is looked
-            at. Both raise to refuse, and log that themselves if the reason is that somebody asks too much.
+        limits: how much work it takes.
+        on_call: called for each call that was answered, with its path, the code of its error or None, and the seconds
+            it took.
+        guard: makes a context manager that is entered while a call is open. The function that it yields is called
+            before each request on a stream is read. Both raise to refuse; if the reason is `Exhausted`, they must log
+            it themselves.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class RpcServer:
             self._server = None
 
     async def _quiet(self, *, until: float) -> None:
-        """Wait until nobody is answered and nobody has come for a moment: gRPC cancels whom it finds waiting."""
+        """Wait until no call is open and none has begun for a moment: gRPC would cancel calls that wait to begin."""
         seen = -1
         while (self._in_flight or self._streams or seen != self._begun) and time.monotonic() < until:
             seen = self._begun
@@ -161,7 +164,7 @@ class RpcServer:
                 raise MalformedError("the request does not parse", public="the request does not parse") from error
 
         async def each_parsed(requests: AsyncIterator[bytes], spend: Callable[[], None]) -> AsyncIterator[Message]:
-            async for data in requests:  # begun only by who reads: gRPC complains of an iterator that nobody used
+            async for data in requests:  # started only if the method reads: gRPC complains of an unused iterator
                 spend()
                 yield parsed(data)
 
@@ -225,7 +228,7 @@ class RpcServer:
 
         Raises:
             NotReady: the server is stopping.
-            NotAuthenticated: it did not come through the door.
+            NotAuthenticated: the call did not come through the door.
         """
         self._begun += 1
         if self._stopping:
@@ -238,20 +241,20 @@ class RpcServer:
         )
 
     def log_level(self, error: IstioAuthError, caller: str) -> int:
-        """How loud a refusal is."""
+        """The log level of a refusal."""
         if isinstance(error, _Busy):
             return logging.WARNING if self._busy_lines.allows(caller) else logging.DEBUG
         told_already = isinstance(error, _Stopping) or (error.code is Code.EXHAUSTED and self.guard is not None)
         return logging.DEBUG if told_already else logging.INFO
 
     def done(self, path: str, code: Code | None, seconds: float) -> None:
-        """Tell whoever counts calls."""
+        """Report an answered call to `on_call`."""
         if self._on_call is not None:
             self._on_call(path, code, seconds)
 
 
 class _Answer:
-    """One call from its first to its last moment: its id, its error as a status, its count."""
+    """One call from its beginning to its end: gives it an id, turns its error into a status, and counts it."""
 
     def __init__(self, server: RpcServer, path: str, context: _Context) -> None:
         self._server = server
@@ -322,7 +325,7 @@ def _options(limits: Limits, largest_request: int) -> list[tuple[str, int]]:
         return int(duration.total_seconds() * 1000)
 
     return [
-        ("grpc.max_receive_message_length", largest_request + 1024),  # beyond that, gRPC refuses without our words
+        ("grpc.max_receive_message_length", largest_request + 1024),  # gRPC refuses more, without our words
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
         ("grpc.max_connection_age_ms", milliseconds(limits.connection_age)),
         ("grpc.max_connection_age_grace_ms", milliseconds(limits.connection_grace)),

@@ -59,7 +59,7 @@ _ERRORS: Mapping[grpc.StatusCode, type[IstioAuthError]] = MappingProxyType(
 
 
 def retry_metadata(error: IstioAuthError) -> tuple[tuple[str, str], ...]:
-    """The trailing metadata that tells a caller when to come again; empty if the error does not say."""
+    """The trailing metadata that tells a caller when to try again; empty if the error does not say."""
     if error.retry_after is None:
         return ()
     return ((_RETRY_AFTER, str(int(error.retry_after.total_seconds() * 1000))),)
@@ -77,12 +77,12 @@ class Failure(Protocol):
         ...
 
     def trailing_metadata(self) -> object:
-        """What came with it: pairs of a name and a value, or nothing."""
+        """The trailing metadata: pairs of a name and a value, or None."""
         ...
 
 
 def error_of(method: str, error: Failure) -> IstioAuthError:
-    """The error that a failed call means to its caller.
+    """The error of ours for a failed call.
 
     Args:
         method: the path of the method, for the message.

@@ -1,1 +1,1 @@
-"""Where SVIDs and bundles come from: one module for each kind of `X509Source`."""
+"""Where SVIDs and bundles come from: one module for each kind of source, and their common parts."""

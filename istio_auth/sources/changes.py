@@ -16,10 +16,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Changes:
-    """Tells of each change whoever waits for one. From any thread.
+    """Tells threads, event loops and subscribers of each change. Usable from any thread.
 
     Args:
-        origin: of what, as messages say it: `the files in /etc/certs`.
+        origin: what changes, as messages name it: `the files in /etc/certs`.
     """
 
     def __init__(self, origin: str) -> None:
@@ -29,17 +29,17 @@ class Changes:
 
     @contextmanager
     def alone(self) -> Generator[None]:
-        """Make a change in here, one at a time; whoever waits sees it afterwards."""
+        """Make a change inside this block, one at a time; those who wait see it afterwards."""
         with self._condition:
             yield
             self._condition.notify_all()
 
     def tell(self) -> None:
-        """Call the subscribers; after the change, not in it."""
+        """Call the subscribers; to be called after the `alone` block, not in it."""
         self._subscribers.tell()
 
     def subscribe(self, changed: Callable[[], object]) -> Callable[[], None]:
-        """Call `changed`, on whichever thread makes the change, after each; what it raises is logged.
+        """Call `changed` after each change, on the thread that made it; what it raises is logged.
 
         Returns:
             a function that ends the subscription.
@@ -48,18 +48,18 @@ class Changes:
         def guarded() -> None:
             try:
                 changed()
-            except Exception:  # noqa: BLE001  # whatever it is, it must not stop who makes the change
+            except Exception:  # noqa: BLE001  # whatever it is, it must not stop the thread that makes the change
                 _LOG.exception("a subscriber of %s failed", self._origin)
 
         return self._subscribers.add(guarded)
 
     def wait(self, until: Callable[[], bool], timeout: timedelta) -> None:
-        """Block until a change makes this true, or for so long."""
+        """Block until this is true, or the time is over; it is asked again after each change."""
         with self._condition:
             self._condition.wait_for(until, timeout.total_seconds())
 
     async def wait_async(self, until: Callable[[], bool], timeout: timedelta) -> None:  # noqa: ASYNC109  # as `wait`
-        """Wait until a change makes this true, or for so long."""
+        """Wait until this is true, or the time is over; it is asked again after each change."""
         with self.heard() as changed, suppress(TimeoutError):
             async with asyncio.timeout(timeout.total_seconds()):
                 while not until():
@@ -68,7 +68,7 @@ class Changes:
 
     @contextmanager
     def heard(self) -> Generator[asyncio.Event]:
-        """An event of the running loop that each change sets, on whichever thread it is made."""
+        """An event of the running loop that each change sets, whichever thread made it."""
         loop, changed, process = asyncio.get_running_loop(), asyncio.Event(), os.getpid()
 
         def tell() -> None:
@@ -84,6 +84,6 @@ class Changes:
             end()
 
     def after_fork(self) -> None:
-        """In a forked child: whoever held our locks is not here."""
+        """Called in a forked child, where the thread that held our locks does not exist."""
         self._condition = threading.Condition()
         self._subscribers.after_fork()

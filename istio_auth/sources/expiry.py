@@ -1,7 +1,7 @@
-"""Which SVIDs must be spoken of because they end: late in the last fifth of their life, and ended. Arithmetic alone.
+"""When the log must warn of SVIDs: at the last fifth of their life ("late"), and at their end. Arithmetic alone.
 
-Renewal is due at about half the life (`istio_auth.rotation`): an SVID that is still there with a fifth left means that
-several attempts have failed, and there is time left to mend it.
+Renewal is due at about half the life (`istio_auth.rotation`). If an SVID is still in use with a fifth of its life left,
+several attempts have failed, and there is still time to mend it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ LATE = 0.2  # of the lifetime
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """That something is to be said of an SVID, once.
+    """One warning about an SVID, to be logged once.
 
     Args:
-        at: from when on.
-        svid: of which.
-        ended: whether its life is over then, or only late.
+        at: when it is due.
+        svid: the SVID.
+        ended: whether it says that the SVID has ended, or only that it was not renewed in time.
     """
 
     at: datetime
@@ -35,12 +35,12 @@ Notices: TypeAlias = tuple[Notice, ...]
 
 
 def notices(svids: Iterable[X509SVID], before: Iterable[X509SVID] = (), pending: Notices = ()) -> Notices:
-    """What is to be said of these SVIDs, the earliest first.
+    """The warnings about these SVIDs, the earliest first.
 
     Args:
-        svids: that are held now.
-        before: that were held; nothing is said anew of one that stays.
-        pending: what is still to be said of those.
+        svids: the SVIDs that are held now.
+        before: the SVIDs that were held; for one that is still held no new warnings are made.
+        pending: the warnings about `before` that are not logged yet.
     """
     held, known = {svid.leaf: svid for svid in svids}, {svid.leaf for svid in before}
     kept = [notice for notice in pending if notice.svid.leaf in held]
@@ -49,7 +49,7 @@ def notices(svids: Iterable[X509SVID], before: Iterable[X509SVID] = (), pending:
 
 
 def due(pending: Notices, now: datetime) -> tuple[Notices, Notices]:
-    """What is to be said now, and what later. Of an SVID that has ended it is not said that it was late."""
+    """The warnings that are due now, and the later ones. If an SVID has ended, its warning of being late is dropped."""
     said = [notice for notice in pending if notice.at <= now]
     ended = {notice.svid.leaf for notice in said if notice.ended}
     return tuple(n for n in said if n.ended or n.svid.leaf not in ended), pending[len(said) :]

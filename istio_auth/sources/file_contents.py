@@ -1,4 +1,4 @@
-"""From what files held to an SVID and bundles: pure, and with errors that name the file."""
+"""Makes an SVID and bundles of the contents of files: without I/O, and with errors that name the file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Contents: TypeAlias = Mapping[Path, Content]
 
 
 def svid_in(files: SVIDFiles, contents: Contents, now: datetime) -> X509SVID:
-    """The SVID that the chain and the key make.
+    """The SVID of the chain and the key in these files.
 
     Raises:
-        IstioAuthError: a file could not be read, says something else, does not match the other, or the SVID has ended.
+        IstioAuthError: a file could not be read or is malformed, chain and key do not match, or the SVID has ended.
     """
     if files.chain == files.key:
         with _about(files.key):
@@ -44,10 +44,10 @@ def svid_in(files: SVIDFiles, contents: Contents, now: datetime) -> X509SVID:
 
 
 def roots_in(path: Path, contents: Contents, trust_domain: TrustDomain) -> TrustBundle:
-    """The bundle that a file of CA certificates makes.
+    """The bundle in a file of CA certificates.
 
     Raises:
-        IstioAuthError: the file could not be read, or says something else.
+        IstioAuthError: the file could not be read, or is malformed.
     """
     with _about(path):
         return TrustBundle.from_pem(trust_domain, _bytes(contents[path]))
@@ -60,7 +60,7 @@ class BundleFile:
     Args:
         path: where it is.
         limit: how many bytes it may have.
-        parse: what its bytes say.
+        parse: makes bundles of its bytes.
     """
 
     path: Path
@@ -78,11 +78,11 @@ class BundleFile:
         return cls(path, _MAX_BUNDLE_MAP_BYTES, _of_map)
 
     def bundles(self, contents: Contents) -> tuple[TrustBundle, ...]:
-        """What it says.
+        """The bundles in the file.
 
         Raises:
             MissingError: there is no such file.
-            IstioAuthError: it could not be read, or says something else.
+            IstioAuthError: it could not be read, or is malformed.
         """
         with _about(self.path):
             return self.parse(_bytes(contents[self.path]))
@@ -104,7 +104,7 @@ def _bytes(content: Content) -> bytes:
 
 @contextmanager
 def _about(*paths: Path) -> Generator[None]:
-    """Let an error of the content tell whose content; one of the reading does so by itself."""
+    """Put the paths before an error about the content; an error of reading names its path already."""
     try:
         yield
     except ConfigurationError:

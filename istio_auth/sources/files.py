@@ -1,9 +1,10 @@
-"""FileSource: an SVID and its roots from files that somebody else writes and rotates.
+"""FileSource: an SVID and its roots from files that another program writes and rotates.
 
-Key and certificate are taken together when they match, and with the roots as one whole; until then the last good
-snapshot stays. One thread looks at the files, and a change counts when two looks agree, because a writer may be in the
-middle of it; files that are swapped as one whole count at once. A bundle of another trust domain that can not be read
-keeps its last good content and holds up nothing else; one whose file was removed is not trusted any more.
+Key, certificates and roots are taken together as one snapshot, once key and certificate match; until then the last good
+snapshot stays. One thread looks at the files. A change counts when two looks see the same, because a writer may be in
+the middle of its work; files that are swapped all at once count immediately. If a bundle of another trust domain can
+not be read, its last good content stays, and nothing else is delayed; if its file was removed, that trust domain is not
+trusted any more.
 """
 
 from __future__ import annotations
@@ -39,27 +40,27 @@ from istio_auth.x509_source import X509Context
 
 _LOG = logging.getLogger(__name__)
 _SETTLE = 0.1  # seconds from a look that saw a change to the next
-_PAUSE = 5.0  # seconds after a look that failed in a way that nobody thought of
-_JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber keeps it
+_PAUSE = 5.0  # seconds after a look that failed with an unexpected error
+_JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber blocks it
 _REMEDY = "see whether whoever writes them still does, and whether this process may read them"
 
 
 class FileSource(Source):
-    """Follows an SVID in files. Opening it reads them once; what is not there or not good yet is waited for.
+    """Follows an SVID in files. Opening it reads them once and does not wait: see `wait_until_ready` and `ready`.
 
     Args:
         place: a folder with one of the layouts that `SVIDLayout` names, or the files themselves.
-        layout: the names of the files in the folder; by default found out from what is there.
+        layout: the names of the files in the folder; by default the known layout of which most files are there.
         roots: where the roots are, if they are not in the folder.
-        trust_domain: for whom the roots vouch; by default the SVID's own trust domain.
+        trust_domain: the trust domain of the roots; by default the SVID's own.
         federated: bundles of other trust domains, each a file of CA certificates in PEM.
-        bundle_map: a file with bundles of several trust domains, as a SPIFFE bundle map in JSON; it says nothing of a
-            trust domain that has a file of its own.
+        bundle_map: a file with bundles of several trust domains, as a SPIFFE bundle map in JSON. For a trust domain
+            that also has a file of its own in `federated`, that file counts, if it was ever read.
         interval: how often the files are looked at.
         clock: tells when an SVID has ended; the machine's by default.
 
     Raises:
-        ConfigurationError: a setting makes no sense.
+        ConfigurationError: the interval is not positive, or files were given together with a layout or roots.
     """
 
     _thread: threading.Thread | None = None
@@ -94,7 +95,7 @@ class FileSource(Source):
         self._seen: Marks = ()  # at the last look
         self._taken: Marks = ()  # at the last look that agreed with the one before it
         self._exposed: set[Path] = set()
-        self._ending: SimpleQueue[None] = SimpleQueue()  # a garbage collection may put into it, amid anything
+        self._ending: SimpleQueue[None] = SimpleQueue()  # garbage collection may put into it, at any moment
         self.reload()
         self._start(_SETTLE)
 
@@ -102,7 +103,7 @@ class FileSource(Source):
         """Read the files now, even if they changed a moment ago.
 
         Returns:
-            how the source is after it; what is wrong with the files is its trouble.
+            the status after that; its `trouble` says what is wrong with the files.
         """
         with self._reading:
             files = self._files()
@@ -181,7 +182,7 @@ class FileSource(Source):
                 self._kept[file] = file.bundles(contents)
             except IstioAuthError as error:
                 troubles.append(str(error))
-                # Only a folder that is there can tell that a file was removed.
+                # Only if its folder is there is a missing file one that was removed.
                 if isinstance(error, MissingError) and file.path.parent.is_dir():
                     self._kept.pop(file, None)
         return ConfigurationError("; ".join(troubles)) if troubles else None

@@ -1,7 +1,8 @@
-"""Followed: what every source does alike, whatever it holds: one state, replaced whole, to wait for and to follow.
+"""Followed: the base of all sources, whatever they hold: one state, replaced whole, to wait for and to follow.
 
-Whoever fills it replaces the state, from any thread; everybody else reads one reference. A forked child has the
-state, but none of the threads and none of the locks' holders: it mends that at its first use there.
+The code that fills a source replaces the state, from any thread; everybody else reads one reference. A forked child
+has the state, but not the threads, and its locks may be held by threads that do not exist there: so the locks are made
+anew at the fork, and the threads at the first use of the source.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ _LOG = logging.getLogger(__name__)
 
 
 class FollowedState(Protocol):
-    """What a source holds and how it is, as one immutable value."""
+    """What a source holds, and whether it works, as one immutable value."""
 
     @property
     def held(self) -> object | None:
-        """What is held, the same object until it is replaced; None while nothing is."""
+        """What is held: the same object until it is replaced; None while there is nothing."""
         ...
 
     @property
     def trouble(self) -> str | None:
-        """What is wrong and not over."""
+        """What is wrong at present; None if nothing is."""
         ...
 
     @property
@@ -61,7 +62,7 @@ class Followed(ABC, Generic[_State]):
         _ALL.add(self)
 
     def subscribe(self, changed: Callable[[], object]) -> Callable[[], None]:
-        """Call `changed`, on whichever thread makes the change, after each change; what it raises is logged.
+        """Call `changed` after each change, on the thread that made it; what it raises is logged.
 
         Returns:
             a function that ends the subscription.
@@ -73,21 +74,21 @@ class Followed(ABC, Generic[_State]):
         """Block until there is something to serve. Not for an event loop: see `ready`.
 
         Raises:
-            NotReady: there is nothing after this time, or the source is closed; says why, and what to do.
+            NotReady: there is nothing after this time, or the source is closed. The message says why, and what to do.
         """
         self._use()
         self._changes.wait(self._decided, timeout)
         self._refuse_unready(timeout)
 
     async def ready(self, timeout: timedelta) -> None:  # noqa: ASYNC109  # the same signature as wait_until_ready
-        """Wait until there is something to serve (see `wait_until_ready`)."""
+        """Wait, without blocking the event loop, until there is something to serve (see `wait_until_ready`)."""
         self._use()
         await self._changes.wait_async(self._decided, timeout)
         self._refuse_unready(timeout)
 
     @abstractmethod
     def close(self) -> None:
-        """Serve nothing any more, and end who waits. For good; more than once does nothing."""
+        """Serve nothing any more, for good; those who wait get an error. May be called again."""
 
     def __enter__(self) -> Self:
         return self
@@ -116,15 +117,15 @@ class Followed(ABC, Generic[_State]):
         """Why there is nothing to serve, and what to do."""
 
     def _resume(self) -> None:
-        """Called in a forked child at the first use there: start again what a thread did. Does nothing by default."""
+        """Called in a forked child at the first use there: start the threads again. Does nothing by default."""
 
     def _after_fork(self) -> None:
-        """Called in a forked child, whose only thread is the one that forked: whoever held our locks is not here."""
+        """Called in a forked child, where the thread that held our locks may not exist: only the forking one does."""
         self._changes.after_fork()
         self._forked = True
 
     def _use(self) -> _State:
-        """The present state, for somebody who uses the source."""
+        """The present state. To be called at each use of the source: it resumes the source in a forked child."""
         if self._forked:
             with self._changes.alone():
                 first, self._forked = self._forked, False
@@ -133,7 +134,7 @@ class Followed(ABC, Generic[_State]):
         return self._state
 
     def _replace(self, change: Callable[[_State], _State]) -> None:
-        """Put another state in the place of the present one, and tell of it."""
+        """Replace the present state, unless the source is closed; tell the subscribers if what is held has changed."""
         with self._changes.alone():
             old = self._state
             if old.closed:

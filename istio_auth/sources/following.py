@@ -1,4 +1,4 @@
-"""Following: one thread that hands what the Workload API tells to a source, while somebody holds the source."""
+"""Following: one thread that passes what the Workload API sends to a source, for as long as the source exists."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from istio_auth.workload_api.blocking import BlockingWorkloadAPIClient
 _Value = TypeVar("_Value")
 
 _LOG = logging.getLogger(__name__)
-_PAUSE = timedelta(seconds=5)  # after something that nobody thought of
-_JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber keeps it
+_PAUSE = timedelta(seconds=5)  # after an unexpected error
+_JOIN = 5.0  # seconds; the thread ends at once, unless a subscriber blocks it
 
 
 class Following(Generic[_Value]):
-    """Follows one stream until the client is closed, or there is no point in going on.
+    """Follows one stream until the client is closed, or another attempt can not help.
 
     Args:
-        source: for whom; once it is gone, the client is closed.
-        client: whose stream it is.
-        watch: opens the stream; takes a function that is told of each failure.
-        take: a method of the source, which takes each value.
-        failed: a method of the source, which is told of each failure.
+        source: the source; when it is garbage collected, the client is closed.
+        client: the client of the stream.
+        watch: opens the stream; takes a function to call with each failure.
+        take: a method of the source, called with each value.
+        failed: a method of the source, called with each failure.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class Following(Generic[_Value]):
     ) -> None:
         self._client = client
         self._watch = watch
-        # It is garbage by then, which is collected on any thread, in the middle of anything, whatever locks that holds.
+        # Garbage is collected on any thread, in the middle of anything, with any locks held: so another thread closes.
         self._finalizer = weakref.finalize(source, _thread.start_new_thread, client.close, ())
         self._finalizer.atexit = False
-        # A source that nobody else holds must go, in spite of its thread.
+        # A source to which nobody else refers must be collected, in spite of its thread.
         self._take: weakref.WeakMethod[Callable[[_Value], None]] = weakref.WeakMethod(take)
         self._failed: weakref.WeakMethod[Callable[[Exception], None]] = weakref.WeakMethod(failed)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin; in a forked child, begin again, or tell at once that this can not be."""
+        """Begin; in a forked child, begin again, or tell the source at once that gRPC can not be used there."""
         try:
             starting()
         except Forked as error:

@@ -1,10 +1,10 @@
 """JWTSource: JWT-SVIDs and JWT bundles from the SPIFFE Workload API, for as long as the process lives.
 
 JWT-SVIDs are fetched when they are asked for, and kept until half their life (see `jwt_cache`). Bundles are followed
-by one thread: what the API says replaces everything that was held (WA-04, WA-05). Said that there is no identity here
-(any more), nothing is served from that moment, tokens included (WA-14); while nobody answers, or answers nonsense, the
-last good bundles stay. When the keys of a trust domain change, its tokens are asked for again. In a forked child the
-source starts anew at its first use there.
+by one thread: an answer of the API replaces everything that was held (WA-04, WA-05). If the API says that this workload
+has no identity (any more), nothing is served from that moment, not even tokens that are on hand (WA-14). If it does not
+answer, or its answer breaks the standard, the last good bundles stay. When the keys of a trust domain change, its
+tokens are fetched again at their next use. In a forked child the source starts again at its first use there.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _REMEDY = "see whether the agent runs, its socket is there for this process, and
 
 @dataclass(frozen=True, slots=True)
 class JWTSourceStatus:
-    """How a `JWTSource` is at one moment.
+    """The status of a `JWTSource` at one moment.
 
     Args:
         ready: whether it has bundles to validate with.
         age: how long the present bundles have been held; None while none are.
-        trouble: what is wrong and not over; None if all is well.
-        updates: how often other bundles came, the first included.
+        trouble: what is wrong at present; None if nothing is.
+        updates: how often new bundles came, including the first.
     """
 
     ready: bool
@@ -58,12 +58,12 @@ class _State:
 
     @property
     def held(self) -> JWTBundleSet | None:
-        """The bundles, as every source calls what it holds."""
+        """The bundles, under the name that all sources use."""
         return self.bundles
 
 
 class JWTSource(Followed[_State]):
-    """Fetches JWT-SVIDs and validates those of others. A `JWTBundleSource`; from any thread and any event loop.
+    """Fetches JWT-SVIDs and validates those of others. A `JWTBundleSource`; usable from any thread and event loop.
 
     Opening it waits for nothing: see `wait_until_ready` and `ready`, which wait for the bundles.
 
@@ -74,7 +74,7 @@ class JWTSource(Followed[_State]):
         clock: tells when a token is valid; the machine's by default.
 
     Raises:
-        ConfigurationError: the address is none, or nobody says it.
+        ConfigurationError: the address is malformed, or there is none.
     """
 
     def __init__(self, address: str | None = None, *, timeout: timedelta = TIMEOUT, clock: Clock | None = None) -> None:
@@ -90,15 +90,15 @@ class JWTSource(Followed[_State]):
         """A JWT-SVID of this workload, blocking while it is fetched. Not for an event loop: see `fetch_async`.
 
         Args:
-            audiences: for whom it is; at least one, best exactly one.
-            spiffe_id: of which identity; by default the first.
-            hint: of the identity with this hint, if not empty.
+            audiences: whom the token is for; at least one, best exactly one.
+            spiffe_id: the identity; by default the first one of this workload.
+            hint: if not empty, the hint of the identity.
 
         Raises:
             ConfigurationError: no audience was named.
             NotAuthorized: the workload has no identity, or not this one.
             MissingError: no identity has this hint.
-            NotReady: there is none on hand that is valid, and there was no answer.
+            NotReady: no valid one is on hand, and the API did not answer; or the source is closed.
             IstioAuthError: anything else.
         """
         self._use()
@@ -110,7 +110,7 @@ class JWTSource(Followed[_State]):
         return await self._cache.get_async(Wanted(tuple(sorted(set(audiences))), spiffe_id, hint))
 
     def validate(self, token: str, audience: str) -> JWTSVID:
-        """The JWT-SVID that somebody showed us, once it is proven.
+        """Validate a JWT-SVID that somebody showed us.
 
         Args:
             token: the token.
@@ -118,6 +118,7 @@ class JWTSource(Followed[_State]):
 
         Raises:
             TokenRefused: it proves nothing; `fault` says why.
+            ConfigurationError: the audience is empty.
             IstioAuthError: there are no bundles to validate with (see `bundles`).
         """
         return validate_jwt_svid(token, self.bundles(), audience=audience, now=self._clock.now())
@@ -126,7 +127,7 @@ class JWTSource(Followed[_State]):
         """The present bundles, as one snapshot; cheap, callable from any thread.
 
         Raises:
-            NotReady: none have arrived yet, or the source is closed.
+            NotReady: none have arrived yet, the source is closed, or this is a forked child that can not use gRPC.
             NotAuthorized: the Workload API says that this workload has no identity.
         """
         state = self._use()
@@ -143,13 +144,13 @@ class JWTSource(Followed[_State]):
         return self.bundles().bundle(trust_domain)
 
     def status(self) -> JWTSourceStatus:
-        """How the source is now; cheap, callable from any thread."""
+        """The present status of the source; cheap, callable from any thread."""
         state = self._use()
         age = None if state.since is None else max(self._clock.now() - state.since, timedelta())
         return JWTSourceStatus(state.bundles is not None, age, state.trouble, state.updates)
 
     def close(self) -> None:
-        """Serve nothing any more, and end who waits. For good; more than once does nothing."""
+        """Serve nothing any more, for good; those who wait get an error. May be called again."""
         self._replace(lambda state: _State(updates=state.updates, closed=True))
         self._cache.forget()
         self._following.stop()
@@ -165,7 +166,7 @@ class JWTSource(Followed[_State]):
     def _take(self, bundles: JWTBundleSet) -> None:
         before, now = self._state.bundles, self._clock.now()
         if before is None or _by_trust_domain(before) != _by_trust_domain(bundles):
-            # First the tokens: who has seen the new bundles must not get an old one.
+            # First the tokens: a caller that has seen the new bundles must not get a token of before.
             if changed := changed_between(before or JWTBundleSet(), bundles):
                 self._cache.renew(changed)
             self._replace(lambda state: _State(bundles, now, updates=state.updates + 1))
@@ -173,8 +174,8 @@ class JWTSource(Followed[_State]):
             self._replace(lambda state: replace(state, trouble=None))
 
     def _failed(self, error: Exception) -> None:
-        if isinstance(error, NotAuthorized | Forked):  # in a child that can not follow, nothing would be replaced
-            # A new one, for the old one's traceback would keep alive whatever it passed through.
+        if isinstance(error, NotAuthorized | Forked):  # a forked child would never replace what it holds
+            # A new error: the traceback of the old one would keep objects alive.
             refused = f"the Workload API knows no identity of this workload: {error}"
             reason = Forked(str(error)) if isinstance(error, Forked) else NotAuthorized(refused)
             self._cache.forget()
@@ -208,7 +209,7 @@ def _ask(client: BlockingWorkloadAPIClient, wanted: Wanted) -> JWTSVID:
 
 
 def changed_between(before: JWTBundleSet, after: JWTBundleSet) -> frozenset[TrustDomain]:
-    """The trust domains whose keys are others now, or are gone."""
+    """The trust domains whose keys have changed, or are gone."""
     now = _by_trust_domain(after)
     return frozenset(bundle.trust_domain for bundle in before if now.get(bundle.trust_domain) != bundle)
 

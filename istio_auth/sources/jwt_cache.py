@@ -1,7 +1,8 @@
-"""JWT-SVIDs on hand: asked for again at half their life, once for all who ask at the same time.
+"""Keeps JWT-SVIDs on hand: each is fetched again at half its life, and only once for all who want it at the time.
 
-A renewal that fails leaves the one on hand until its end, and the next attempt waits a while. One that is refused
-because the identity is not ours any more takes it away at once.
+If a renewal fails, the JWT-SVID on hand is served until its end, and the next attempt waits a while. If it is refused
+because the identity is not ours any more, the one on hand is dropped at once. A fetch is a "flight" here: the first
+caller flies it, and the others wait until it has landed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from istio_auth.errors import IstioAuthError, NotAuthorized, NotReady
 from istio_auth.jwt_svid import JWTSVID
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
-_MOST = 1000  # whoever asks for ever new audiences must not fill the memory
+_MOST = 1000  # a caller that always names new audiences must not fill the memory
 _LONGEST_PAUSE = timedelta(minutes=1)
 
 
@@ -30,8 +31,8 @@ class Wanted:
 
     Args:
         audiences: whom it is for, sorted.
-        spiffe_id: of which identity; None for the default one.
-        hint: of the identity with this hint, if not empty.
+        spiffe_id: the identity; None for the default one.
+        hint: if not empty, the hint of the identity.
     """
 
     audiences: tuple[str, ...]
@@ -42,15 +43,15 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class _OnHand:
     svid: JWTSVID
-    due: datetime  # from then on it is asked for again
+    due: datetime  # from then on it is fetched again at its next use
 
 
 class JWTSVIDCache:
-    """Keeps what `fetch` answers. From any thread and any event loop.
+    """Keeps what `fetch` returns. Usable from any thread and any event loop.
 
     Args:
         fetch: gets a JWT-SVID, blocking, or raises `IstioAuthError`.
-        clock: tells what is due.
+        clock: tells when one is due, and when it has ended.
     """
 
     def __init__(self, fetch: Callable[[Wanted], JWTSVID], clock: Clock) -> None:
@@ -58,14 +59,14 @@ class JWTSVIDCache:
         self._clock = clock
         self._on_hand: dict[Wanted, _OnHand] = {}
         self._flights: dict[Wanted, Future[JWTSVID]] = {}
-        self._era = 0  # ends with each change that what is under way may not know of
+        self._era = 0  # grows with each change; what was fetched in an earlier era is not kept
         self._lock = threading.Lock()
 
     def get(self, wanted: Wanted) -> JWTSVID:
         """The JWT-SVID, blocking while it is fetched.
 
         Raises:
-            IstioAuthError: there is none on hand, and none to be had; what `fetch` raised.
+            IstioAuthError: there is no valid one on hand, or the identity is not ours any more; what `fetch` raised.
         """
         flight, leads = self._board(wanted)
         if leads:
@@ -83,7 +84,7 @@ class JWTSVIDCache:
         return _landed(flight)
 
     def renew(self, of: Collection[TrustDomain]) -> None:
-        """Ask again for those of these trust domains at their next use; until that succeeds, they are good."""
+        """Fetch those of these trust domains again at their next use; if that fails, those on hand are served."""
         with self._lock:
             self._era += 1
             now = self._clock.now()
@@ -92,18 +93,18 @@ class JWTSVIDCache:
                     self._on_hand[wanted] = _OnHand(held.svid, now)
 
     def forget(self) -> None:
-        """Have none on hand any more."""
+        """Drop all that are on hand."""
         with self._lock:
             self._era += 1
             self._on_hand = {}
 
     def after_fork(self) -> None:
-        """In a forked child: whoever held our lock, or was fetching, is not here."""
+        """Called in a forked child, where the threads that held our lock, or were fetching, do not exist."""
         self._lock = threading.Lock()
         self._flights = {}
 
     def _board(self, wanted: Wanted) -> tuple[Future[JWTSVID], bool]:
-        """The flight that brings the JWT-SVID, and whether it is up to the caller to fly it."""
+        """The flight that brings the JWT-SVID, and whether the caller must fly it."""
         with self._lock:
             now, held, flight = self._clock.now(), self._on_hand.get(wanted), self._flights.get(wanted)
             renewed_by_another = flight is not None and held is not None and now < held.svid.expires_at
@@ -114,7 +115,7 @@ class JWTSVIDCache:
             if flight is not None:
                 return flight, False
             flight = self._flights[wanted] = Future()
-            flight.set_running_or_notify_cancel()  # who stops waiting does not stop the others
+            flight.set_running_or_notify_cancel()  # a caller that stops waiting does not stop the others
             return flight, True
 
     def _fly(self, wanted: Wanted, flight: Future[JWTSVID]) -> None:

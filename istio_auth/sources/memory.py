@@ -1,4 +1,4 @@
-"""A source in memory: whoever owns it replaces its snapshot, everybody else follows."""
+"""A source in memory: its owner replaces the snapshot, and everybody else follows."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from istio_auth.x509_source import X509Context
 
 
 class MemorySource(Source):
-    """A source whose content its owner replaces; how long it is served is the owner's to decide as well.
+    """A source whose owner sets the content. An SVID is served after its end too, until the owner replaces it.
 
     Args:
-        context: what it holds at first; without one it is not ready.
+        context: what it holds at first; if None, it is not ready.
         clock: tells the age of what is held, and how much life is left; the machine's by default.
     """
 

@@ -1,4 +1,4 @@
-"""How sources are, as metrics: for programs that show theirs with `prometheus_client`, which only this module loads.
+"""The status of sources as metrics, for programs with `prometheus_client`, which only this module imports.
 
 REGISTRY.register(SourceMetrics({"server": source}))
 """
@@ -16,10 +16,10 @@ _LABELS = ("source", "spiffe_id")
 
 
 class SourceMetrics(Collector):
-    """Shows for each source, at each scrape, what its `status` says; `spiffe_id` is empty while it holds no SVID.
+    """Shows the `status` of each source, asked at each scrape; `spiffe_id` is empty while a source holds no SVID.
 
     Args:
-        sources: by the name under which each is shown.
+        sources: the sources, by the name under which each is shown.
     """
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
@@ -49,5 +49,5 @@ class SourceMetrics(Collector):
         yield from (ready, age, remaining, updates)
 
     def describe(self) -> Iterator[Metric]:
-        """The names alone, so that a registry sees who shows them already; registering asks no source."""
+        """The names alone, so that a registry sees duplicates; registering asks no source for its status."""
         return SourceMetrics({}).collect()

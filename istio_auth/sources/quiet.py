@@ -1,8 +1,8 @@
-"""A fork waits until no thread of ours reads keys and certificates.
+"""Makes a fork wait until no thread of ours reads keys and certificates.
 
-OpenSSL and cryptography have locks of their own, of algorithms, random numbers and what they keep: one that a thread
-holds at the moment of a fork is held in the child for ever, where the next handshake would hang. What other threads of
-the program do with TLS at that moment is theirs to know.
+OpenSSL and cryptography have internal locks, for algorithms, random numbers and caches. If a thread holds one at the
+moment of a fork, it is held in the child for ever, and the next handshake there hangs. The program itself must see to
+its own threads that use TLS at that moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PATIENCE = 1.0  # seconds; reading takes milliseconds
 
 
 class _Quiet:
-    """Held while somebody reads, and by a fork."""
+    """Its lock is held while somebody reads, and during a fork."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -39,6 +39,6 @@ os.register_at_fork(before=_quiet.before, after_in_parent=_quiet.after_in_parent
 
 @contextmanager
 def no_fork() -> Generator[None]:
-    """Read keys and certificates in here, on a thread that the program knows nothing of."""
+    """Read keys and certificates inside this block, on a thread of ours that the program does not know of."""
     with _quiet.lock:
         yield

@@ -1,8 +1,8 @@
-"""Source: what every source of X509-SVIDs does alike, as one snapshot that is replaced whole.
+"""Source: the base of all sources of X509-SVIDs: one snapshot, which is replaced whole.
 
-Whoever fills it says `_offer` or `_hold` (a new snapshot), `_trouble` (the last good one stays) or `_lose` (nothing is
-served any more), from any thread. An SVID that nobody renews is spoken of in the log before it ends, and is not served
-after that. No thread and no timer is needed for it: each use looks at the clock.
+A subclass calls `_offer` or `_hold` (a new snapshot), `_trouble` (the last good one stays) or `_lose` (nothing is
+served any more), from any thread. If an SVID is not renewed, the log warns before it ends, and it is not served after
+its end. This needs no thread and no timer: each use looks at the clock.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """How a source is at one moment.
+    """The status of a source at one moment.
 
     Args:
         ready: whether it serves a snapshot.
-        spiffe_id: of the default SVID; None while none is held.
+        spiffe_id: the SPIFFE ID of the default SVID; None while none is held.
         age: how long the snapshot has been held; None while none is.
-        remaining: how long the default SVID is still valid, never less than nothing; None while none is held.
-        trouble: what went wrong last and is not over; None if all is well.
-        updates: how often a snapshot was put in the place of another, the first included.
+        remaining: how long the default SVID is still valid, never negative; None while none is held.
+        trouble: what is wrong at present, or why nothing is served; None if all is well.
+        updates: how many snapshots were put in place, including the first.
     """
 
     ready: bool
@@ -49,13 +49,13 @@ class SourceStatus:
 
 
 class Source(Followed[State]):
-    """The base of all sources of X509-SVIDs: an `X509Source` that one can wait for, follow and ask how it is.
+    """The base of all sources of X509-SVIDs: an `X509Source` that can be waited for, followed, and asked for status.
 
     Args:
         origin: where its content comes from, as messages say it: `the files in /etc/certs`.
-        remedy: what somebody can do who waits in vain.
+        remedy: what a person can do if nothing arrives.
         clock: tells the age of what is held, and when it ends; the machine's by default.
-        serve_ended: whether an SVID is served after its end, for a peer to refuse it.
+        serve_ended: whether an SVID is served after its end too (a peer will refuse it).
     """
 
     def __init__(self, origin: str, remedy: str, *, clock: Clock | None = None, serve_ended: bool = False) -> None:
@@ -69,7 +69,8 @@ class Source(Followed[State]):
 
         Raises:
             NotReady: nothing has arrived yet, the default SVID has ended, or the source is closed.
-            IstioAuthError: the source was told that it may serve nothing any more; that reason.
+            IstioAuthError: the source has lost what it held, for this reason; `NotAuthorized` if the Workload API says
+                that this workload has no identity.
         """
         state, now = self._used()
         if state.context is None or not state.serves(now):
@@ -81,6 +82,7 @@ class Source(Followed[State]):
 
         Raises:
             MissingError: no SVID has this hint.
+            NotReady: the SVID with this hint has ended, or no SVID is held.
         """
         context = self.x509_context()
         if hint is None:
@@ -104,7 +106,7 @@ class Source(Followed[State]):
     async def updates(self) -> AsyncGenerator[X509Context]:
         """The present snapshot, then each that takes its place, until the source is closed.
 
-        Who is slow misses what was replaced meanwhile, and gets the latest.
+        A slow consumer misses snapshots that were replaced meanwhile, and gets the latest.
         """
         self._used()
         last = None
@@ -118,7 +120,7 @@ class Source(Followed[State]):
                     yield last
 
     def status(self) -> SourceStatus:
-        """How the source is now; cheap, callable from any thread."""
+        """The present status of the source; cheap, callable from any thread."""
         state, now = self._used()
         svid, serves = state.default, state.serves(now)
         return SourceStatus(
@@ -131,33 +133,33 @@ class Source(Followed[State]):
         )
 
     def close(self) -> None:
-        """Serve nothing any more, and end who waits. For good; more than once does nothing."""
+        """Serve nothing any more, for good; those who wait get an error. May be called again."""
         self._replace(State.closing)
 
     # For subclasses ------------------------------------------------------------------------------------------------
 
     def _hold(self, context: X509Context, *, trouble: Exception | None = None) -> None:
-        """Put a snapshot in the place of the old one, and tell everybody. Any trouble but this is over."""
+        """Replace the snapshot, and tell the subscribers. `trouble` replaces the trouble of before."""
         now, ends = self._clock.now(), not self._serve_ended
         self._replace(lambda state: state.holding(context, now, ends=ends, trouble=trouble))
 
     def _offer(self, context: X509Context, *, trouble: Exception | None = None) -> None:
-        """Hold a snapshot, unless it says what is held already: then that one stays. Any trouble but this is over."""
+        """As `_hold`; but if the same content is held already, that object stays, and only the trouble is replaced."""
         if self._state.says(context):
             self._replace(lambda state: state.troubled(trouble))
         else:
             self._hold(context, trouble=trouble)
 
     def _lose(self, reason: IstioAuthError) -> None:
-        """Serve nothing any more, until the next snapshot: `x509_context` raises this reason."""
+        """Serve nothing until the next snapshot: `x509_context` raises this reason."""
         self._replace(lambda state: state.losing(reason))
 
     def _trouble(self, error: Exception) -> None:
-        """Keep the last good snapshot, and tell of this by `status` and, if it is new, in the log."""
+        """Keep the last good snapshot; this error is shown by `status`, and logged if it is new."""
         self._replace(lambda state: state.troubled(error))
 
     def _look(self) -> None:
-        """Say in the log what must be said of SVIDs that end. For a source's own thread, now and then."""
+        """Log the warnings about SVIDs that are due. To be called now and then by a source's own thread."""
         self._say_what_is_due(self._clock.now())
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ class Source(Followed[State]):
         return self._state.serves(self._clock.now())
 
     def _refusal(self, state: State) -> IstioAuthError:
-        # One error raised by several threads would gather all their tracebacks.
+        # A copy: one error raised by several threads would collect all their tracebacks.
         return NotReady(self._why_not(state)) if state.lost is None else copy.copy(state.lost)
 
     def _why_not(self, state: State) -> str:

@@ -1,4 +1,4 @@
-"""What a source holds and how it is, as one immutable value: each change makes a new one. No clock, no lock."""
+"""What a source holds, and whether it works, as one immutable value: each change makes a new one. Without I/O."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class State:
     Args:
         context: the snapshot; None before the first, and after it was lost.
         since: when it came.
-        end: from when on it is not served; None for one whose owner decides.
-        lost: why there is none, where that was said.
-        trouble: what is wrong and not over.
+        end: from when on it is not served; None if it is served without end.
+        lost: why the snapshot was lost; None if it was not.
+        trouble: what is wrong at present; None if nothing is.
         updates: how many snapshots there were.
-        pending: what will have to be said of its SVIDs.
+        pending: the warnings about its SVIDs that are not logged yet.
         closed: whether it was closed, which is for good.
     """
 
@@ -39,7 +39,7 @@ class State:
 
     @property
     def held(self) -> X509Context | None:
-        """The snapshot, as every source calls what it holds."""
+        """The snapshot, under the name that all sources use."""
         return self.context
 
     @property
@@ -52,30 +52,30 @@ class State:
         return self.context is not None and (self.end is None or now < self.end)
 
     def says(self, context: X509Context) -> bool:
-        """Whether this is what is held already."""
+        """Whether the same content is held already."""
         return self.context is not None and _content(self.context) == _content(context)
 
     def holding(self, context: X509Context, now: datetime, *, ends: bool, trouble: Exception | None) -> Self:
-        """With this snapshot, which ends with its default SVID or never."""
+        """The state with this snapshot; if `ends`, it is served until its default SVID ends."""
         pending = notices(context.svids, self.context.svids if self.context is not None else (), self.pending)
         end = context.svids[0].not_after if ends and context.svids else None
         return type(self)(context, now, end, None, _text(trouble), self.updates + 1, pending)
 
     def troubled(self, error: Exception | None) -> Self:
-        """The same snapshot, with this trouble or without any."""
+        """The state with the same snapshot, and this trouble or none."""
         return replace(self, trouble=_text(error))
 
     def losing(self, reason: IstioAuthError) -> Self:
-        """Without a snapshot, for this reason."""
-        # A copy has no traceback, which would keep alive whatever it passed through.
+        """The state without a snapshot, for this reason."""
+        # A copy has no traceback, which would keep objects alive.
         return type(self)(lost=copy.copy(reason), trouble=_text(reason), updates=self.updates)
 
     def closing(self) -> Self:
-        """Without anything, for good."""
+        """The state of a closed source, for good."""
         return type(self)(updates=self.updates, closed=True)
 
     def told(self, now: datetime) -> tuple[Notices, Self]:
-        """What is to be said by now, and the state after it was."""
+        """The warnings that are due by now, and the state after they were logged."""
         said, later = due(self.pending, now)
         return said, replace(self, pending=later)
 

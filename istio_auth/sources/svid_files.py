@@ -1,8 +1,8 @@
-"""An SVID and its roots in files: where they are, reading them as one whole, and writing them as one whole.
+"""An SVID and its roots in files: where they are, and how to read and to write them all at once.
 
-Readers are told apart from a writer in the middle of its work by the files' marks (inode, size, times): what was read
-counts only if no mark changed meanwhile. The writer does as Kubernetes does with a volume: a new folder with all files,
-and then one link, `..data`, that is swapped from the old folder to the new.
+A reader compares the files' marks (inode, size, times) before and after: what it read counts only if no mark changed,
+so it never takes half of a writer's work. The writer does as Kubernetes does with a volume: it makes a new folder with
+all files, and then swaps one link, `..data`, from the old folder to the new.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from istio_auth.pem import write_traditional_private_key
 from istio_auth.x509_source import X509Context
 
 _DATA = "..data"
-_FRESH = "..svid-"  # how the names begin of folders and links that are ours
+_FRESH = "..svid-"  # the names of our folders and links begin so
 _TRIES = 5
 _PATIENCE = 2.0  # seconds that a writer waits for another
 
@@ -38,9 +38,9 @@ Content: TypeAlias = bytes | IstioAuthError
 class SVIDLayout:
     """The names of the files in a folder: the chain (leaf first), the private key, and the roots, all in PEM.
 
-    Chain and key may be one file. `ISTIO` is what Istio has in `/etc/certs`; `KUBERNETES_TLS` what stands in secrets of
-    type `kubernetes.io/tls` and in the volumes of SPIFFE CSI drivers; `CREDENTIAL_BUNDLE` what the files of a
-    `podCertificate` volume with `credentialBundlePath` and of the ClusterTrustBundle beside it are called by custom.
+    Chain and key may be one file. `ISTIO` has the names of Istio's `/etc/certs`. `KUBERNETES_TLS` has those of secrets
+    of type `kubernetes.io/tls`, and of the volumes of SPIFFE CSI drivers. `CREDENTIAL_BUNDLE` has the usual names of a
+    `podCertificate` volume with `credentialBundlePath`, and of the ClusterTrustBundle beside it.
     """
 
     ISTIO: ClassVar[SVIDLayout]
@@ -70,7 +70,7 @@ class SVIDFiles:
     Args:
         chain: the certificates, leaf first, without the root, in PEM.
         key: the private key, in PEM; if it is the same file as the chain, that holds both.
-        roots: the CA certificates that vouch for a trust domain, in PEM.
+        roots: the CA certificates of a trust domain, in PEM.
     """
 
     chain: Path
@@ -79,12 +79,12 @@ class SVIDFiles:
 
     @classmethod
     def in_folder(cls, folder: Path, layout: SVIDLayout) -> Self:
-        """The files of a folder."""
+        """The files of a folder with this layout."""
         return cls(*(folder / name for name in layout.names))
 
     @classmethod
     def detect(cls, folder: Path) -> Self:
-        """The files of a folder that has one of the layouts above: the one of which more is there."""
+        """The files of a folder with the known layout of which most files are there; `ISTIO` if nothing is."""
         layouts = (cls.in_folder(folder, layout) for layout in _KNOWN)
         return max(layouts, key=lambda files: sum(map(is_there, files.paths)))
 
@@ -95,8 +95,8 @@ class SVIDFiles:
 
     @property
     def swapped(self) -> bool:
-        """Whether they come as one whole through a link that is swapped, as in a volume of Kubernetes."""
-        # Not pathlib's: it raises for a loop of links, and for a folder that is closed to us.
+        """Whether they are changed all at once by swapping one link, as in a volume of Kubernetes."""
+        # Not pathlib's, which raises for a loop of links, and for a folder that we may not enter.
         return all(
             os.path.dirname(os.path.realpath(path)) == os.path.realpath(path.parent / _DATA)  # noqa: PTH120  # see above
             for path in self.paths
@@ -104,12 +104,12 @@ class SVIDFiles:
 
 
 def marks(paths: Iterable[Path]) -> Marks:
-    """By what one sees that a file is not any more what it was; a file that can not be looked at has a mark as well."""
+    """A mark for each file, which changes when the file does. A file that can not be looked at has one as well."""
     return tuple(map(_mark, paths))
 
 
 def read_together(limits: Mapping[Path, int]) -> dict[Path, Content]:
-    """What these files held at one moment: for each its bytes, or why there are none.
+    """What these files held at one moment: for each its bytes, or the error of reading it.
 
     Args:
         limits: the files, and how many bytes each may have.
@@ -124,13 +124,13 @@ def read_together(limits: Mapping[Path, int]) -> dict[Path, Content]:
 
 
 def read_unchanged(limits: Mapping[Path, int], seen: Marks) -> dict[Path, Content] | None:
-    """What these files hold (see `read_together`); None if they are not any more what they were when they were seen."""
+    """What these files hold (see `read_together`); None if their marks are not those in `seen` any more."""
     contents = {path: _read(path, limit) for path, limit in limits.items()}
     return contents if marks(limits) == seen else None
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything of this name that we can look at."""
+    """Whether there is anything with this name that we can look at."""
     return len(_mark(path)) > 1
 
 
@@ -154,26 +154,26 @@ def write_svid(
 ) -> SVIDFiles:
     """Write the default SVID and the roots of its trust domain for programs that read files, all at once.
 
-    A reader sees the old files or the new ones. The modes are exactly these, whatever the umask. Writers wait for each
-    other.
+    A reader sees the old files or the new ones. The exception is the first write over plain files of these names, which
+    are replaced one by one. The modes are exactly these, whatever the umask. Writers wait for each other.
 
     Args:
-        folder: where; made if it is not there.
+        folder: where to write; made if it is not there.
         context: what to write.
         layout: the names of the files.
-        key_mode: the mode of the key's file; 0640 lets a group read it.
-        group: the group that the files belong to, by number; our own if it is not said.
-        traditional_key: write the key as PKCS#1 (RSA) or SEC 1 (EC) and not as PKCS#8, for who reads nothing newer.
+        key_mode: the mode of the key's file; 0640 lets a group read it. The other files have 0644.
+        group: the group of the files, by number; None leaves the group that new files get.
+        traditional_key: write the key as PKCS#1 (RSA) or SEC 1 (EC) and not as PKCS#8, for old readers.
         combined: the name of one more file that holds the key and then the chain, with the key's mode; none if empty.
 
     Returns:
         where they are.
 
     Raises:
-        NotReady: there is no SVID, the disk is full or failed, or somebody keeps the folder locked; the old files are
-            as they were.
+        NotReady: there is no SVID, the disk is full or failed, or another process keeps the folder locked. The old
+            files are as they were, unless a step after the swap failed; then the next write completes it.
         VerificationError: there is no bundle for the trust domain of the SVID.
-        ConfigurationError: the folder can not be made or may not be written to, or the group not be given files.
+        ConfigurationError: the folder can not be made or written to, or we may not give files to the group.
     """
     folder, svid = Path(folder), context.svid
     key = write_traditional_private_key(svid.private_key) if traditional_key else svid.key_pem()
@@ -201,12 +201,12 @@ def svid_is_written(
     """
     contents = _contents(context, layout, context.svid.key_pem(), key_mode)
     try:
-        # What is new in this folder has its group, whether that is ours or inherited from the folder above.
+        # New files get the group of this folder, which is ours or inherited from the folder above.
         usual = (folder / _DATA).stat().st_gid
         owner = os.geteuid(), usual if group is None else group
         return all(_is_written(folder, name, content, mode, owner) for name, (content, mode) in contents.items())
     except (OSError, IstioAuthError):
-        return False  # then it is written, and that says what is wrong
+        return False  # then `write_svid` is called, and raises what is wrong
 
 
 def _contents(
@@ -258,7 +258,7 @@ def _locked(folder: Path) -> Generator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:  # whoever may read the folder can lock it, and keep it so
+            except BlockingIOError:  # everybody who may read the folder can lock it, for as long as they like
                 if time.monotonic() > deadline:
                     raise NotReady(f"{folder} is locked by another process: see /proc/locks") from None
                 time.sleep(0.01)
@@ -292,7 +292,7 @@ def _give(path: Path, group: int) -> None:
 
 
 def _link(path: Path, target: str) -> None:
-    """Let the path be a link to this target from one moment to the next, whatever it was."""
+    """Make the path a link to this target in one step, whatever it was before."""
     if path.is_symlink() and str(path.readlink()) == target:
         return
     temporary = path.with_name(f"{_FRESH}{secrets.token_hex(8)}")
@@ -301,7 +301,7 @@ def _link(path: Path, target: str) -> None:
 
 
 def _remove_old(folder: Path) -> None:
-    """Remove the folders that `..data` does not lead to, and links that a killed writer left."""
+    """Remove the folders that `..data` does not point to, and links that a killed writer left."""
     with suppress(OSError):
         current = (folder / _DATA).resolve().name
         for path in folder.glob(f"{_FRESH}*"):

@@ -1,9 +1,10 @@
 """WorkloadAPISource: SVIDs and bundles from the SPIFFE Workload API, for as long as the process lives.
 
-One thread holds the stream open (see `following`, and `istio_auth.workload_api.backoff` for the waits), so blocking and
-asyncio code use the source alike. What the API says replaces everything that was held (WA-04, WA-05). Said that there
-is no identity here (any more), nothing is served from that moment (WA-14); while nobody answers, or answers nonsense,
-the last good SVID is served until its end. In a forked child the source starts anew at its first use there.
+One thread keeps the stream open (see `following`, and `istio_auth.workload_api.backoff` for the waits), so blocking and
+asyncio code use the source in the same way. An answer of the API replaces everything that was held (WA-04, WA-05). If
+the API says that this workload has no identity (any more), nothing is served from that moment (WA-14). If it does not
+answer, or its answer breaks the standard, the last good SVID is served until its end. In a forked child the source
+starts again at its first use there.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class WorkloadAPISource(Source):
     Args:
         address: where the API listens, as `unix:///run/spiffe/agent.sock`; by default what `SPIFFE_ENDPOINT_SOCKET`
             says. A socket that is not there yet is waited for.
-        pick: which SVID is the default one: the one with this hint, or the one that this function chooses; by default
-            the first.
-        timeout: how long the API may take to answer before it is asked anew.
+        pick: which SVID is the default one: the one with this hint, or the one that this function returns; by default
+            the first. If there is no such SVID, nothing is served: `x509_context` raises `MissingError`.
+        timeout: how long the API may take to answer before it is asked again.
         clock: tells when an SVID has ended; the machine's by default.
 
     Raises:
-        ConfigurationError: the address is none, or nobody says it.
+        ConfigurationError: the address is malformed, or there is none.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class WorkloadAPISource(Source):
         try:
             default = self._default_of(context.svids)
         except IstioAuthError as error:
-            self._lose(error)  # what was held before is redacted
+            self._lose(error)  # the answer replaces what was held before, even if we can not use it
             return
         others = tuple(svid for svid in context.svids if svid is not default)
         self._offer(X509Context((default, *others), context.bundles))
@@ -102,7 +103,7 @@ class WorkloadAPISource(Source):
         if isinstance(error, NotAuthorized):
             self._lose(NotAuthorized(f"the Workload API knows no identity of this workload: {error}"))
         elif isinstance(error, Forked):
-            self._lose(error)  # what is held would never be replaced
+            self._lose(error)  # in this process what is held would never be replaced
         else:
             self._trouble(error)
         self._look()
