@@ -1,4 +1,4 @@
-"""The Kubernetes platform: the API server stands behind every port. Nobody else imports its client.
+"""The Kubernetes platform: adapters of the CA's ports to the API server. No other package of the CA imports its client.
 
 api/         a client on plain JSON, and a reflector          callers/    who calls, and what they may have
 roots/       the authority in its secrets, roots for pods     secrets/    the secrets of service accounts

@@ -1,7 +1,7 @@
-"""What every replica watches: pods, service accounts and namespaces; and what is known by it of who calls.
+"""What every replica watches: pods, service accounts and namespaces; and the views over them that judge callers.
 
-The views count as live for a while after the API server was last heard, so that it may be away for a moment: that
-long, what was deleted meanwhile is not seen.
+The views count as live for a while after the API server was last heard, so that a short outage does no harm. What is
+deleted during the outage is not seen until it ends.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ClusterWatch:
         self.pods.on_change(self._pod_changed)
 
     def tasks(self) -> Tasks:
-        """What has to run as long as anybody looks at the views, by name."""
+        """What has to run as long as the views are used, by name."""
         return {"service accounts": self.accounts.run(), "namespaces": self.namespaces.run(), "pods": self.pods.run()}
 
     def _pod_changed(self, key: Key) -> None:
@@ -71,7 +71,7 @@ class AccountView:
 
     @property
     def live(self) -> bool:
-        """Whether what is told here is the state of things now, or was a moment ago."""
+        """Whether the answers here are up to date, or were a moment ago."""
         return self._accounts.age() <= self._stale_after
 
     def uid(self, namespace: str, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Slim facts about Kubernetes objects: of each only what a decision here needs."""
+"""Slim facts about Kubernetes objects: only what decisions need."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class PodFact:
     """What is kept of a pod.
 
     Args:
-        uid: of this very pod; another one of the same name has another.
+        uid: its UID; another pod of the same name has another one.
         namespace: where it is.
         name: its name.
-        service_account: as whom it runs.
+        service_account: the service account that it runs as.
         node: where it runs; empty until it is scheduled.
         phase: `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
         deleted: whether its deletion was asked for. Until its node has ended it, it is there and may well be running.
@@ -35,7 +35,7 @@ class ConfigMapFact:
     Args:
         uid: of this very ConfigMap.
         version: its resource version.
-        pem: the trust bundle in it; the same text in ten thousand of them is held once. None if there is none.
+        pem: the trust bundle in it (a text that ten thousand of them share is in memory once); None if there is none.
         labelled: whether it has the label by which Istio's components know their configuration.
         mark: which CA made it; empty if none of ours did.
         terminating: whether it is being deleted and only waits for its finalizers.

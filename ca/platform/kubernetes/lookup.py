@@ -1,4 +1,4 @@
-"""Looking one object up for a person, with the person's own rights: the data of a secret or ConfigMap."""
+"""Looks up the data of a secret or ConfigMap for a person, with that person's own rights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the CA must be allowed to do on Kubernetes, and at start what of it is missing, by self subject access reviews.
+"""The permissions that the CA needs on Kubernetes, and the check at start that it has them (SelfSubjectAccessReview).
 
-The table is the one place that says which calls are made, and what for; the roles of `deploy/kubernetes` are compared
-with it. It holds nothing that no enabled feature needs.
+This is the one place that says which calls are made, and what for; the roles in `deploy/kubernetes` are compared with
+it. Every permission here is needed by an enabled feature.
 """
 
 from __future__ import annotations
@@ -90,16 +90,16 @@ class Permission:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the CA does, as far as it makes a difference to what it must be allowed to do.
+    """The features of the CA on which its permissions depend.
 
     Args:
-        namespace: its own.
+        namespace: the CA's own.
         signer: the name of its signer, `domain/path`.
         plugged: whether an authority may be plugged in by a secret.
         offline: whether it verifies tokens by the published keys of the cluster.
         secrets: whether it keeps secrets for service accounts.
         requests: whether it signs CertificateSigningRequests and PodCertificateRequests.
-        trust_bundle: the name of the ClusterTrustBundle after that of the signer; empty if there is none.
+        trust_bundle: the last part of the ClusterTrustBundle's name, after the signer's; empty to publish none.
     """
 
     namespace: str
@@ -112,7 +112,7 @@ class Features:
 
 
 def needed(features: Features) -> tuple[Permission, ...]:
-    """All that must be allowed for these features."""
+    """All permissions that these features need."""
     return (
         *_authority(features),
         *(_plugged_authority(features) if features.plugged else ()),
@@ -152,10 +152,10 @@ async def missing(api: KubernetesAPI, permissions: tuple[Permission, ...]) -> tu
 
 
 async def require(api: KubernetesAPI, features: Features) -> None:
-    """Make sure that we may do what we must; what would merely be good to have is a warning for each.
+    """Make sure that we have every permission that is needed; a missing optional one is a warning.
 
     Raises:
-        AccessRefused: something is missing; all of it is named.
+        AccessRefused: permissions are missing; all of them are named.
         Exhausted, NotReady: it could not be found out.
     """
     lacking = await missing(api, needed(features))
@@ -169,7 +169,7 @@ async def require(api: KubernetesAPI, features: Features) -> None:
 def _authority(features: Features) -> Iterator[Permission]:
     own = features.namespace
     why = "to keep the authority"
-    yield Permission("get", NAMESPACES, why)  # where there is none, nothing is certain of what is in it
+    yield Permission("get", NAMESPACES, why)  # a missing namespace must not pass for a missing secret
     yield Permission("create", SECRETS, why, namespace=own)
     for verb in ("get", "list", "watch", "update"):
         yield Permission(verb, SECRETS, why, namespace=own, name=AUTHORITY_SECRET)
@@ -238,7 +238,7 @@ def _events() -> Iterator[Permission]:
 
 
 def _ways(permission: Permission) -> Iterator[Permission]:
-    """The rules that may grant it: a signer also by all of its domain, as the API server asks itself."""
+    """The permissions of which one suffices: for a signer, also that for all signers of its domain (`domain/*`)."""
     yield permission
     if permission.resource == SIGNERS:
         yield replace(permission, name=f"{permission.name.partition('/')[0]}/*")

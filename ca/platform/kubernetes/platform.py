@@ -1,4 +1,4 @@
-"""The Kubernetes platform, put together: the authority in its secret, who calls, and what runs on the leader.
+"""Puts the Kubernetes platform together: the authority in its secret, the callers, and the leader's work.
 
 Every replica watches pods, service accounts, namespaces and the authority, and signs. One of them leads.
 """
@@ -50,7 +50,7 @@ from istio_auth.system_clock import SystemClock
 
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _USUAL_NAMESPACE = "istio-system"
-_LOOKS, _SHORTEST_LOOK = 10, 1.0  # at a takeover, while a new root settles; and seconds between two of them
+_LOOKS, _SHORTEST_LOOK = 10, 1.0  # looks at a takeover while a new root settles; the fewest seconds between two
 _log = structlog.get_logger()
 
 
@@ -74,7 +74,7 @@ async def open_kubernetes(config: Config, clock: Clock) -> AsyncIterator[Kuberne
 
 
 def check_settings(config: Config) -> None:
-    """Look at the settings and the files they name, without asking the API server anything. Blocks.
+    """Check the settings and the files they name, without asking the API server anything. Blocks.
 
     Raises:
         ConfigurationError: they can not be used.
@@ -95,7 +95,7 @@ def check_settings(config: Config) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Which process of which CA this is."""
+    """Where this CA is, and the name of this process."""
 
     namespace: str
     replica: str
@@ -106,7 +106,7 @@ class _Place:
         if not namespace:
             with suppress(OSError):
                 namespace = _POD_NAMESPACE.read_text().strip()
-        # A pod that is restarted in its place has the same name, and is another process.
+        # A container that is restarted in its pod has the same name, but is another process.
         replica = f"{os.environ.get('POD_NAME') or socket.gethostname()}-{secrets.token_hex(4)}"
         return cls(namespace or _USUAL_NAMESPACE, replica)
 
@@ -163,11 +163,11 @@ class KubernetesPlatform:
 
     @property
     def shares_authority(self) -> bool:
-        """All replicas change it."""
+        """True: all replicas change it."""
         return True
 
     def gauges(self) -> tuple[Gauge, ...]:
-        """What can be looked up at any moment, beside what the CA itself tells."""
+        """The platform's own metrics that are looked up when somebody asks."""
         return (*self._callers.gauges(), *self.leadership.gauges())
 
     def register(self, registry: CollectorRegistry) -> None:
@@ -182,7 +182,7 @@ class KubernetesPlatform:
         daemon.readiness.mention("leader's work", self.leadership.degraded)
 
     async def close(self) -> None:
-        """Finish what was begun, and take no more: what the leader does first, so that another one can lead at once."""
+        """Finish what was begun, and take no more. The leader's work ends first, so that another can lead at once."""
         for task in reversed(self._tasks):
             task.cancel()
             await asyncio.wait({task})
@@ -191,7 +191,7 @@ class KubernetesPlatform:
 
 
 class _Authority:
-    """The authority that all replicas share, and what tells that it changed."""
+    """The authority that all replicas share, and the watches that tell of its changes."""
 
     def __init__(self, api: KubernetesAPI, config: Config, namespace: str, clock: Clock) -> None:
         self.published: Callable[[int], bool] = lambda _: False
@@ -207,7 +207,7 @@ class _Authority:
         self._plugged.reflector.on_change(lambda _: self._changed.set())
 
     async def opened(self) -> PluggedAuthority:
-        """The authority as it is stored, made if it is certain that there is none yet (see `open_shared_authority`)."""
+        """The stored authority; it is made if it is certain that there is none yet (see `open_shared_authority`)."""
         folder = self._config.authority.folder
         source: IssuerSource = self._plugged if folder is None else _folder(folder)
         if folder is None:
@@ -222,7 +222,7 @@ class _Authority:
         return self._authority
 
     def tasks(self) -> Tasks:
-        """What follows every change, by whomever."""
+        """The tasks that follow every change, whoever made it."""
         tasks: dict[str, Coroutine[object, object, None]] = {
             "authority secret": self._secret.run(),
             "authority changes": self._follow(AuthorityWatch(self._authority, self._clock, shared=True)),
@@ -246,14 +246,14 @@ class _Authority:
                 _log.error("the authority stays as it is", reason=str(error))
 
     def _patience(self) -> float | None:
-        """How many seconds to wait for a change; None for ever. A takeover goes on when nothing changes, too."""
+        """How many seconds to wait for a change; None for ever. A takeover needs looks even if nothing changes."""
         if self._authority.waiting is None:
             return None
         return max(_SHORTEST_LOOK, self._config.kubernetes.settle.total_seconds() / _LOOKS)
 
 
 def _folder(folder: Path) -> IssuerFolder:
-    """Where a CA is plugged in, or will be: a volume is there and empty as long as its secret is not.
+    """The folder of a CA that is plugged in, or will be: the volume of an optional secret is empty until there is one.
 
     Raises:
         ConfigurationError: there is no such folder.

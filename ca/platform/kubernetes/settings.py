@@ -1,4 +1,4 @@
-"""What the settings mean that hold on Kubernetes alone, as its parts take them. Pure."""
+"""Turns the settings for Kubernetes into what its parts take. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ca.platform.kubernetes.requests.signer import Signer
 
 
 def check(config: Config) -> None:
-    """Look at the settings, so that what can not be is told before anything is done.
+    """Check the settings, so that a bad one is reported before anything is done.
 
     Raises:
         ConfigurationError: one of them makes no sense.
@@ -27,10 +27,10 @@ def check(config: Config) -> None:
 
 
 def lease_timing(lease: timedelta) -> LeaseTiming:
-    """A leader gives up after two thirds of its lease, and tries fifteen times until it is over.
+    """The timing for a lease: a leader stops after two thirds of it, and tries to renew it about five times until then.
 
     Raises:
-        ConfigurationError: it is no number of whole seconds.
+        ConfigurationError: it is no number of whole seconds, or less than one.
     """
     return LeaseTiming(lease, lease * 2 / 3, lease * 2 / 15)
 
@@ -39,11 +39,11 @@ def namespace_rules(config: Config, namespace: str) -> NamespaceRules:
     """Which namespaces are managed.
 
     Args:
-        config: says it.
-        namespace: that of the CA.
+        config: the configuration.
+        namespace: the namespace of the CA.
 
     Raises:
-        ConfigurationError: the selector is none.
+        ConfigurationError: the selector is no label selector.
     """
     settings = config.kubernetes.controller
     selector = LabelSelector.parse(settings.namespace_selector) if settings.namespace_selector else None
@@ -54,16 +54,16 @@ def renewal_rule(config: Config) -> RenewalRule:
     """When a certificate in a secret is renewed.
 
     Raises:
-        ConfigurationError: outside its lifetime.
+        ConfigurationError: the values put the renewal outside its lifetime.
     """
     settings = config.kubernetes.controller
     return RenewalRule(settings.grace_ratio, settings.min_grace)
 
 
 def signer(config: Config) -> Signer:
-    """Whose certificates are made for requests.
+    """The signer that answers certificate requests.
 
     Raises:
-        ConfigurationError: its name is none that Kubernetes takes.
+        ConfigurationError: Kubernetes does not take its name.
     """
     return Signer(config.kubernetes.signer, config.trust_domain, config.signing.profile())

@@ -1,8 +1,8 @@
 """KubernetesAPI: the API server as this project needs it, a few verbs on plain JSON objects, with errors of ours.
 
-Configuration, credentials and transport are those of the official client (`kubernetes.aio`), with one `ApiClient` of
-its own; its typed models are left aside, because ten thousand of them cost too much. What the errors mean is in
-`ca.platform.kubernetes.api.refusals`; an answer of "too many requests" is waited for as the server says, a few times.
+Configuration, credentials and transport are those of the official client (`kubernetes.aio`), with one `ApiClient`. Its
+typed models are not used, because ten thousand of them cost too much. `ca.platform.kubernetes.api.refusals` says what
+the errors mean. After "too many requests" a request is made again, a few times, when the server says.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from istio_auth.errors import Exhausted, MissingError, NotReady
 
 DEADLINE = timedelta(seconds=15)
 _PAGE = 500
-_PATIENCE = 4  # how often a request is made that is answered with 429
-_LONGEST_WAIT = timedelta(seconds=30)  # whoever asks for more is waited for by the caller
+_PATIENCE = 4  # how often a request that is answered with 429 is made in all
+_LONGEST_WAIT = timedelta(seconds=30)  # if the server asks for a longer wait, the caller gets the error
 _MERGE_PATCH = "application/merge-patch+json"
 _ACCEPTED = "application/json, application/jwk-set+json"  # the published keys come as the latter, or not at all
+_OURSELVES = f"istio-auth/{importlib.metadata.version('istio-auth')}"  # our name in audit logs, and as field manager
 # The last one: a token is read again now and then, and its file may be damaged.
-_OURSELVES = f"istio-auth/{importlib.metadata.version('istio-auth')}"  # in audit logs, and as who wrote a field
 _TRANSPORT = (aiohttp.ClientError, OSError, TimeoutError, ApiException, ConfigException)
 
 
@@ -86,7 +86,7 @@ class KubernetesAPI:
     Attributes:
         calls: how often each verb was used on each resource, in the words of roles: `("create", "secrets")`; each try
             counts.
-        ahead: by how much its clock is ahead of ours, to about a second; None before it answered.
+        ahead: by how much the API server's clock is ahead of ours, to about a second; None before it answered.
     """
 
     def __init__(self, client: ApiClient, *, clock: Clock, deadline: timedelta = DEADLINE) -> None:
@@ -110,7 +110,7 @@ class KubernetesAPI:
         """All objects, a few hundred at a time.
 
         Raises:
-            WatchExpired: it took so long that the rest is of another state: begin anew.
+            WatchExpired: it took so long that the rest of the list is no longer kept: begin anew.
             MissingError: the API server does not serve this kind.
             AccessRefused, Exhausted, NotReady: they could not be looked at.
         """
@@ -126,7 +126,7 @@ class KubernetesAPI:
             query["continue"] = more
 
     async def create(self, resource: Resource, body: Object, *, namespace: str = "", subresource: str = "") -> Object:
-        """Make an object, or a review; what the API server made of it.
+        """Create an object or a review, and return what the API server made of it.
 
         Raises:
             ConflictError: there is one of that name.
@@ -138,7 +138,7 @@ class KubernetesAPI:
         return await self._ask("create", resource, path, body=_typed(resource, body), subresource=subresource)
 
     async def replace(self, resource: Resource, body: Object, *, subresource: str = "") -> Object:
-        """Put an object in the place of the one whose resource version it carries (see `create`).
+        """Replace the object whose resource version the new one carries, and return it (see `create`).
 
         Raises:
             ConflictError: it was changed since.
@@ -154,7 +154,11 @@ class KubernetesAPI:
     async def patch(
         self, resource: Resource, name: str, patch: Object, *, namespace: str = "", subresource: str = ""
     ) -> Object:
-        """Change some members of an object (RFC 7396), under the resource version in the patch if there is one."""
+        """Change some members of an object (RFC 7396), and only in the version that the patch names, if it names one.
+
+        Raises:
+            IstioAuthError: as for `replace`.
+        """
         path = resource.path(name, namespace=namespace, subresource=subresource)
         return await self._ask("patch", resource, path, body=patch, subresource=subresource)
 
@@ -186,7 +190,7 @@ class KubernetesAPI:
         """Whether the API server knows this kind in this version.
 
         Raises:
-            AccessRefused, Exhausted, NotReady: it could not be told.
+            AccessRefused, Exhausted, NotReady: it could not be found out.
         """
         try:
             found = (await self.read(resource.root)).get("resources")
@@ -228,7 +232,7 @@ class KubernetesAPI:
             response.close()
 
     async def _stream(self, path: str, query: str) -> aiohttp.ClientResponse:
-        """The answer to a watch, of which only the head has come."""
+        """The answer to a watch, when its head has come."""
         unlimited = aiohttp.ClientTimeout(total=None, sock_connect=self._deadline)
         try:
             async with asyncio.timeout(self._deadline):
@@ -260,7 +264,7 @@ class KubernetesAPI:
         return answer
 
     async def _send(self, verb: str, path: str, body: Object | None = None, *, asked: str = "") -> Object:
-        """Send a request, again if the server says when; each try within the deadline."""
+        """Send a request, and again if the server says when to; each try has the whole deadline."""
         attempt = 0
         while True:
             if asked:
@@ -299,7 +303,7 @@ class KubernetesAPI:
         return response
 
     def _note_date(self, date: str) -> None:
-        """Note how far the clocks differ, once for each second that is told."""
+        """Note how far the clocks differ, once for each new value of the header (it has whole seconds)."""
         if date == self._date:
             return
         self._date = date
@@ -331,7 +335,7 @@ async def _events(response: aiohttp.ClientResponse, path: str) -> AsyncGenerator
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Lines of any length: aiohttp's own have a bound, and one large object would end every watch of its kind."""
+    """Lines of any length: aiohttp limits its own, so that one large object would end every watch of its kind."""
     begun: list[bytes] = []
     async for chunk in response.content.iter_any():
         *ended, rest = chunk.split(b"\n")

@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 async def connected(
     kubeconfig: Path | None = None, *, deadline: timedelta = DEADLINE, clock: Clock = _MACHINES
 ) -> AsyncIterator[KubernetesAPI]:
-    """The API server that a kubeconfig names; without one, the one whose pod we are.
+    """The API server that a kubeconfig names; without a kubeconfig, that of the cluster whose pod we are.
 
     Args:
         kubeconfig: the file; its current context counts.
@@ -40,7 +40,7 @@ async def connected(
     Raises:
         ConfigurationError: the file can not be used, or there is none and we are in no pod.
     """
-    configuration = Configuration()  # without a word of retries: `False` would mean for ever
+    configuration = Configuration()  # its `retries` stay unset: `False` would mean for ever
     try:
         if kubeconfig is None:
             load_incluster_config(configuration)  # type: ignore[no-untyped-call]  # the asyncio side has no types
@@ -70,12 +70,12 @@ class _Kubeconfig:
         self._loaded = 0.0
 
     async def load(self, configuration: Configuration) -> None:
-        """Take everything over."""
+        """Put everything into the client's configuration."""
         self._loaded = time.monotonic()
         await self._loader.load_and_set(configuration)  # type: ignore[no-untyped-call]  # as above
         if token := configuration.api_key.get(_BEARER):
             configuration.api_key[_BEARER] = token.strip()  # a file ends in a new line
-        elif "exec" in (self._loader._user or {}) and not configuration.cert_file:  # noqa: SLF001  # or nobody notices
+        elif "exec" in (self._loader._user or {}) and not configuration.cert_file:  # noqa: SLF001  # else unnoticed
             raise ConfigException("the program that it names gives no credentials")
         configuration.refresh_api_key_hook = self._renew  # type: ignore[assignment]  # as above
 
@@ -103,14 +103,12 @@ def _document(path: Path) -> object:
 
 
 def _leave_no_key() -> None:
-    """Take away the files, readable for us alone, by which the client hands keys to TLS, which has read them."""
+    """Remove the temporary files (readable by us only) in which the client gave keys to TLS: TLS has read them."""
     kube_config._cleanup_temp_files()  # type: ignore[no-untyped-call]  # noqa: SLF001  # else at the end of the process, if that is orderly
 
 
 def _settle_proxy(configuration: Configuration) -> None:
-    """Look once for a proxy in the environment. Left to aiohttp, that and a look into `.netrc` would be two trips to a
-    thread for every request.
-    """
+    """Look for a proxy in the environment, once: aiohttp would do so, and read `.netrc`, on a thread per request."""
     configuration.client_session_kwargs = {"trust_env": False}
     address = urlsplit(configuration.host)
     if address.scheme not in {"http", "https"} or not address.hostname:

@@ -1,4 +1,4 @@
-"""What the API server is asked, as a metric: by verb and resource, in the words of roles."""
+"""A metric of the requests to the API server, by verb and resource as roles spell them."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Reflector: what the API server holds of one kind, as slim facts, and who wants to hear of a change.
+"""Reflector: keeps slim facts about all objects of one kind at the API server, and tells subscribers of changes.
 
-List, then watch from there, for ever. A watch that ends is opened again where it stopped; one that is silent for too
-long is taken for dead, as the API server sends a bookmark every minute; and when the version is no longer known
-everything is listed anew. A list replaces what was there in one step: what vanished meanwhile is told as a change too.
+It lists, and then watches from there, for ever. A watch that ends is opened again where it stopped. One that is silent
+for too long is taken for dead, as the API server sends a bookmark every minute. When the version is no longer known,
+everything is listed anew. A list replaces all facts in one step; objects that vanished meanwhile are changes too.
 
-An object that can not be decoded is left out and reported, and never ends the others. What has not changed since it
-was decoded is not decoded again.
+An object that can not be decoded is left out and reported, and does no harm to the others. An object that has not
+changed since it was decoded is not decoded again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from istio_auth.rotation import retry_delay
 
 _WATCH = timedelta(minutes=5)
 _SILENCE = timedelta(minutes=2.5)  # more than two bookmarks
-_TURN = 20  # objects that are decoded in a row; others on this event loop want their turn
+_TURN = 20  # objects that are decoded in a row before other tasks of the event loop get their turn
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(seconds=0.2), timedelta(seconds=15)
 _log = structlog.get_logger()
 _Fact = TypeVar("_Fact")
@@ -48,7 +48,7 @@ class Reflector(Generic[_Fact]):
 
     Attributes:
         lists: how often everything was listed.
-        heard: when the API server last confirmed that this is the state of things, by the steady clock.
+        heard: when the API server last confirmed that the facts are up to date, by the steady clock.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class Reflector(Generic[_Fact]):
 
     @property
     def facts(self) -> Mapping[Key, _Fact]:
-        """What is there, as far as is known; a view that changes."""
+        """All facts, as far as is known; a view that follows changes."""
         return MappingProxyType(self._facts)
 
     @property
     def synced(self) -> bool:
-        """Whether everything was listed once, by the run of now."""
+        """Whether everything was listed once, by the present `run`."""
         return self._synced.is_set()
 
     @property
@@ -92,7 +92,7 @@ class Reflector(Generic[_Fact]):
         return self._fault
 
     def age(self) -> timedelta:
-        """How long ago the API server last confirmed the state; without end before the first list."""
+        """How long ago the API server last confirmed the facts; `timedelta.max` before the first list."""
         seconds = self._clock() - self.heard
         return timedelta.max if seconds == float("inf") else timedelta(seconds=seconds)
 
@@ -105,7 +105,7 @@ class Reflector(Generic[_Fact]):
         self._changed.append(changed)
 
     async def until_synced(self) -> None:
-        """Return when everything was listed once, by the run of now or the next one."""
+        """Return when everything was listed once, by the present `run` or the next one."""
         await self._synced.wait()
 
     async def run(self) -> NoReturn:
@@ -113,7 +113,7 @@ class Reflector(Generic[_Fact]):
         try:
             await self._follow()
         finally:
-            self._synced.clear()  # who runs it again must not take what is known by then for what is there
+            self._synced.clear()  # whoever runs it again must not take these facts for the state of that time
 
     async def _follow(self) -> NoReturn:
         attempt, version = 0, ""
@@ -129,13 +129,13 @@ class Reflector(Generic[_Fact]):
             except IstioAuthError as error:
                 self._report(error)
                 failed, asked_for = True, error.retry_after or timedelta()
-            if failed or self._clock() - opened < 1:  # or every watch ends at once
+            if failed or self._clock() - opened < 1:  # a watch that ends at once is a failure too
                 attempt += 1
                 delay = retry_delay(attempt, draw=random.random(), first=_FIRST_RETRY, longest=_LONGEST_RETRY)  # noqa: S311  # jitter
                 await asyncio.sleep(max(delay, asked_for).total_seconds())
 
     async def _list(self) -> str:
-        """Take the whole state; the version to watch from."""
+        """Take the whole state over, and return the version to watch from."""
         found: dict[Key, _Fact] = {}
         versions: dict[Key, str] = {}
         version = ""
@@ -157,10 +157,10 @@ class Reflector(Generic[_Fact]):
         return version
 
     async def _watch(self, version: str) -> AsyncIterator[str]:
-        """Follow the changes from a version; the version after each of them."""
+        """Follow the changes from a version, and yield the version after each."""
         lasting = _WATCH * (1 + random.random())  # noqa: S311  # so that all watches do not end together
         async with self._api.watch(self._resource, version, self._selection, lasting=lasting) as events:
-            if not self._silent:  # then only a word counts
+            if not self._silent:  # after a silence an open watch proves nothing: only an event does
                 self._confirm()
             while True:
                 try:

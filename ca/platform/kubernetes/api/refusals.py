@@ -1,11 +1,11 @@
-"""What the API server refuses, and why: its answers as errors of ours.
+"""Turns the API server's refusals into errors of ours.
 
-What went wrong is told by type, and "not there" is never confused with "could not look":
+The type of the error says what went wrong, and "not there" is never confused with "could not look":
 
     404         MissingError         409         ConflictError (AlreadyExists is one as well)
     410         WatchExpired         429         Exhausted, with the time to wait
     401, 403    AccessRefused        400, 422    ObjectRefused
-    403 to make something in a namespace that is being deleted: MissingError, for it is as good as gone
+    403 because the namespace is being deleted: MissingError, for it is as good as gone
     everything else, silence and broken connections      NotReady
 """
 
@@ -18,7 +18,7 @@ from http import HTTPStatus
 from istio_auth.errors import ConflictError, Exhausted, IstioAuthError, MalformedError, MissingError, NotReady
 
 _STATUSES = frozenset(HTTPStatus)
-_LONGEST_WAIT = 600  # seconds; who asks for more patience is not believed
+_LONGEST_WAIT = 600  # seconds; a longer Retry-After is cut to this
 _TOKEN = re.compile(r"eyJ[\w-]+\.[\w.-]*", re.ASCII)  # how every token begins, should an answer quote one
 _NAMESPACE_ENDS = "because it is being terminated"  # the words of the admission plugin NamespaceLifecycle
 
@@ -28,7 +28,7 @@ class AccessRefused(NotReady):
 
 
 class ObjectRefused(MalformedError):
-    """The API server finds the object itself wrong: to send it again does not help."""
+    """The API server finds the object itself wrong: sending it again does not help."""
 
 
 class WatchExpired(IstioAuthError):
@@ -36,7 +36,7 @@ class WatchExpired(IstioAuthError):
 
 
 def refusal(verb: str, path: str, status: int, message: str, retry_after: str = "") -> IstioAuthError:
-    """The error that an answer means.
+    """The error for an answer.
 
     Args:
         verb: what was asked for, in the words of roles.
@@ -71,7 +71,7 @@ def without_tokens(said: str) -> str:
 
 
 def unreachable(error: Exception) -> NotReady:
-    """The error that no answer means."""
+    """The error for a request that got no answer."""
     return NotReady(f"the API server can not be reached: {type(error).__name__}: {error}".rstrip(": "))
 
 

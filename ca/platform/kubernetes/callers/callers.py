@@ -1,4 +1,4 @@
-"""Who calls, put together: tokens reviewed or verified offline, and what their service accounts may have."""
+"""Puts the parts for callers together: tokens reviewed or verified offline, and what service accounts may have."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Callers:
         clock: tells the time.
 
     Raises:
-        ConfigurationError: a node account is none.
+        ConfigurationError: a node account is no `namespace/serviceaccount`.
     """
 
     def __init__(
@@ -64,23 +64,23 @@ class Callers:
         self._agents: NodeAgents | None = None
 
     def nodes(self, joined: AgentFolder, file: RegistrationFile) -> tuple[Agents, Registrations]:
-        """The agents, and what is registered for them, given those that are on every platform."""
+        """The agents and registrations of this platform, made from those that every platform has."""
         self._agents = NodeAgents(joined, self._accounts, self._pods)
         return self._agents, PodRegistrations(file, self._agents, self._pods, trust_domain=self._trust_domain)
 
     def registry(self, entitled: Registry) -> Registry:
-        """Who may have what, given what holds on every platform. Asked for after `nodes`."""
+        """The registry of this platform, made from the one that every platform has. To be called after `nodes`."""
         assert self._agents is not None
         has_joined = self._agents.has_joined
         by_token = ServiceAccountRegistry(self._trust_domain, self._accounts, self._pods, has_joined=has_joined)
         return KubernetesRegistry(by_token, entitled, has_joined=has_joined)
 
     def tasks(self) -> Tasks:
-        """What has to run as long as anybody calls, by name."""
+        """What has to run as long as callers are served, by name."""
         return {} if self._keys is None else {"keys of tokens": self._keys.run()}
 
     def gauges(self) -> tuple[Gauge, ...]:
-        """What can be looked up at any moment, for metrics."""
+        """The metrics that are looked up when somebody asks."""
         return (
             Gauge.single(
                 "istio_auth_ca_tokens_reviewed", "Tokens that the API server was asked about.", self._reviewed

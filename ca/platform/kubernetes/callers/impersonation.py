@@ -1,14 +1,14 @@
-"""Who may have which identity by a token on Kubernetes: three rules, and no others.
+"""Decides who may have which identity by a token on Kubernetes: three rules, and no others.
 
-1. Everybody may have its own.
-2. A trusted node account may have those of the pods on its node.
-3. A trusted node account may have that of the agent of its node, with which it then does without its token.
+1. Every service account may have its own identity.
+2. A trusted node account may have the identities of the pods on its node.
+3. A trusted node account may have the identity of the agent of its node, with which it can then call without a token.
 
-The second rule is istiod's for ztunnel, with the trust domain checked too. The caller is asked by its *token*: its
-service account is one of the trusted; its pod is there, by UID, under that account and on the node that the token
-names; and at least one pod of the service account that is asked for is on that same node. The third rule asks for the
-same of the caller, and that its token does name a node. Everything is answered from watched pods. While they are not
-live nothing can be told, which is no refusal: try again.
+The second rule is istiod's for ztunnel, with the trust domain checked too. What counts is the caller's *token*: its
+service account is a trusted one; its pod exists, by UID, under that account and on the node that the token names, if it
+names one; and at least one pod of the wanted service account is on the same node. The third rule asks the same of the
+caller, and that its token names a node. All of it is answered from the watched pods. While the watch is not live the
+answer is "not ready", which is no refusal.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class NodeAccounts:
 
 
 class ServiceAccountRegistry:
-    """The `Registry` over service accounts and the pods of now.
+    """The `Registry` for callers with a service-account token.
 
     Args:
         trust_domain: the only trust domain whose identities are granted.
-        node_accounts: who may ask for more than its own.
+        node_accounts: who may ask for more than its own identity.
         pods: the pods of now.
-        has_joined: whether an agent of this name joined by a join token: then no node's agent can have the name.
+        has_joined: whether an agent of this name joined by a join token: then the agent of a node can not have it.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class ServiceAccountRegistry:
         """What this caller may have of the identity it asks for (see `Registry`).
 
         Raises:
-            NotAuthorized: nothing.
-            NotReady: it can not be told now.
+            NotAuthorized: it may not have it.
+            NotReady: nobody can tell now.
         """
         if wanted.trust_domain != self._trust_domain:
             raise NotAuthorized(f"{wanted} is not in the trust domain {self._trust_domain}")
@@ -108,10 +108,10 @@ class ServiceAccountRegistry:
             raise NotAuthorized(f"no pod of {namespace}/{service_account} is on {node}, the node of {caller}")
 
     def _node_account(self, attested: Attested) -> ServiceAccountCaller:
-        """The trusted node account that shows its token.
+        """The trusted node account that calls.
 
         Raises:
-            NotAuthorized: there is none.
+            NotAuthorized: the caller is none, or shows no token.
         """
         caller = attested.caller
         if not isinstance(caller, ServiceAccountCaller) or caller.spiffe_id(self._trust_domain) != attested.spiffe_id:
@@ -124,7 +124,7 @@ class ServiceAccountRegistry:
         """Where the pod of the caller runs.
 
         Raises:
-            NotAuthorized: the token is bound to no pod, or to one that is not there as it says.
+            NotAuthorized: the token is bound to no pod, or to one that is not as the token says.
             NotReady: the pods of now are not known.
         """
         if not caller.pod_uid:

@@ -1,11 +1,11 @@
-"""The agents of the cluster's nodes: who is one, and which identities are registered for it. Nothing of it is kept.
+"""The agents of the cluster's nodes: who is one, and which identities are registered for it. Nothing is stored.
 
-An agent proved by its token that it runs on node N in a pod of a trusted node account, and got the identity of the
-agent N (`impersonation`). It is welcome as long as such a pod is on N: without the pod its certificate is worth
-nothing. Registered for it are the service accounts of the pods on N, for workloads in such a pod, beside what the
+Such an agent proves by its token that it runs on node N in a pod of a trusted node account, and gets the identity of
+the agent N (`impersonation`). It is welcome as long as such a pod is on N: without the pod its certificate is worth
+nothing. Registered for it are the service accounts of the pods on N, for the workloads in these pods, and whatever the
 registrations file says for an agent of that name. Every replica of the CA knows all of this by watching pods.
 
-Agents that joined by a join token are there beside them, under other names, and go by the rules that hold everywhere.
+Agents that joined by a join token have other names, and the rules of every platform hold for them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from istio_auth.errors import NotAuthorized, NotReady
 from istio_auth.registration import Registration, Selector
 from istio_auth.spiffe_id import SpiffeID, TrustDomain
 
-_REVISIONS_KEPT = 2  # a stream is told of each in turn; one that comes back later is sent everything
+_REVISIONS_KEPT = 2  # an open stream is told of each change; one that comes back later is sent everything
 
 
 class NodeAgents:
-    """The `Agents` of a cluster. Lives on one event loop, save for what blocks, which is about the others.
+    """The `Agents` of a cluster. Lives on one event loop; only the methods for agents that joined may block.
 
     Args:
         joined: the agents that joined by a join token.
-        accounts: who the agents of nodes are.
+        accounts: the service accounts that the agents of nodes run as.
         pods: the pods of now.
     """
 
@@ -58,7 +58,7 @@ class NodeAgents:
             raise NotAuthorized(f"no agent {name} joined, and no pod of a trusted node account is on a node {name}")
 
     def unnoted(self, name: str, identities: Iterable[SpiffeID]) -> frozenset[SpiffeID]:
-        """Which of these SPIFFE IDs must be kept (see `Agents`): for agents of nodes none."""
+        """Which of these SPIFFE IDs must be kept (see `Agents`): none for the agent of a node."""
         if self.has_joined(name):
             return self._joined.unnoted(name, identities)
         self.check_welcome(name)
@@ -73,14 +73,14 @@ class NodeAgents:
         self._joined.note_svid(name, end)
 
     def subscribe(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` after each eviction (see `Agents`)."""
+        """Call `changed` after each change of the evictions (see `Agents`)."""
         return self._joined.subscribe(changed)
 
 
 class PodRegistrations:
-    """The `Registrations` of a cluster: of the file, and of the pods on each node. Lives on one event loop.
+    """The `Registrations` of a cluster: from the file, and from the pods on each node. Lives on one event loop.
 
-    A change on one node costs what is on that node, however many others there are.
+    The cost of a change on one node depends on what is on that node, not on the size of the cluster.
 
     Args:
         file: the registrations file.
@@ -100,7 +100,7 @@ class PodRegistrations:
         self._streams: dict[str, int] = {}
 
     def history_of(self, agent: str) -> RegistrationHistory:
-        """The tables for an agent (see `Registrations`). The history of a node is kept while somebody follows it."""
+        """The tables for an agent (see `Registrations`). The history of a node is kept while a stream follows it."""
         if self._agents.has_joined(agent):
             return self._file.history
         if not self._pods.live and agent not in self._histories:
@@ -161,12 +161,12 @@ class PodRegistrations:
 
 
 def _registration(trust_domain: TrustDomain, account: Account) -> Registration:
-    """What the pods of a service account earn, wherever they are."""
+    """The registration for the pods of a service account; the same on every node."""
     namespace, name = account
     selectors = {Selector(SELECTOR_TYPE, f"ns:{namespace}"), Selector(SELECTOR_TYPE, f"sa:{name}")}
     return Registration(SpiffeID.for_service_account(trust_domain, namespace, name), frozenset(selectors))
 
 
 def _with(registration: Registration, grant: Grant) -> Registration:
-    """The same, with what the file says of this SPIFFE ID: an agent asks for it by its name alone."""
+    """The same with the file's lifetime and DNS names: an agent asks by SPIFFE ID alone, and so they must agree."""
     return Registration(registration.spiffe_id, registration.selectors, grant.ttl, grant.dns_names)

@@ -1,4 +1,4 @@
-"""Verifying a service-account token without asking the API server, from its published keys and the watched caches.
+"""Verifies a service-account token without asking the API server, by its published keys and the watched caches.
 
 Two ways lead to the same `ServiceAccountCaller`; each misses something.
 
@@ -12,7 +12,7 @@ live. It can not see
 - that a pod or service account was deleted, until the watch says so: normally milliseconds, and at worst as long as
   the caches count as live without a word from the API server;
 - that a token was refused for a reason of the API server's own: another issuer, another authenticator, its clock.
-What it knows that it can not judge, it leaves to a review: `Unsure`.
+A token that it knows it can not judge is left to a review (`Unsure`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ca.platform.kubernetes.callers.service_account import ServiceAccountCaller,
 from istio_auth.jwks import KeySet
 from istio_auth.tokens import DEFAULT_LEEWAY, Claims, TokenFault, TokenRefused, verify_token
 
-# Of these the API server may think otherwise: it may have a newer key, a second issuer, and the clock that counts.
+# The API server may decide otherwise on these: it may have a newer key or a second issuer, and its clock counts.
 _ARGUABLE = frozenset({TokenFault.UNKNOWN_KEY, TokenFault.ISSUER, TokenFault.NOT_YET_VALID})
 _UNWATCHED = ("secret", "validatingwebhookconfiguration", "mutatingwebhookconfiguration")
 
@@ -37,7 +37,7 @@ class ServiceAccountView(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether what is told here is the state of things now."""
+        """Whether the answers here are up to date."""
         ...
 
     def uid(self, namespace: str, name: str) -> str | None:
@@ -47,7 +47,7 @@ class ServiceAccountView(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Unsure:
-    """It can not be told here, and a review can tell.
+    """It can not be decided offline; a review can decide it.
 
     Args:
         reason: why, for the log.

@@ -1,11 +1,12 @@
 """PodIndex: the watched pods, found by UID, and counted by node and service account. Every step takes constant time.
 
-Whoever follows a node hears when a service account comes to it or leaves it, and of no other pod of the cluster.
+A follower of a node hears when the first pod of a service account comes to it or the last one leaves it, and nothing
+about other nodes.
 
-What a pod is, is never changed in place: a fact under a name takes the place of what was under that name, so a pod
-that was made anew under an old name is another pod, and the old UID is gone. A pod counts for its node from the
-moment it is scheduled until it is removed or has failed; one that completed counts, and so does one whose deletion
-was asked for, because until its node has ended it, it runs and needs its identity.
+The fact about a pod is never changed but replaced, by the pod's name: so a pod that was made again under an old name is
+another pod, and the old UID is gone. A pod counts for its node from when it is scheduled until it is removed or has
+failed. One that completed still counts, and so does one whose deletion was asked for: until its node has ended it, it
+runs and needs its identity.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ class PodView(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether what is told here is the state of things now."""
+        """Whether the answers here are up to date."""
         ...
 
     def pod(self, uid: str) -> PodFact | None:
-        """The pod of this UID; None if it is not there."""
+        """The pod with this UID; None if it is not there."""
         ...
 
     def on_node(self, node: str, namespace: str, service_account: str) -> bool:
@@ -45,7 +46,7 @@ class NodeView(PodView, Protocol):
         ...
 
     def follow(self, node: str, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` when a service account has come to this node or left it, until the returned one is called."""
+        """Call `changed` when a service account comes to this node or leaves it, until the returned one is called."""
         ...
 
 
@@ -53,7 +54,7 @@ class PodIndex:
     """The `NodeView` that is told what to hold. Lives on one event loop.
 
     Args:
-        live: whether what was put here is the state of things now, as far as the API server can be heard.
+        live: whether what was put here is up to date.
     """
 
     def __init__(self, live: Callable[[], bool]) -> None:
@@ -65,11 +66,11 @@ class PodIndex:
 
     @property
     def live(self) -> bool:
-        """Whether what is here is the state of things now. If not, a pod that is missing may be there all the same."""
+        """Whether what is here is up to date. If not, a pod that is missing here may exist all the same."""
         return self._live()
 
     def put(self, pod: PodFact) -> None:
-        """Take a pod in, in the place of what was known under its name."""
+        """Take a pod in, in the place of an earlier fact under its name."""
         before = self._forget(pod.namespace, pod.name)
         self._by_name[pod.namespace, pod.name] = self._by_uid[pod.uid] = pod
         self._move(None if before is None else _place(before), _place(pod))
@@ -109,7 +110,7 @@ class PodIndex:
         return pod
 
     def _move(self, before: _Place | None, now: _Place | None) -> None:
-        """Count a pod where it is now, and not where it was. One that stays where it is, is nobody's news."""
+        """Count a pod where it is now, and no longer where it was. Nobody is told if it stays where it is."""
         if before == now:
             return
         for place, step in ((before, -1), (now, +1)):

@@ -1,8 +1,8 @@
 """The keys with which the cluster signs service-account tokens, as its API server publishes them (OpenID discovery).
 
-They are read at the start, every few minutes, and soon after a token was met that they can not judge. While they can
-not be read, the last ones stay, and it is tried again soon: how long one may go on without the API server is decided
-by what is watched.
+They are read at the start, every few minutes, and soon after a token could not be verified offline. While they can not
+be read, the last ones stay in use and reading is tried again soon. They do not expire: how long tokens are verified
+without the API server depends on the watched caches alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from istio_auth.jwks import KeySet
 
 _DISCOVERY, _KEYS = "/.well-known/openid-configuration", "/openid/v1/jwks"
 _EVERY = timedelta(minutes=5)
-_AT_MOST_EVERY = timedelta(seconds=10)  # whatever strangers show us
+_AT_MOST_EVERY = timedelta(seconds=10)  # however many bad tokens strangers show
 _log = structlog.get_logger()
 
 
@@ -45,7 +45,7 @@ class PublishedKeys:
     Args:
         api: the API server.
         every: how often they are read.
-        at_most_every: how often they are read if somebody asks, or if it fails.
+        at_most_every: the shortest time between two reads, if somebody asks or if the last read failed.
 
     Attributes:
         known: the keys read last; None before they could be read.
@@ -62,7 +62,7 @@ class PublishedKeys:
         self._fault: str | None = None
 
     def ask_soon(self) -> None:
-        """Read them again, but not too often: a token was met that they can not judge."""
+        """Read them again, but not too often: a token could not be verified offline, perhaps for lack of a key."""
         self._wanted.set()
 
     async def run(self) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Who may have which identity on Kubernetes: by a token what its service account may, else what holds everywhere."""
+"""Decides who may have which identity on Kubernetes: own rules for tokens, and otherwise those of every platform."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class KubernetesRegistry:
     """The `Registry` of this platform.
 
     Args:
-        by_token: what service accounts may have that show a token.
-        entitled: what agents may have, and workloads that show a certificate.
-        has_joined: whether an agent of this name joined by a join token, and is not that of a node.
+        by_token: decides for service accounts that show a token.
+        entitled: decides for everybody else: agents, and workloads that show a certificate.
+        has_joined: whether an agent of this name joined by a join token, and so is not the agent of a node.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class KubernetesRegistry:
         """What this caller may have of the identity it asks for (see `Registry`).
 
         Raises:
-            NotAuthorized: nothing.
-            NotReady: it can not be told now.
+            NotAuthorized: it may not have it.
+            NotReady: nobody can tell now.
         """
         if isinstance(attested.caller, ServiceAccountCaller):
             return self._by_token.grant(attested, wanted, now)
@@ -44,7 +44,7 @@ class KubernetesRegistry:
         return self._entitled.grant(attested, wanted, now)
 
     def _check_renewal(self, spiffe_id: SpiffeID) -> None:
-        """The agent of a node shows a token for each certificate of its own: a stolen one ends."""
+        """The agent of a node must show a token for each certificate of its own: a stolen one can not be renewed."""
         name = agent_name(spiffe_id)
         if name is not None and not self._has_joined(name):
             raise NotAuthorized(f"{spiffe_id} shows no token, and the agent of a node gets its own identity by one")

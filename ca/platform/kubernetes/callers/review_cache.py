@@ -1,9 +1,9 @@
-"""ReviewCache: a token is reviewed once in a few seconds, however often and by how many at once it is shown.
+"""ReviewCache: has each token reviewed at most once in a few seconds, however often it is shown.
 
-Kept is whom a token speaks for, under the SHA-256 of the token, and never the token. An answer is good for seconds
-from the moment its review *began*, and never beyond the end that the token itself claims: the token of a deleted pod
-must die quickly. Refusals are not kept. They are as cheap to ask for again, tokens that are not yet valid become so,
-and strangers with garbage could otherwise push out the answers that are worth keeping.
+What is kept is whom a token speaks for, under the SHA-256 of the token; never the token. An answer is good for a few
+seconds from when its review *began*, and never beyond the end that the token itself claims: the token of a deleted pod
+must die quickly. Refusals are not kept: a token that is not yet valid may become so, and strangers with garbage could
+push out the answers that are worth keeping.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class ReviewCache:
     """Asks for reviews and remembers the answers for a moment. Lives on one event loop.
 
     Args:
-        review: whom a token speaks for; raises `NotAuthenticated` or `NotReady`. Must come to an end by itself.
+        review: tells whom a token speaks for; raises `NotAuthenticated` or `NotReady`. It must not run for ever.
         clock: tells the time, for the end of tokens.
         monotonic: tells steady seconds, for the age of answers.
-        ttl: how long an answer is good; nothing for not at all.
+        ttl: how long an answer is good; zero to keep none.
         most: how many answers are kept.
 
     Attributes:
@@ -67,7 +67,7 @@ class ReviewCache:
         """Whom a token speaks for.
 
         Raises:
-            NotAuthenticated: nobody.
+            NotAuthenticated: it speaks for nobody.
             NotReady: the review could not be made.
         """
         self.asked += 1
@@ -78,14 +78,14 @@ class ReviewCache:
         return await self._shared(name, token)
 
     async def close(self) -> None:
-        """End the reviews that are running; who waits for one hears `NotReady`."""
+        """End the reviews that are running; callers that wait for one get `NotReady`."""
         running = list(self._running.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
     async def _shared(self, name: bytes, token: str) -> ServiceAccountCaller:
-        """The answer of the one review of this token; whoever asked first may leave without taking it along."""
+        """The answer of the one review of this token, which goes on even if the caller that began it is cancelled."""
         task = self._running.get(name)
         if task is None:
             task = asyncio.create_task(self._reviewed(name, token))

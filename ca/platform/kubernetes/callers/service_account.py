@@ -1,8 +1,8 @@
 """ServiceAccountCaller: who a service-account token speaks for, by the API server's review or by its verified claims.
 
-Both ways give the same value for the same token. Nothing is taken on trust that could be missing or ambiguous: a user
-who is no service account, an answer without audience, half a pod or a name that Kubernetes would not give is refused,
-with the reason for the log.
+Both ways give the same value for the same token. Whatever is missing or ambiguous is refused, with the reason for the
+log: a user who is no service account, an answer without an audience, a pod without its UID or its name, a name that
+Kubernetes would not give.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _OPAQUE = re.compile(r"[\x21-\x7e]{1,256}")  # UIDs and credential ids
 
 @dataclass(frozen=True, slots=True)
 class ServiceAccountCaller:
-    """The service account behind a token, and what the token is bound to; empty is what the token does not say.
+    """The service account behind a token, and what the token is bound to. What the token does not say is empty.
 
     Args:
         namespace: of the service account.
         service_account: its name.
-        service_account_uid: of this very service account.
+        service_account_uid: its UID.
         pod_name: the pod that the token was given to.
-        pod_uid: of this very pod.
+        pod_uid: the UID of that pod.
         node_name: the node of that pod when the token was made, or the node that the token is bound to.
-        node_uid: of that very node.
+        node_uid: the UID of that node.
         credential_id: the token's own name as the audit log of the API server has it, `JTI=...`.
     """
 
@@ -72,7 +72,7 @@ class ServiceAccountCaller:
         return SpiffeID.for_service_account(trust_domain, self.namespace, self.service_account)
 
     def selectors(self) -> frozenset[Selector]:
-        """What was observed of it, in the form that registrations name."""
+        """What was observed of it, as selectors in the form that registrations use."""
         observed = {
             "ns": self.namespace,
             "sa": self.service_account,
@@ -83,7 +83,7 @@ class ServiceAccountCaller:
         return frozenset(Selector(SELECTOR_TYPE, f"{name}:{value}") for name, value in observed.items() if value)
 
     def attested(self, trust_domain: TrustDomain, *, address: str = "") -> Attested:
-        """The caller that its token proves.
+        """The attested caller, proven by its token.
 
         Args:
             trust_domain: ours.
@@ -116,7 +116,7 @@ def caller_of_review(status: Mapping[str, JSON], audiences: Collection[str]) -> 
         audiences: the audiences that were asked for; the answer must confirm one of them.
 
     Raises:
-        NotAuthenticated: nobody, no service account, or not for us.
+        NotAuthenticated: the token is nobody's, no service account's, or not for us.
     """
     if error := status.get("error"):
         raise NotAuthenticated(f"the API server refuses the token: {without_tokens(str(error))[:300]!a}")
@@ -130,13 +130,13 @@ def caller_of_review(status: Mapping[str, JSON], audiences: Collection[str]) -> 
 
 
 def caller_of_user(user: Mapping[str, JSON]) -> ServiceAccountCaller:
-    """Whom the API server means by a user, as it tells one in a review and stamps one into a signing request.
+    """The service account behind a user, in the form that a TokenReview and a CertificateSigningRequest have.
 
     Args:
         user: its `username`, `uid`, `groups` and `extra`.
 
     Raises:
-        NotAuthenticated: no service account.
+        NotAuthenticated: the user is no service account.
     """
     username, groups, extra = user.get("username"), user.get("groups"), user.get("extra") or {}
     if not isinstance(groups, list) or _GROUP not in groups:
@@ -157,10 +157,10 @@ def caller_of_user(user: Mapping[str, JSON]) -> ServiceAccountCaller:
 
 
 def caller_of_claims(claims: Claims) -> ServiceAccountCaller:
-    """Whom the verified claims of a token of the cluster's speak for. Whether these still exist is not told by them.
+    """Whom the verified claims of a token speak for. They do not tell whether pod and service account still exist.
 
     Raises:
-        NotAuthenticated: no service account, or the claims contradict each other.
+        NotAuthenticated: the token is no service account's, or its claims contradict each other.
     """
     said = claims.members.get("kubernetes.io")
     if not isinstance(said, Mapping):
@@ -203,7 +203,7 @@ def _account(username: JSON) -> tuple[str, str]:
 
 
 def _one(extra: Mapping[str, JSON], name: str) -> str:
-    """The one value of an extra; empty if there is none."""
+    """The only value of one of the user's extras; empty if there is none."""
     match extra.get(f"{_EXTRA}{name}"):
         case None:
             return ""

@@ -1,7 +1,7 @@
-"""The proof by service-account token: whom the API server names behind it, or its published keys and what is watched.
+"""The proof by service-account token: verified by a review of the API server, or offline by its published keys.
 
-A caller may also show a certificate; then both must name the same identity (see `ca.attest`). What a review can not
-see, and what offline verification can not, is told in `ca.platform.kubernetes.callers.offline`.
+A caller may also show a certificate; then both must name the same identity (see `ca.attest`). What each of the two ways
+can not see is listed in `ca.platform.kubernetes.callers.offline`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ServiceAccountTokens:
 
     Args:
         trust_domain: ours.
-        verify: whom a token speaks for.
+        verify: tells whom a token speaks for.
     """
 
     def __init__(self, trust_domain: TrustDomain, verify: Verify) -> None:
@@ -60,11 +60,11 @@ class ServiceAccountTokens:
 
 
 def reviewer(api: KubernetesAPI, audiences: Sequence[str]) -> Verify:
-    """Asks the API server about each token.
+    """A `Verify` that asks the API server about each token.
 
     Args:
         api: the API server.
-        audiences: of which a token must have one.
+        audiences: the audiences of which a token must have one.
     """
     wanted: list[JSON] = list(audiences)
 
@@ -87,14 +87,14 @@ class Watched:
 
 
 class OfflineFirst:
-    """Verifies tokens without asking, where that is certain; asks otherwise.
+    """Verifies tokens without asking the API server where that is certain, and asks otherwise.
 
     Args:
         keys: the keys that the cluster publishes.
         watched: pods and service accounts of now.
-        audiences: of which a token must have one.
+        audiences: the audiences of which a token must have one.
         clock: tells the time.
-        otherwise: asks.
+        otherwise: asks the API server.
 
     Attributes:
         alone: how many tokens were verified without asking.
@@ -114,8 +114,8 @@ class OfflineFirst:
         """Whom a token speaks for.
 
         Raises:
-            NotAuthenticated: nobody, or not for us.
-            NotReady: it could not be told without asking, and asking failed.
+            NotAuthenticated: it speaks for nobody, or is not for us.
+            NotReady: it could not be verified offline, and the API server could not be asked.
         """
         if (known := self._keys.known) is None:
             return await self._otherwise(token)

@@ -1,1 +1,1 @@
-"""Events: what happened to an object, told on it."""
+"""Kubernetes Events: what happened to an object, shown on the object."""

@@ -1,7 +1,7 @@
-"""EventRecorder: tells on an object, as a Kubernetes Event, what happened to it; `kubectl describe` shows it.
+"""EventRecorder: writes what happened to an object as a Kubernetes Event on it; `kubectl describe` shows it.
 
-Events are for people. To tell one never blocks, never fails and never costs more than a bounded queue: what does not
-fit, or can not be written, is a line in the log. What happened is in the log and the metrics anyway.
+Events are for people. Recording one never blocks, never fails and never costs more than a bounded queue: an Event that
+does not fit, or can not be written, is dropped with a line in the log. Log and metrics tell what happened anyway.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class EventRecorder:
     def record(
         self, regarding: Regarding, reason: str, note: str, *, action: str, event_type: EventType = EventType.WARNING
     ) -> None:
-        """Tell what happened to an object. Returns at once, and raises nothing.
+        """Record what happened to an object. Returns at once, and raises nothing.
 
         Args:
             regarding: which object.
             reason: why this is told, in one word: `IssuanceFailed`.
-            note: all of it in words; cut at 1024 bytes. Never a key or a token.
+            note: what happened, in full; cut at 1024 bytes. Never a key or a token.
             action: what was done, or tried, in one word: `Issue`.
             event_type: whether to worry.
         """
@@ -74,7 +74,7 @@ class EventRecorder:
             self._full = True
 
     async def run(self) -> NoReturn:
-        """Write what was told, for ever."""
+        """Write what was recorded, for ever."""
         while True:
             series = await self._queue.get()
             try:
@@ -120,7 +120,7 @@ class EventRecorder:
         return event | _counted(series) if series.count > 1 else event
 
     def _report(self, reason: str, series: Series) -> None:
-        """A warning when it begins to go wrong, and no more than that."""
+        """Log a warning for the first failure in a row; the others only at debug level."""
         level = _log.debug if self._fault else _log.warning
         level("an event was not written", object=series.occurrence.regarding.name, reason=reason)
         self._fault = reason

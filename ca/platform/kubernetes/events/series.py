@@ -1,7 +1,8 @@
-"""EventSeries: which occurrences are written as Events of their own, which only counted, and which not even that.
+"""EventSeries: decides which occurrences are new Events, and when the count of an old Event is written again.
 
-The same reason about the same object within ten minutes is one Event. Its count is written the more seldom the longer
-it goes on, so that what happens a thousand times a minute costs a handful of writes. A state machine, without I/O.
+The same reason about the same object is one Event, until it has not occurred for ten minutes. The longer it goes on,
+the more seldom its count is written, so that something that happens a thousand times a minute costs a handful of
+writes. A state machine, without I/O.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Regarding:
         resource: its kind.
         name: its name.
         namespace: its namespace; empty where there is none.
-        uid: of this very object; without one `kubectl describe` does not find the Event.
+        uid: the object's UID; without one `kubectl describe` does not find the Event.
     """
 
     resource: Resource
@@ -56,7 +57,7 @@ class Occurrence:
         regarding: to which object.
         action: what was done, or tried: one word.
         reason: why this is told: one word.
-        note: all of it, in words.
+        note: what happened, in full.
         type: whether to worry.
     """
 
@@ -82,8 +83,8 @@ class Series:
         count: how many there were.
         last: when the latest was.
         name: of the Event; empty until it is written.
-        due: from when on the next occurrence is written.
-        gap: how long after the last one that is.
+        due: from when on another occurrence is written.
+        gap: the time from the last write until then.
     """
 
     occurrence: Occurrence
@@ -96,7 +97,7 @@ class Series:
 
 
 class EventSeries:
-    """The Events of late. Those that nothing happened to for the longest time are forgotten when there are too many.
+    """The recent Events. If there are too many, those that occurred longest ago are forgotten.
 
     Args:
         capacity: how many are remembered.

@@ -1,9 +1,10 @@
-"""Candidate: when to take a lease, when to renew it and when to lead no more, without I/O.
+"""Candidate: decides when to take a lease, when to renew it and when to stop leading, without I/O.
 
-Nobody compares clocks with anybody. A candidate takes a lease that has not changed for the whole of its duration by
-the candidate's *own* steady clock; a leader counts from *before* it sent its last renewal, and for a shorter time (the
-renew deadline). So a leader has stopped before anybody else can begin, however slow the API server is. Only whoever
-deletes a Lease lets a candidate that never saw it begin at once, before the leader notices.
+The clocks of two machines are never compared. A candidate takes a lease that has not changed for the whole of its
+duration by the candidate's *own* steady clock. A leader counts from *before* it sent its last renewal, and for a
+shorter time (the renew deadline). So a leader has stopped before anybody else can begin, however slow the API server
+is. There is one exception: if somebody deletes the Lease, a candidate that never saw it can begin before the leader
+notices.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Candidate:
             record: what the lease says; None if it is certain that there is none.
             now: the steady clock *after* it was read.
         """
-        if record is None:  # whoever held it may not know that it was deleted: what was seen last counts on
+        if record is None:  # its holder may not know that it was deleted, so the last record goes on to count
             return
         if record != self.seen:
             self.seen, self._since = record, now
@@ -116,7 +117,7 @@ class Candidate:
         return LeaseRecord(self._identity, self._timing.duration, transitions, acquired=wall, renewed=wall)
 
     def written(self, record: LeaseRecord, *, sent: float, now: float) -> None:
-        """Take note that a proposal was accepted. A renewal that is known too late does not bring its term back.
+        """Take note that a proposal was accepted. A renewal that is answered too late does not revive its term.
 
         Args:
             record: the proposal.
@@ -133,11 +134,15 @@ class Candidate:
         return self._term is not None and now < self._until
 
     def remaining(self, now: float) -> timedelta:
-        """For how long it leads if it renews no more."""
+        """For how long it still leads if it does not renew any more."""
         return timedelta(seconds=max(0.0, self._until - now)) if self._term is not None else timedelta()
 
     def resign(self) -> LeaseRecord | None:
-        """Lead no more; what to write so that others need not wait, if the lease is still its own."""
+        """Stop leading.
+
+        Returns:
+            what to write so that others need not wait; None if the lease is another's by now.
+        """
         self._term = None
         if self.seen is None or self.seen.holder != self._identity:
             return None

@@ -1,7 +1,7 @@
 """What the leader does: secrets of service accounts, the published root, and answers to certificate requests.
 
-Only one replica does it at a time, by a Lease. None of it is unsafe if two did it for a moment: every write is under
-the version it was planned for, and a certificate more is one more line on record.
+Only one replica does it at a time, by a Lease. If two did it for a moment, that would do no harm: every write names the
+version that it was planned for, and one certificate more is just one more record.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class Leadership:
         return self._election.still_leading()
 
     def published(self, sequence: int) -> bool:
-        """Whether the bundle of this sequence is everywhere where it is read from; only the leader knows."""
+        """Whether the bundle with this sequence is in every place where it is read; only the leader knows."""
         held = self._work.publisher.published(sequence) is not None and not self._work.trust_bundle.lags(sequence)
         return held and self.leading
 
     def tasks(self) -> Tasks:
-        """What stands for election, and does the leader's work whenever elected."""
+        """The tasks that stand for election, and do the leader's work whenever elected."""
         return {"events": self._events.run(), "leader election": self._election.run(self._lead)}
 
     def register(self, registry: CollectorRegistry) -> None:
@@ -92,7 +92,7 @@ class Leadership:
             ControllerMetrics(registry, self._work.tally, self._work.controller.present(), self._clock)
 
     def gauges(self) -> tuple[Gauge, ...]:
-        """What can be looked up at any moment, for metrics."""
+        """The metrics that are looked up when somebody asks."""
         publisher, queues = self._work.publisher, self._work.queues
         return (
             Gauge.single("istio_auth_ca_leader", "1 on the replica that leads.", lambda: self.leading),
@@ -135,7 +135,7 @@ class Leadership:
                 tasks.create_task(self._answer(queue))
 
     async def _answer(self, queue: RequestQueue) -> None:
-        """Answer requests, once the API server knows of such: an older one may not."""
+        """Answer requests as soon as the API server serves this kind: an older one may not."""
         told = False
         while not await self._is_served(queue):
             if not told:
@@ -148,4 +148,4 @@ class Leadership:
         try:
             return await self._api.serves(queue.resource)
         except IstioAuthError:
-            return True  # it can not be told, and the watch tells why
+            return True  # nobody can tell now, and the watch will log why

@@ -1,11 +1,11 @@
-"""LeaderElection: one of several replicas does what must not be done twice, by a Lease (coordination.k8s.io/v1).
+"""LeaderElection: has one replica at a time do the leader's work, by a Lease (coordination.k8s.io/v1).
 
 What a candidate may do is decided in `ca.platform.kubernetes.leader.candidate`; here it is done. The leader's work is
 cancelled before anybody else can begin, and on an orderly stop the lease is released after the work has stopped.
 
-A process may stand still at any point. So nothing is concluded from having been the leader a moment ago: who writes
-asks `still_leading` right before each write. A write already on its way may still arrive after others took over: it
-must carry a resource version, or be one that does no harm twice.
+A process may be suspended at any point, so having led a moment ago proves nothing: whoever writes calls `still_leading`
+right before each write. A write that was sent before may still arrive after another replica took over: it must carry a
+resource version, or do no harm if it is done twice.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, IstioAuthError, MissingError, NotReady
 
 LEASE: Final = "istio-ca-leader"
-_TRIES = 3  # so many renewals that nobody answers fit into the renew deadline
+_TRIES = 3  # renewals that may go unanswered within the renew deadline
 _log = structlog.get_logger()
 
 
 def steady_seconds() -> float:
-    """A clock that nobody sets, and that goes on while the machine sleeps where there is one that does."""
+    """Seconds of a clock that is never set. It also counts sleep of the machine, if the system has such a clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
@@ -43,7 +43,7 @@ class LeaderElection:
         api: the API server.
         namespace: where the Lease is.
         name: its name.
-        identity: what this process is called there; no other may have it, so a pod's name alone is not enough.
+        identity: the name of this process in the Lease; no other may have it, so a pod's name alone is not enough.
         clock: tells the time that people read in the Lease.
         timing: how patient it is.
         steady: tells steady seconds, by which everything is decided.
@@ -71,7 +71,7 @@ class LeaderElection:
 
     @property
     def leader(self) -> str:
-        """Who led when last looked; empty if nobody did."""
+        """Who led when the Lease was last read; empty if nobody did."""
         return self._candidate.seen.holder if self._candidate.seen else ""
 
     def still_leading(self) -> bool:
@@ -95,7 +95,7 @@ class LeaderElection:
                 return
 
     async def _reign(self, lead: Callable[[int], Coroutine[None, None, None]]) -> bool:
-        """Lead for as long as it goes well; whether the work was done."""
+        """Lead until the lease is lost or the work ends by itself; whether it did."""
         assert self._candidate.seen is not None
         term = self._candidate.seen.transitions
         _log.info("leading", lease=self._name, term=term)
@@ -133,10 +133,10 @@ class LeaderElection:
                 _log.warning("the lease was not released", lease=self._name, reason=str(error) or "no answer")
 
     async def _attempt(self) -> None:
-        """Look, unless our own last write is the latest, and write if there is something to write."""
+        """Read the Lease, unless we lead, and write it if there is something to write."""
         leading = self.still_leading()
         limit = self._timing.renew_deadline / _TRIES
-        if leading:  # the work must be stopped in time, whoever does not answer
+        if leading:  # the work must be stopped in time, even if the API server does not answer
             limit = min(limit, self._candidate.remaining(self._steady()))
         try:
             async with asyncio.timeout(limit.total_seconds()):
@@ -154,9 +154,9 @@ class LeaderElection:
             return
         try:
             await self._write(wanted)
-        except ConflictError:  # somebody else moved: if that was a new leader, we are none from here on
+        except ConflictError:  # somebody else wrote it: if that is a new leader, we stop leading here
             await self._look()
-        except MissingError:  # somebody deleted it: made anew, unless somebody else was faster
+        except MissingError:  # somebody deleted it: the next attempt makes it again, unless another is faster
             self._body = {}
             raise NotReady("the lease was deleted") from None
         else:
@@ -188,7 +188,7 @@ class LeaderElection:
 
 
 def _record(body: Object, timing: LeaseTiming) -> LeaseRecord:
-    """What a Lease says; where it says nothing of use, what is safe."""
+    """The record in a Lease, with safe values in the place of unusable ones."""
     seconds, transitions = member(body, "spec", "leaseDurationSeconds"), member(body, "spec", "leaseTransitions")
     return LeaseRecord(
         text(body, "spec", "holderIdentity"),
@@ -201,7 +201,7 @@ def _record(body: Object, timing: LeaseTiming) -> LeaseRecord:
 
 
 def _body(record: LeaseRecord, former: Object, namespace: str, name: str) -> Object:
-    """The Lease that says so, with all that others put into it."""
+    """The Lease with this record, and with everything that others put into it."""
     spec = object_of(former.get("spec")) | {
         "holderIdentity": record.holder or None,
         "leaseDurationSeconds": int(record.duration.total_seconds()),

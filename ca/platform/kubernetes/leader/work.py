@@ -1,4 +1,4 @@
-"""The leader's work, put together from the configuration."""
+"""Puts the leader's work together from the configuration."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from istio_auth.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What the leader's work is done with.
+    """What the leader's work needs.
 
     Args:
         api: the API server.
-        config: says what is to be done.
+        config: decides what there is to do.
         ca: signs.
         watch: what every replica watches.
-        namespace: that of the CA; also the mark on all it made.
+        namespace: the namespace of the CA, which is also the mark on everything it makes.
         leading: whether this process leads at this instant.
         events: tells people.
         clock: tells the time.

@@ -1,1 +1,1 @@
-"""Certificate requests of Kubernetes: what is decided about them, and who answers."""
+"""Certificate requests of Kubernetes: decided, and answered."""

@@ -1,13 +1,13 @@
-"""CertificateSigningRequests, decided: what a service account asks for itself is approved and signed. Pure.
+"""Decides about CertificateSigningRequests: what a service account asks for itself is approved and signed. Pure.
 
     requester    a service account, by `spec.username`, which the API server stamps from the caller's credentials
-    request      one CSR whose only name is one URI: the requester's own SPIFFE ID; no CA; a subject says nothing
+    request      one CSR whose only name is one URI: the requester's own SPIFFE ID; no CA; a subject is ignored
     usages       some of client auth, server auth, digital signature, key encipherment
     expiration   spec.expirationSeconds, or the profile's usual lifetime; never more than the profile's longest
 
-What is wrong is wrong for good, because a spec never changes, and everybody gets an answer: Denied, or where somebody
-else has approved it already, Failed, because an approval gives nobody another's identity. Certificates are usable for
-both ends of TLS, whatever part of that was asked for.
+A spec never changes, so a fault in it is final, and the request gets an answer: Denied, or Failed if somebody else has
+approved it already, for no approval can give away another's identity. Certificates are usable for both ends of TLS,
+whichever of these usages were asked for.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def done(request: Object, signer: Signer) -> str | None:
 
 
 def not_issued(error: IstioAuthError) -> Fail | Wait:
-    """What to do about a request that was to be signed, and the issuer did not."""
+    """What to do about a request for which the issuer has issued nothing."""
     if error.code in _OF_THE_REQUEST:
         return Fail("Refused", error.public)
     return Wait(str(error))
@@ -121,7 +121,7 @@ def issued_status(request: Object, svid: IssuedSVID) -> Object:
 
 
 def _with_condition(request: Object, type_: str, reason: str, message: str) -> Object:
-    """Times are left to the API server, by whose clock it also cleans up."""
+    """The request with one condition more. Its times are left to the API server, which cleans up by its own clock."""
     added: Object = {"type": type_, "status": "True", "reason": reason, "message": message}
     status = object_of(member(request, "status"))
     return with_status(request, status | {"conditions": [*conditions(request), added]})
@@ -153,7 +153,7 @@ def _vetted_key(request: Object, identity: SpiffeID) -> PublicKey:
     """The key in the CSR.
 
     Raises:
-        Refused: the CSR is no good, or does not ask for exactly this identity.
+        Refused: the CSR is not acceptable, or does not ask for exactly this identity.
     """
     try:
         pem = base64_bytes(request, "spec", "request")
@@ -176,10 +176,10 @@ def _count_names(pem: bytes) -> int:
 
 
 def _check_usages(usages: JSON) -> None:
-    """Make sure that nothing else is wanted than what our certificates are for.
+    """Make sure that no usage is asked for that our certificates do not have.
 
     Raises:
-        Refused: something is.
+        Refused: one is.
     """
     for usage in usages if isinstance(usages, list) else [usages]:
         if usage not in USAGES:
@@ -188,10 +188,10 @@ def _check_usages(usages: JSON) -> None:
 
 
 def _ttl(seconds: JSON, profile: IssuanceProfile) -> timedelta | None:
-    """The lifetime asked for, as far as the profile goes; who signs may give less (CertificateSigningRequestSpec).
+    """The lifetime asked for, or the profile's longest: a signer may give less (CertificateSigningRequestSpec).
 
     Raises:
-        Refused: it is none that the API server takes.
+        Refused: it is a value that the API server does not take.
     """
     if seconds is None:
         return None

@@ -1,4 +1,4 @@
-"""The signer of CertificateSigningRequests: approves what names its own author, denies the rest, signs the approved.
+"""The signer of CertificateSigningRequests: approves those for the requester itself, denies others, signs the approved.
 
 What may be signed is decided in `ca.platform.kubernetes.requests.certificate_signing_requests`; here it is done.
 """
@@ -59,7 +59,7 @@ class CSRSigner:
             case Wait(reason=reason):
                 raise NotReady(reason)
             case Approve() as approve:
-                await self._update(approval_update(request, approve), "approval")  # and the watch brings it back
+                await self._update(approval_update(request, approve), "approval")  # then the watch brings it back
             case Deny() as deny:
                 await self._update(approval_update(request, deny), "approval")
                 self._refused(request, deny)

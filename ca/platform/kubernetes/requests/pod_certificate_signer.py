@@ -1,8 +1,8 @@
 """The signer of PodCertificateRequests: the kubelet asks for a pod, and the pod's volume gets a certificate.
 
 What may be signed is decided in `ca.platform.kubernetes.requests.pod_certificates`; here it is done. The API server
-holds a kubelet to the pods of its node. Nobody holds others to anything who may create such requests, so each is
-compared with the pods that are watched, too.
+lets a kubelet ask only for the pods of its node. For others who may create such requests it checks nothing, so each
+request is also compared with the watched pods.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class PodCertificateSigner:
         """Make sure that the pod is there as the request says.
 
         Raises:
-            NotReady: it is not, as far as is known: a kubelet may have heard of it before us.
+            NotReady: it is not, as far as is known: a kubelet may hear of a pod before us.
         """
         caller = decision.order.attested.caller
         assert isinstance(caller, ServiceAccountCaller), "whom the request speaks for"

@@ -1,4 +1,4 @@
-"""Pod certificates, decided: a PodCertificateRequest in, to sign, deny, wait or ignore out, and its status. Pure.
+"""Decides about PodCertificateRequests (sign, deny, wait or ignore), and makes the status to write. Pure.
 
 The kubelet makes such a request for a pod with a `podCertificate` volume, and the API server admits it only from the
 node where that pod runs, with the pod's own service account. There is no approval: the signer is the policy.
@@ -10,9 +10,9 @@ What is written must pass the API server (`ValidatePodCertificateRequestStatusUp
     notBefore        as in the leaf, and less than 5 minutes from the API server's own clock, on either side
     notAfter         as in the leaf; from notBefore at least an hour and at most spec.maxExpirationSeconds
     beginRefreshAt   from 10 minutes after notBefore to 10 minutes before notAfter
-    Denied, Failed   nothing beside the conditions
+    Denied, Failed   nothing but the conditions
 
-For the kubelet Denied and Failed are the end of that volume, so whatever may pass is waited for instead.
+For the kubelet, Denied and Failed are final for that volume, so a request with a fault that may pass is left waiting.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ INVALID_STUB = "InvalidStubPKCS10Request"
 _SHORTEST, _LONGEST = timedelta(hours=1), timedelta(days=91)
 _ANSWERS = frozenset({"Issued", "Denied", "Failed"})
 _REFRESH_MARGIN = timedelta(minutes=10)
-# The API server takes a beginning less than 5 minutes from its own present: what is left is for the way there.
+# The API server takes a notBefore less than 5 minutes from its own clock; the rest is for the time until it gets it.
 _BACKDATE, _MOST_BACKDATE = timedelta(minutes=2), timedelta(minutes=4)
 _MOST_SKEW = timedelta(minutes=5)
 _MAX_KEYS_SHOWN = 5
@@ -100,7 +100,7 @@ def done(request: Object, signer: Signer) -> str | None:
 
 
 def refused_by_server(request: Object, message: str, now: datetime) -> Wait:
-    """What to say when the API server has refused what we wrote: most likely the clocks disagree.
+    """Why a request waits after the API server has refused its status: most likely the clocks disagree.
 
     Args:
         request: the request.
@@ -124,7 +124,7 @@ def issued_status(request: Object, svid: IssuedSVID, now: datetime, *, draw: flo
         request: the request that `decide` had signed.
         svid: its certificate.
         now: the present instant by our clock.
-        draw: a number in [0, 1), drawn once for this certificate: so those made together are renewed apart.
+        draw: a number in [0, 1), drawn once for this certificate, so that pods do not all renew at the same time.
     """
     due = renewal_due(svid.not_before, svid.not_after, draw=draw)
     earliest, latest = svid.not_before + _REFRESH_MARGIN, svid.not_after - _REFRESH_MARGIN
@@ -169,7 +169,7 @@ def _order(request: Object, signer: Signer, now: datetime, *, within: Validity, 
 
 
 def _caller(request: Object) -> ServiceAccountCaller:
-    """Who asks: the service account of the pod, by the word of the API server.
+    """Who asks: the service account of the pod, as the API server vouches for it.
 
     Raises:
         MalformedRequest, NotAuthenticated: a member is missing, or the owner of the request is another pod.
@@ -191,7 +191,7 @@ def _caller(request: Object) -> ServiceAccountCaller:
 
 
 def _asked(request: Object) -> timedelta:
-    """The longest life its author wants; the API server fills it in.
+    """The longest life its author wants; the API server fills in a default.
 
     Raises:
         MalformedRequest: there is none, or one that the API server does not take.
@@ -203,14 +203,14 @@ def _asked(request: Object) -> timedelta:
 
 
 def _vetted_key(stub: bytes) -> PublicKey:
-    """The key in the request, which is empty otherwise.
+    """The key in the stub CSR, which must hold nothing else.
 
-    The API server has checked its signature and leaves what it says to signers. What does not hold is refused for good:
-    none of it can change, and no kubelet makes such a request.
+    The API server has checked its signature, and leaves its content to the signer. A fault is refused for good: the
+    request can not change, and no kubelet makes such a one.
 
     Raises:
-        Refused: it is of a type that we do not sign, or there is something beside it.
-        MalformedRequest: there is none.
+        Refused: the key is of a type that we do not sign, or the CSR holds something else too.
+        MalformedRequest: there is no stub CSR.
     """
     if not stub:  # the older form of request, converted; a kubelet makes each of its requests anew after a while
         raise MalformedRequest("no stubPKCS10Request: is the kubelet of its node older than Kubernetes 1.36?")
@@ -232,11 +232,11 @@ def _vetted_key(stub: bytes) -> PublicKey:
 
 
 def _check_annotations(annotations: JSON) -> None:
-    """Make sure that there are none: we know no key.
+    """Make sure that there are no annotations, for this signer knows none.
 
     Raises:
         Refused: there are some.
-        MalformedRequest: they are something else.
+        MalformedRequest: the member is no object.
     """
     if not isinstance(annotations, dict | None):
         raise MalformedRequest("spec.unverifiedUserAnnotations is no object")
@@ -251,12 +251,12 @@ def _present(
 ) -> tuple[datetime, timedelta]:
     """The present instant by the API server's clock, as far as it is known, and how far to begin before it.
 
-    That clock judges a certificate, and nodes go by one like it. It shows at least the time at which it stamped the
-    request. A request that looks old is old, or our clock is ahead: a certificate that begins when it was asked for is
-    good in both cases.
+    The API server judges a certificate by its own clock, and nodes have a similar one. It is at least at the time that
+    it stamped on the request. If a request looks old, then it is old or our clock is ahead: in both cases a certificate
+    that begins when it was asked for is good.
 
     Raises:
-        NotReady: our clock is so wrong that no certificate is any good.
+        NotReady: our clock is too wrong to make a usable certificate.
     """
     created = parse_timestamp(member(request, "metadata", "creationTimestamp"))
     present = now if server_now is None else server_now
@@ -274,7 +274,7 @@ def _present(
 def _validity(
     profile: IssuanceProfile, asked: timedelta, present: datetime, *, within: Validity, backdate: timedelta
 ) -> Validity:
-    """From when to when.
+    """The validity of the certificate.
 
     Raises:
         NotReady: nothing that the API server takes can be made now.

@@ -1,8 +1,8 @@
-"""RequestQueue: certificate requests that wait for an answer, each worked on by itself until it has one.
+"""RequestQueue: works on certificate requests, each by itself, until it has an answer.
 
-What is watched is one signer's requests. One that can not be answered now comes again, later and later; one that was
-changed meanwhile is looked at again at once. Everything runs on the leader alone, and twice would do no harm: the API
-server takes one answer and refuses the second.
+The requests to one signer are watched. One that can not be answered now is tried again, with growing waits; one that
+was changed meanwhile is looked at again at once. All of it runs on the leader alone, but a second leader would do no
+harm: the API server takes one answer and refuses the other.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class RequestQueue:
         answer: answers one; raises `NotReady` or `Exhausted` with the reason if that is not possible now.
         waits: whether a request waits for an answer.
         clock: tells the time.
-        look: how often it is looked who has waited long enough.
+        look: how often to look for requests that have waited long enough.
 
     Attributes:
         reflector: the requests that wait.
-        delayed: why requests still wait that were looked at, by request.
+        delayed: by request, why it could not be answered yet.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RequestQueue:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.reflector.run())
             await self.reflector.until_synced()
-            for key in self.reflector.facts:  # also what an earlier run was about to answer when it ended
+            for key in self.reflector.facts:  # also those that an earlier run left unanswered
                 self._queue.add(key)
             group.create_task(self._ring())
             for _ in range(WORKERS):

@@ -1,7 +1,7 @@
-"""What the two signers of Kubernetes' certificate APIs share: whose they are, what they decide, how they read JSON.
+"""What the two signers of Kubernetes' certificate APIs share: their settings, their decisions, how they read JSON.
 
-A request is untrusted JSON. Each is judged by itself, and nothing in it may raise: whatever the API server should have
-refused and did not is left alone, and told.
+A request is untrusted JSON. Each is judged by itself, and nothing in it may break the signer: a request that the API
+server should have refused, but did not, is left waiting and reported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Signer:
         profile: how long certificates live.
 
     Raises:
-        ConfigurationError: the name is none that Kubernetes takes from a signer that is not its own.
+        ConfigurationError: Kubernetes does not take such a name, or keeps it for its own signers.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Deny:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The request stays pending and is looked at again: something may change. `reason` is worth telling."""
+    """The request stays pending and is looked at again: something may change. `reason` is for the log."""
 
     reason: str
 
@@ -90,7 +90,7 @@ class Ignore:
 
 
 class MalformedRequest(MalformedError):
-    """The API server keeps no such requests: a member is missing or of a wrong type."""
+    """A request that the API server should not have taken: a member is missing or of a wrong type."""
 
 
 class Refused(MalformedError):
@@ -114,7 +114,7 @@ def word(request: Object, *path: str) -> str:
 
 
 def base64_bytes(request: Object, *path: str) -> bytes:
-    """A member that must hold bytes; none if it is missing.
+    """A member that must hold bytes in base64; empty if it is missing.
 
     Raises:
         MalformedRequest: it is something else.
@@ -133,21 +133,21 @@ def conditions(request: Object) -> list[Object]:
 
 
 def condition_types(request: Object) -> frozenset[str]:
-    """The types of its conditions that hold."""
+    """The types of those of its conditions that are true."""
     types = (each.get("type") for each in conditions(request) if each.get("status") == "True")
     return frozenset(each for each in types if isinstance(each, str))
 
 
 def with_status(request: Object, status: Object) -> Object:
-    """The whole request with another status, in the version that was looked at: what an update is sent as.
+    """The body of an update: the whole request in the version that was looked at, with another status.
 
-    A PUT replaces what it does not name, labels too, so nothing of the object may be left out.
+    A PUT removes what its body does not name, labels too, so nothing of the object may be left out.
     """
     return {**request, "status": status}
 
 
 def chain_pem(svid: IssuedSVID) -> str:
-    """Its certificates as PEM: leaf first, then what leads to the root, and not the root."""
+    """Its certificates as PEM: the leaf first, then its issuers up to the root, without the root."""
     return "".join(map(pem_of_der, svid.chain))
 
 
@@ -157,7 +157,7 @@ def timestamp(instant: datetime) -> str:
 
 
 def parse_timestamp(value: JSON) -> datetime | None:
-    """The instant that a timestamp spells; None if it spells none."""
+    """The instant of a timestamp; None if it is no timestamp."""
     try:
         instant = datetime.fromisoformat(value) if isinstance(value, str) else None
         return whole_seconds(instant) if instant is not None and instant.tzinfo is not None else None
@@ -171,7 +171,7 @@ def shown(hostile: str) -> str:
 
 
 def attested(caller: ServiceAccountCaller, signer: Signer, request: Object, method: str) -> Attested:
-    """Who asks, by the word of the API server, for the record.
+    """Who asks, as the API server vouches for it, with the details for the record.
 
     Raises:
         MalformedRequest: the request could not be answered: it has no name, or no version.

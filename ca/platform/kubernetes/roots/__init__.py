@@ -1,1 +1,1 @@
-"""The authority in its secrets, and its roots where pods find them."""
+"""The authority in its secrets, and its roots published where pods find them."""

@@ -1,10 +1,10 @@
 """The AuthorityStore of Kubernetes: the state in the secret `istio-ca-secret`, where Istio's own CA keeps its root.
 
-A write replaces exactly the resource version that was compared, so of any number of replicas that start together one
-makes the root, and the others find it. "Not there" needs two answers: that there is no such secret, and that its
-namespace is there; a namespace that is gone is no reason to make a root.
+A write replaces exactly the resource version that was compared, so when any number of replicas start together, one
+makes the root and the others find it. "Not there" needs two answers: there is no such secret, and its namespace exists;
+a missing namespace is no reason to make a root.
 
-All of it blocks, on threads, while the API server is spoken to on the event loop.
+Its methods block, on threads, while the event loop talks to the API server.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SecretAuthorityStore(AuthorityStore):
     Args:
         api: the API server.
         namespace: where the secret is.
-        trust_domain: whose authority it is, where the secret does not say.
+        trust_domain: whose authority it must be; the secret of Istio's own CA may name none.
         deadline: how long a call may take.
         name: the secret's.
     """
@@ -104,7 +104,7 @@ class SecretAuthorityStore(AuthorityStore):
         return {"metadata": metadata, "type": TYPE, "data": _encoded(state)}
 
     def _replaced(self, found: Object, state: AuthorityState) -> Object:
-        """The secret with another state and all that others wrote to its metadata, under the version it had."""
+        """The secret in the version that was read, with another state; everything else that others put there stays."""
         if found.get("immutable"):
             raise ConfigurationError(f"{self.where} is immutable: the state of the authority can not change in it")
         return found | {"data": object_of(found.get("data")) | _encoded(state)}
@@ -122,7 +122,7 @@ class SecretAuthorityStore(AuthorityStore):
             raise ConfigurationError(f"{self.where}: {error}") from error
 
     def _on_loop(self, work: Coroutine[None, None, _T]) -> _T:
-        """Have something done on the event loop, and wait for it."""
+        """Run a coroutine on the event loop, and wait for it."""
         if _running_loop() is self._loop:
             work.close()
             raise IstioAuthError("the store of the authority blocks: call it on a thread, not on the event loop")

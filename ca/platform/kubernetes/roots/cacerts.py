@@ -1,6 +1,6 @@
 """The plugged-in issuer of Kubernetes: the secret `cacerts`, through the API, so that a change needs no restart.
 
-Who mounts it as a volume and names the folder gets the same, a kubelet's minute later.
+An operator can also mount it as a volume and name the folder; then a change comes with the kubelet's delay of a minute.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class PluggedSecret:
             self._take({})
 
     def files(self) -> Files:
-        """What is in the secret by now; nothing if it is certain that there is none.
+        """The files in the secret now; empty if it is certain that there is no secret.
 
         Raises:
-            ConfigurationError: what is there is no base64.
-            NotReady: it was not looked at yet.
+            ConfigurationError: a file is no base64.
+            NotReady: the secret was not read yet.
         """
         if self._files is None:
             raise NotReady(f"{self.where} was not looked at yet")

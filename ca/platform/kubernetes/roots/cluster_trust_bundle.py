@@ -1,7 +1,7 @@
 """TrustBundlePublisher: keeps our roots in a ClusterTrustBundle, which pods get into a volume without any agent.
 
-The API is new: where it is missing that is told once, and asked again once in a while. Needs the verb `attest` on the
-signer of the bundle.
+The API is new: if the API server lacks it, that is logged once, and each look tries again. Writing needs permission for
+the verb `attest` on the signer of the bundle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ca.platform.kubernetes.roots.plan import CONFIG_LABEL, Foreign, Publication
 from istio_auth.clock import Clock
 from istio_auth.errors import ConflictError, IstioAuthError, MissingError
 
-_ATTEMPTS = 3  # at a write that somebody else was faster with
+_ATTEMPTS = 3  # at a write, if somebody else is faster each time
 _log = structlog.get_logger()
 
 
@@ -34,13 +34,13 @@ def bundle_name(signer: str, name: str) -> str:
 
 
 class TrustBundlePublisher:
-    """Looks after one ClusterTrustBundle while it runs, which is on the leader. Lives on one event loop.
+    """Looks after one ClusterTrustBundle, while it runs; only the leader runs it. Lives on one event loop.
 
     Args:
         api: the API server.
         signer: the signer it belongs to, `domain/path`.
-        roots: tells what shall be published; `changed` when that is something else.
-        mark: the name of this CA, in the label of all it made.
+        roots: tells what is to be published; call `changed` when that has changed.
+        mark: the name of this CA, in a label of everything it makes.
         clock: tells the time.
         events: tells people.
         leading: whether this process leads at this instant.
@@ -50,7 +50,7 @@ class TrustBundlePublisher:
 
     Attributes:
         name: the whole name of the object.
-        fault: why it is not as it shall be; None if it is, or nobody looked yet.
+        fault: why it is not as it shall be; None if it is, or was not looked at yet.
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class TrustBundlePublisher:
         self._begin()
 
     def published(self, sequence: int) -> datetime | None:
-        """Since when it holds the bundle of this sequence or a later one; None if it does not, or does not run."""
+        """Since when it holds the bundle of this sequence or a later one; None if it does not, or this does not run."""
         return self._publication.since(sequence)
 
     def lags(self, sequence: int) -> bool:
-        """Whether pods may read from it, and it does not hold the bundle of this sequence."""
+        """Whether the object exists, so that pods may read it, without the bundle of this sequence in it."""
         return self._is_there and self._publication.since(sequence) is None
 
     def changed(self) -> None:
@@ -127,7 +127,7 @@ class TrustBundlePublisher:
                 _log.warning("the ClusterTrustBundle is not as it shall be", name=self.name, reason=fault)
 
     async def _look(self) -> str | None:
-        """Make it right; why that is not possible."""
+        """Make the object right; None if it is, otherwise why that is not possible."""
         now, roots = self._clock.now(), self._source()
         if self._publication.sequence != roots.sequence:
             self._publication.begin(roots.sequence, [self.name], now)
@@ -159,7 +159,7 @@ class TrustBundlePublisher:
         return text(found, "spec", "trustBundle") == pem and labels.get(CONFIG_LABEL) == "true"
 
     def _left_alone(self, found: Object | None, pem: str, now: datetime) -> Foreign | None:
-        """Why it is not written, although it is not right."""
+        """Why it is not written although it is not right; None if it may be written."""
         if (mark := text(member(found, "metadata", "labels"), MARK_LABEL)) and mark != self._mark:
             return Foreign.ANOTHER_CA
         version = text(found, "metadata", "resourceVersion")
@@ -181,7 +181,7 @@ class TrustBundlePublisher:
         _log.info("the ClusterTrustBundle was published", name=self.name, bundle_sequence=roots.sequence)
 
     def _body(self, found: Object | None, pem: str) -> Object:
-        """The object that is right, with all that others put into it."""
+        """The object as it shall be, with everything that others put into it."""
         metadata = object_of(member(found, "metadata")) or {"name": self.name}
         labels = object_of(metadata.get("labels")) | {CONFIG_LABEL: "true", MARK_LABEL: self._mark}
         spec: Object = {"signerName": self._signer, "trustBundle": pem}

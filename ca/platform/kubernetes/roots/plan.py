@@ -1,8 +1,8 @@
-"""What becomes of the ConfigMap with the trust bundle in one namespace, and since when all of them hold it. Pure.
+"""Plans the ConfigMap with the trust bundle in one namespace, and tells since when all of them hold it. Pure.
 
-There is one of that name in each managed namespace, with our bundle in it. Whoever made it: istiod makes such ones too,
-and a workload that finds another root there does not trust our certificates. Only one that carries the mark of
-*another* CA is not touched; and only what carries ours is deleted where the namespace is no longer managed.
+Each managed namespace has one of that name, with our bundle in it, whoever made it: istiod makes such ConfigMaps too,
+and a workload that finds another root there does not trust our certificates. Only one with the mark of *another* CA is
+not touched. In a namespace that is no longer managed, only one with our own mark is deleted.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def next_step(scope: Scope, found: ConfigMapFact | None, pem: str, mark: str) ->
 
     Args:
         scope: what we have to do with the namespace.
-        found: the ConfigMap of the name, if there is one.
-        pem: what shall be in it.
+        found: the ConfigMap of that name, if there is one.
+        pem: the trust bundle that shall be in it.
         mark: the name of this CA.
     """
     if scope is Scope.LEFT_ALONE or (found is not None and found.terminating):
@@ -89,7 +89,7 @@ def next_step(scope: Scope, found: ConfigMapFact | None, pem: str, mark: str) ->
         return None
     if found.mark not in ("", mark):
         return Foreign.ANOTHER_CA
-    return Step.DELETE if found.immutable and found.pem != pem else Step.UPDATE  # and then it is made anew
+    return Step.DELETE if found.immutable and found.pem != pem else Step.UPDATE  # a deleted one is then made anew
 
 
 def new_config_map(pem: str, mark: str) -> Object:
@@ -98,7 +98,7 @@ def new_config_map(pem: str, mark: str) -> Object:
 
 
 def patch_of(found: ConfigMapFact, pem: str, mark: str) -> Object:
-    """What makes this very ConfigMap right, as a merge patch: all else in it stays."""
+    """The merge patch that makes this ConfigMap right, in this version only; everything else in it stays."""
     return {
         "metadata": {
             "uid": found.uid,
@@ -110,10 +110,10 @@ def patch_of(found: ConfigMapFact, pem: str, mark: str) -> Object:
 
 
 class Publication:
-    """Since when every managed namespace holds the bundle of which sequence.
+    """Since when every managed namespace holds the present bundle.
 
-    A namespace that comes new interrupts that until it is filled, and then it is as if it had never been without:
-    nobody there knew another bundle. One that had the bundle and lost it makes the time begin anew.
+    While a new namespace does not hold it yet, there is no such time. Once it does, the time is what it was before, for
+    nobody in the new namespace has read an older bundle. If a namespace loses the bundle, the time begins anew.
     """
 
     def __init__(self) -> None:
@@ -124,22 +124,22 @@ class Publication:
 
     @property
     def sequence(self) -> int | None:
-        """The bundle it is about; None if nothing is known."""
+        """The sequence of the present bundle; None before `begin`."""
         return self._sequence
 
     @property
     def lacking(self) -> int:
-        """How many namespaces are without."""
+        """How many managed namespaces are without it."""
         return len(self._lacking)
 
     def begin(self, sequence: int, namespaces: Iterable[str], now: datetime) -> None:
-        """There is another bundle; none of these namespaces is known to hold it."""
+        """Begin with another bundle, which none of these namespaces is known to hold."""
         self._sequence, self._since = sequence, None
         self._lacking, self._holding = set(namespaces), set()
         self._conclude(now)
 
     def holds(self, namespace: str, now: datetime) -> bool:
-        """A managed namespace holds it; whether it was the last one to."""
+        """Note that a managed namespace holds it; whether that was the last one that lacked it."""
         was_lacking = bool(self._lacking)
         self._lacking.discard(namespace)
         self._holding.add(namespace)
@@ -147,14 +147,14 @@ class Publication:
         return was_lacking and not self._lacking
 
     def lacks(self, namespace: str) -> None:
-        """A managed namespace does not hold it."""
+        """Note that a managed namespace does not hold it."""
         if namespace in self._holding:
             self._holding.discard(namespace)
             self._since = None
         self._lacking.add(namespace)
 
     def is_gone(self, namespace: str, now: datetime) -> None:
-        """A namespace is not managed, or is no more."""
+        """Note that a namespace is not managed, or is gone."""
         self._lacking.discard(namespace)
         self._holding.discard(namespace)
         self._conclude(now)

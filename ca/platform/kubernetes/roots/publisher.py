@@ -1,8 +1,8 @@
-"""RootPublisher: keeps the trust bundle in a ConfigMap of every managed namespace. The I/O around `root_plan`.
+"""RootPublisher: keeps the trust bundle in a ConfigMap of every managed namespace. The I/O around `roots.plan`.
 
-Level-triggered: whatever is heard of a namespace or its ConfigMap has it looked at, and everything is looked at once in
-a while. What is right is not written again. What somebody changes back again and again is left alone for a while, and
-told, instead of a fight.
+Level-triggered: any change of a namespace or its ConfigMap causes a look at it, and everything is looked at once in a
+while. A ConfigMap that is right is not written again. One that somebody keeps changing back is left alone for a while,
+and reported, so that there is no fight.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from istio_auth.errors import ConflictError, IstioAuthError, MissingError
 
 OUR_NAME: Final = Selection(fields=f"metadata.name={NAME}")  # which ConfigMaps to watch
 _LOOK_EVERY = 0.25  # seconds between two looks at what is due
-_SHOWN_WITHIN = timedelta(seconds=5)  # how long a write of ours may take to be shown, before it is looked at again
+_SHOWN_WITHIN = timedelta(seconds=5)  # how long the watch may take to show a write of ours
 _CHANGED_MEANWHILE = timedelta(seconds=0.5)
 _FIRST_RETRY, _LONGEST_RETRY = timedelta(seconds=0.5), timedelta(minutes=2)
 _log = structlog.get_logger()
@@ -55,9 +55,9 @@ class _Written:
 
     Args:
         pem: what we wrote.
-        version: what was the answer, or what came after it and was counted.
-        over: the version that was shown when we wrote; empty for none.
-        until: how long that may go on being shown.
+        version: the version that we made, or the latest one by others that was counted as a change.
+        over: the version that we replaced; empty for none.
+        until: until when the watch may still show the replaced version.
     """
 
     pem: str
@@ -67,20 +67,20 @@ class _Written:
 
 
 class RootPublisher:
-    """Looks after the ConfigMaps while it runs, which is on the leader. Lives on one event loop.
+    """Looks after the ConfigMaps, while it runs; only the leader runs it. Lives on one event loop.
 
     Args:
         api: the API server.
-        namespaces: what there is of namespaces; somebody else runs it.
-        config_maps: what there is of ConfigMaps of our name (`OUR_NAME`); somebody else runs it.
-        roots: tells what shall be published; `changed` when that is something else.
+        namespaces: watches the namespaces; somebody else runs it.
+        config_maps: watches the ConfigMaps of our name (`OUR_NAME`); somebody else runs it.
+        roots: tells what is to be published; call `changed` when that has changed.
         scope: what we have to do with a namespace.
-        mark: the name of this CA, in the label of all it made.
+        mark: the name of this CA, in a label of everything it makes.
         clock: tells the time.
         events: tells people.
         leading: whether this process leads at this instant.
         workers: how many ConfigMaps are written at once.
-        resync: how often everything is looked at, whether or not something was heard of it.
+        resync: how often everything is looked at, whether or not a change was heard of.
     """
 
     def __init__(
@@ -120,13 +120,13 @@ class RootPublisher:
 
     @property
     def findings(self) -> Mapping[str, Foreign]:
-        """The namespaces where something is wrong and left alone."""
+        """The namespaces whose ConfigMap is wrong but left alone, and why."""
         return MappingProxyType(self._findings)
 
     def published(self, sequence: int) -> datetime | None:
         """Since when every managed namespace holds the bundle of this sequence or a later one, without interruption.
 
-        None if one does not, if it is not known for certain at present, or where this does not run.
+        None if one does not, if that is not known for certain at present, or if this does not run.
         """
         if self._namespaces.fault or self._config_maps.fault:
             return None
@@ -154,7 +154,7 @@ class RootPublisher:
             self._begin()
 
     def _begin(self) -> None:
-        """Forget everything: others may have been at work meanwhile."""
+        """Forget everything: another leader may have worked since."""
         self._roots: PublishedRoots | None = None
         self._publication = Publication()
         self._queue = WorkQueue[str]()
@@ -197,7 +197,7 @@ class RootPublisher:
             if not self._leading():
                 raise ConflictError("another one leads by now")
             version = await self._do(step, namespace, found, roots)
-        except (ConflictError, MissingError):  # it is not as it was shown, or the namespace is going
+        except (ConflictError, MissingError):  # it was changed since it was shown, or the namespace is being deleted
             self._again(namespace, _CHANGED_MEANWHILE)
         except IstioAuthError as error:
             self._failed(namespace, error)
@@ -231,7 +231,7 @@ class RootPublisher:
         now = self._clock.now()
         if scope is not Scope.MANAGED:
             self._publication.is_gone(namespace, now)
-            if scope is Scope.LEFT_ALONE:  # another one of its name begins with a clean record
+            if scope is Scope.LEFT_ALONE:  # a new namespace of the same name begins with a clean record
                 self._written.pop(namespace, None)
                 self._contention.forget(namespace)
                 self._attempts.forget(namespace)
@@ -241,7 +241,7 @@ class RootPublisher:
             _log.info("every managed namespace holds the roots", bundle_sequence=self._publication.sequence)
 
     def _is_not_shown_yet(self, namespace: str, found: ConfigMapFact | None, now: datetime) -> bool:
-        """Whether what is shown is what we have written over."""
+        """Whether the watch still shows the version that we have replaced."""
         written = self._written.get(namespace)
         return written is not None and now < written.until and written.over == (found.version if found else "")
 
@@ -254,7 +254,7 @@ class RootPublisher:
             self._contention.note(namespace, self._clock.now())
 
     async def _do(self, step: Step, namespace: str, found: ConfigMapFact | None, roots: PublishedRoots) -> str:
-        """Do it; the version after it."""
+        """Do it, and return the version after it; empty after a deletion."""
         if found is None:
             made = await self._api.create(CONFIG_MAPS, new_config_map(roots.pem, self._mark), namespace=namespace)
         elif step is Step.DELETE:

@@ -1,1 +1,1 @@
-"""The secrets of service accounts at the API server."""
+"""The secrets of service accounts at the API server: watched, read and written."""

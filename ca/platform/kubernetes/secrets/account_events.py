@@ -1,4 +1,4 @@
-"""The EventSink of Kubernetes: what goes wrong with a secret is an Event on its service account."""
+"""The EventSink of Kubernetes: writes what goes wrong with a secret as an Event on its service account."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ca.platform.kubernetes.events.series import Regarding
 
 
 class AccountEvents:
-    """Tells on service accounts.
+    """Writes Events on service accounts.
 
     Args:
         recorder: writes Events.
@@ -19,6 +19,6 @@ class AccountEvents:
         self._recorder = recorder
 
     def emit(self, subject: Subject, *, action: str, reason: str, note: str) -> None:
-        """Tell of a warning about a service account (see `EventSink`)."""
+        """Have a warning about a service account written later (see `EventSink`)."""
         account = Regarding(SERVICE_ACCOUNTS, subject.service_account, subject.namespace, subject.account_uid)
         self._recorder.record(account, reason, note, action=action)

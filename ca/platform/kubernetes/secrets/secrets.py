@@ -1,10 +1,10 @@
-"""The secrets of service accounts at the API server: read into facts, written under the state they were planned for.
+"""The secrets of service accounts at the API server: read into facts, and written if still as they were planned for.
 
-Only secrets of our type are listed and watched: those of others are nobody's business here. One of another type that
-stands in our place is met when ours is created, and then looked at, without its content.
+Only secrets of our type are listed and watched; no others are read. A secret of another type with the name of ours is
+noticed when ours can not be created. Then it is looked at, but not its content.
 
-Secrets are changed by merge patches, so that whatever others wrote beside our own stays; the resource version in the
-patch is the precondition.
+Secrets are changed by merge patches, so that whatever others wrote beside our own data stays; the resource version in
+the patch is the precondition.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _UNREAD = Damaged(Reason.INCOMPLETE, "it is of another type, and was not read", 
 
 @dataclass(slots=True)
 class _Expected:
-    """What is on its way to a secret, or back from it, and the facts about it."""
+    """What we are writing to a secret, and the facts about it, until both the answer and the event have come back."""
 
     texts: _Texts
     material: Material | Damaged | None
@@ -49,13 +49,13 @@ class _Expected:
 
 
 class WorkloadSecrets:
-    """Reads and writes them: the `SecretSink` of the API server, and what its reflector decodes by.
+    """Reads and writes the secrets: the `SecretSink` of the API server, and the decoder of the reflector.
 
-    What we write comes back twice, as an answer and as an event. Neither is read again: the facts are known.
+    What we write comes back twice, as an answer and as an event. Its PEM texts are parsed at most once for both.
 
     Args:
         api: the API server.
-        mark: the name of this CA, in the label of all it made.
+        mark: the name of this CA, in a label of everything it makes.
         bundle: the trust bundle of now.
     """
 
@@ -66,7 +66,7 @@ class WorkloadSecrets:
         self._expected: dict[Key, _Expected] = {}
 
     def decode(self, item: Object) -> WorkloadSecret | None:
-        """The facts about a secret that the watch tells of; None for one that is no service account's by its name."""
+        """The facts about a watched secret; None for one whose name is not that of a service account's secret."""
         key = Key.of(item)
         if not key.name.startswith(SECRET_PREFIX):
             return None
@@ -129,7 +129,7 @@ class WorkloadSecrets:
         return None
 
     async def _make_sure_it_is_gone(self, namespace: str, name: str) -> None:
-        """Ask for a service account by name, as what is watched may be behind, and keys are not made again lightly."""
+        """Ask the API server for a service account: the watch may be late, and its key would be lost for nothing."""
         try:
             await self._api.get(SERVICE_ACCOUNTS, name, namespace=namespace)
         except MissingError:
@@ -160,7 +160,7 @@ class WorkloadSecrets:
         pairs = zip(_PARTS, texts, strict=True)
         material = read_material({p: base64.b64decode(t) for p, t in pairs if isinstance(t, str)}, self._bundle())
         if expected is not None and (expected.material is None or expected.answered):
-            expected.texts, expected.material = texts, material  # the one of the two that comes later need not read it
+            expected.texts, expected.material = texts, material  # the later of the two need not read it again
         return material
 
     def _settle(self, key: Key, expected: _Expected) -> None:

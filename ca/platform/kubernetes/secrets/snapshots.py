@@ -1,7 +1,7 @@
-"""The Snapshots of the API server: service accounts, namespaces and the secrets of our type, as they are watched.
+"""The Snapshots of the API server: the watched service accounts, namespaces and secrets of our type.
 
-Nothing here takes longer for ten thousand service accounts than for one, save where a namespace changes: then its own
-are told, and no others.
+No step takes longer for ten thousand service accounts than for one, except after a change of a namespace: then
+subscribers are told of each of its accounts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ClusterSnapshots:
         self._namespaces = namespaces
         self._secrets = secrets
         self._known = {key.name: namespace for key, namespace in namespaces.facts.items()}
-        self._names: dict[str, set[str]] = {}  # of each namespace, all of which something is there
+        self._names: dict[str, set[str]] = {}  # by namespace, those with an account or a secret
         self._subscribers: dict[object, Callable[[AccountKey], None]] = {}
         accounts.on_change(self._account_changed)
         namespaces.on_change(self._namespace_changed)
@@ -68,7 +68,7 @@ class ClusterSnapshots:
 
     @classmethod
     def over(cls, api: KubernetesAPI, secrets: WorkloadSecrets) -> ClusterSnapshots:
-        """Those of an API server, with reflectors of their own; `run` them."""
+        """The snapshots of an API server, with reflectors of their own, which `run` runs."""
         return cls(
             Reflector(api, SERVICE_ACCOUNTS, read_account),
             Reflector(api, NAMESPACES, read_namespace),
@@ -83,7 +83,7 @@ class ClusterSnapshots:
             await self._secrets.run()
 
     async def run_secrets(self) -> NoReturn:
-        """Watch the secrets alone, for ever, where others watch the rest."""
+        """Watch only the secrets, for ever, if somebody else runs the other two reflectors."""
         await self._secrets.run()
 
     def account(self, key: AccountKey) -> ServiceAccount | None:
@@ -99,11 +99,11 @@ class ClusterSnapshots:
         return self._namespaces.get(name)
 
     def keys(self) -> Iterable[AccountKey]:
-        """All service accounts and all whose secret is left (see `Snapshots`)."""
+        """All service accounts, including those of which only the secret is left (see `Snapshots`)."""
         return ((namespace, name) for namespace, names in self._names.items() for name in names)
 
     def subscribe(self, changed: Callable[[AccountKey], None]) -> Callable[[], None]:
-        """Tell of each change (see `Snapshots`)."""
+        """Call `changed` after each change (see `Snapshots`)."""
         key = object()
         self._subscribers[key] = changed
         return lambda: self._subscribers.pop(key, None) and None
@@ -123,7 +123,7 @@ class ClusterSnapshots:
     def _namespace_changed(self, key: Key) -> None:
         namespace = self._namespaces.get(key.name)
         if self._known.get(key.name) == namespace:
-            return  # an annotation, or something else that decides nothing
+            return  # an annotation changed, or something else that no decision depends on
         if namespace is None:
             del self._known[key.name]
         else:
