@@ -31,7 +31,8 @@ class Attested:
 
     Args:
         spiffe_id: the caller's proven identity.
-        method: how it was proven: `certificate`, `join-token`, `node-key`, several joined by `+`.
+        method: how it was proven, such as `certificate`, `join-token`, `node-key`, `kubernetes-token`; several joined
+            by `+`.
         selectors: what else was observed of the caller.
         details: for the logs: serial of the certificate, id of the token, address. Never a secret.
         single_use: names a proof that is used up before anything is issued on it (see `Attestor.settle`); or empty.

@@ -1,9 +1,9 @@
-"""The IssuanceLog port: every certificate is on record before it leaves. And its adapter: a file of JSON lines.
+"""The IssuanceLog port: every certificate is on record before it leaves; and its adapter, a file of JSON lines.
 
 A record is appended after signing and before the reply. It carries the certificate, the grant, who asked and how that
 was proven, and a number that grows by one. If it can not be made durable, the certificate is not released. Appending
-blocks, so it happens on the signing threads; several of them share one `fdatasync`: who comes while one runs writes,
-waits, and is covered by the next.
+blocks, so it happens on the signing threads. Several of them share one `fdatasync`: a thread that comes while one runs
+writes its lines, waits, and is covered by the next one.
 
 A line that a crash has torn is moved aside at the next start, and reported: its certificate never left.
 """
@@ -71,7 +71,7 @@ class IssuanceLog(Protocol):
         """Put all of the records on record, or none.
 
         Raises:
-            NotReady: it did not work, and no certificate of these may be released.
+            NotReady: it did not work, and none of these certificates may be released.
         """
         ...
 
@@ -80,7 +80,7 @@ class IssuanceLog(Protocol):
         ...
 
     def probe(self) -> None:
-        """Find out whether it works again, if it did not. Blocks."""
+        """If the last attempt failed, find out whether it works again. Blocks."""
         ...
 
 
@@ -96,9 +96,9 @@ class FileIssuanceLog:
     """The `IssuanceLog` in a file of JSON lines, mode 0600; one process at a time.
 
     Args:
-        path: the file; made if need be, its folder too.
-        required: whether a certificate may not leave when it can not be recorded. If not, that is a loud warning.
-        sync: whether to wait until a record is on the disk; without, a crash of the machine may lose the last ones.
+        path: the file; it is made if it is not there, and so is its folder.
+        required: whether a certificate that can not be recorded is withheld; if not, it leaves with a loud warning.
+        sync: whether to wait until a record is on the disk; if not, a crash of the machine may lose the last records.
 
     Attributes:
         unrecorded: how many certificates left without a record; always 0 if `required`.
@@ -136,7 +136,7 @@ class FileIssuanceLog:
         return self._fault if self._required else None
 
     def probe(self) -> None:
-        """Find out whether it works again, if it did not."""
+        """If the last attempt failed, find out whether it works again."""
         if self._fault is None:
             return
         with self._syncing, self._writing:
@@ -194,7 +194,7 @@ class FileIssuanceLog:
         return mine.sequence
 
     def _commit(self, end: int, losses: int) -> None:
-        """Return when everything up to `end` is durable. One thread syncs; those that wait for it are often covered."""
+        """Return when everything up to `end` is durable. The sync of one thread often covers those that wait for it."""
         with self._syncing:
             if losses != self._losses:
                 raise NotReady("the records were lost together with those before them")
@@ -251,7 +251,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 
 def _open(path: Path) -> tuple[int, _Position]:
-    """The file, locked, its torn end moved aside; and where its last line ends."""
+    """Open and lock the file, and move a torn last line aside; the descriptor, and where the last line ends."""
     try:
         if not path.parent.exists():
             private_folder(path.parent)
@@ -277,7 +277,7 @@ def _open(path: Path) -> tuple[int, _Position]:
 
 
 def _repaired(path: Path, descriptor: int) -> _Position:
-    """Where the last whole line ends; what stands behind it is moved to a file beside."""
+    """Where the last whole line ends; anything after it is moved to a file beside this one."""
     size = os.fstat(descriptor).st_size
     start = max(0, size - _LONGEST_TAIL)
     tail = os.pread(descriptor, _LONGEST_TAIL, start)

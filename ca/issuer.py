@@ -1,4 +1,4 @@
-"""Issuer: the one door to the signing key. Vetted types in, recorded certificates out.
+"""Issuer: the only user of the signing key. It takes vetted types and returns recorded certificates.
 
     profile + Grant + public key -> built -> signed -> read back and checked -> on record -> released
 
@@ -53,8 +53,8 @@ class Order:
         ttl: the lifetime asked for, or None.
         attested: who asked, and how that was proven; for the record.
         request_id: of the call; for the record.
-        validity: the two ends, where they had to be settled before (`IssuanceProfile.validity_spanning`); None leaves
-            them to `ttl` and the profile.
+        validity: when it begins and ends, if that was decided before (`IssuanceProfile.validity_spanning`); None leaves
+            it to `ttl` and the profile.
 
     Attributes:
         key_der: the SubjectPublicKeyInfo of the key.
@@ -121,10 +121,10 @@ class ReservedNames:
         return cls(frozenset(own), frozenset(name.lower().rstrip(".") for name in serving_names))
 
     def check(self, grant: Grant) -> None:
-        """Make sure that a grant names nobody of us.
+        """Make sure that a grant has none of the CA's own names.
 
         Raises:
-            NotAuthorized: it does.
+            NotAuthorized: it has one.
         """
         if grant.spiffe_id in self.spiffe_ids:
             raise NotAuthorized(f"{grant.spiffe_id} is the CA itself and is never granted")
@@ -135,7 +135,7 @@ class ReservedNames:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Workshop:
-    """What is constant per issuer."""
+    """Everything that stays the same for all certificates of one issuer."""
 
     active: ActiveIssuer
     validity: Validity
@@ -162,7 +162,7 @@ class Issuer:
         log: where they go on record.
         clock: tells the time.
         reserved: names that are never granted.
-        threads: how many threads sign; a key in a slow device wants more than there are processors.
+        threads: how many threads sign; for a key in a slow device, more than there are processors.
     """
 
     def __init__(
@@ -184,11 +184,11 @@ class Issuer:
         self._gathering = Gathering(self._make, threads=threads or min(os.cpu_count() or 1, _MAX_THREADS), name="sign")
 
     def check(self, order: Order) -> None:
-        """Find out whether an order is wrong in itself, before something that is good once is used up for it.
+        """Check whether an order can be issued, before a single-use proof is used up for it.
 
         Raises:
-            NotAuthorized, TTLRefused, MalformedError: it is (see `issue`).
-            NotReady: the validity that was settled for it does not fit any more.
+            NotAuthorized, TTLRefused, MalformedError: it never can (see `issue`).
+            NotReady: the validity that was decided before does not fit any more.
         """
         self._granted_names(order.grant)
         allowed_public_key(order.public_key)
@@ -221,7 +221,7 @@ class Issuer:
         return list(await self._gathering.submit([(order, None) for order in orders])) if orders else []
 
     async def issue_serving(self, public_key: PublicKey, names: Sequence[str]) -> IssuedSVID:
-        """The certificate of the CA's own server, proven to verify against the CA's own bundle.
+        """The certificate of the CA's own server, which was verified against the CA's own bundle.
 
         Args:
             public_key: the server's key.
@@ -264,8 +264,8 @@ class Issuer:
     def _make(self, orders: Sequence[tuple[Order, Names | None]]) -> list[IssuedSVID | IstioAuthError]:
         """On a thread: make what was ordered, and put all of it on record at once.
 
-        Each step is done for all orders before the next one: going to and fro between our code and the key operations
-        for every order costs the processor's caches half as much time again.
+        Each step is done for all orders before the next step: doing all steps for one order after the other takes half
+        as long again, because of the processor's caches.
         """
         workshop, now = self._current_workshop(), self._clock.now()
         usual = cache(lambda lifetime: self._profile.validity(lifetime, now, within=workshop.validity))

@@ -1,7 +1,7 @@
-"""What the CA counts. The names that Citadel and istiod gave their counters are kept, for their dashboards and alerts.
+"""The metrics of the CA. The names that Citadel and istiod gave their counters are kept, for existing dashboards.
 
-Counters are plain numbers here and become metrics when somebody looks. What can be derived at that moment (how long
-the authority lives, who is in sync) is derived then, so that no gauge can go stale.
+Counters are plain numbers here and become metrics when they are collected. Whatever can be looked up at that moment
+(how long the authority lives, which agents are in sync) is looked up then, so that no gauge can be out of date.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """Something to look up when asked.
+    """A metric that is looked up when it is collected.
 
     Args:
         name: of the metric.
@@ -83,7 +83,7 @@ class CAMetrics(Collector):
         registry.register(self)
 
     def describe(self) -> list[Metric]:
-        """Nothing: looking the gauges up has to wait until they are there."""
+        """Nothing in advance: the gauges can not be looked up before everything has started."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -121,7 +121,7 @@ class CAMetrics(Collector):
 
 
 def _citadel(name: str, words: str, count: int) -> Metric:
-    # Of no type: as counters they would be shown with "_total" at the end, and the old dashboards would not find them.
+    # Without a type: as counters their names would end in "_total", and the old dashboards would not find them.
     metric = Metric(f"citadel_server_{name}", words, "unknown")
     metric.add_sample(metric.name, {}, count)
     return metric

@@ -1,8 +1,8 @@
 """The proof by client certificate: the TLS peer is who its SVID says.
 
-The door has verified the chain against our own bundle at the handshake. Looked at again at each request is what may
-have changed since: a connection can outlive the certificate it was made with, and an agent can be evicted meanwhile.
-A root that a peer sends along is not part of its proof: it may have been renewed since, with the same key.
+The door has verified the chain against our own bundle at the handshake. What may have changed since is checked at each
+request: a connection can outlive its certificate, and an agent can be evicted meanwhile. The end of a root that a peer
+sends along does not count: the root may have been renewed since, with the same key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ METHOD = "certificate"
 
 
 def proven_until(chain: Sequence[x509.Certificate]) -> datetime:
-    """When the proof by a chain, leaf first, ends."""
+    """When the proof by a chain, leaf first, ends: with the first of its certificates to end, roots not counted."""
     return min(
         certificate.not_valid_after_utc
         for place, certificate in enumerate(chain)
@@ -51,6 +51,7 @@ class PeerCertificate:
         Raises:
             NotAuthenticated: its certificate ended, or is another trust domain's.
             NotAuthorized: it is an agent that is not enrolled, or was evicted.
+            NotReady: nobody can tell now whether the agent is welcome.
         """
         caller = evidence.caller
         if caller.spiffe_id is None:

@@ -1,7 +1,7 @@
-"""IssuanceProfile: how long certificates from here live. Validated once, from its configuration.
+"""IssuanceProfile: how long this CA's certificates live. Validated once, from the configuration.
 
-The lifetime rules are istiod's: no TTL, or one that is not positive, means the default; above the maximum is an error,
-or clamped if the operator wants that. What else a certificate looks like is no setting: see `ca.certificate.build`.
+The lifetime rules are istiod's: no TTL, or one that is not positive, means the default; one above the maximum is an
+error, or clamped if the operator wants that. Nothing else about a certificate is a setting: see `ca.certificate.build`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class TTLRefused(MalformedError):
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """The two ends of a certificate's validity, in whole seconds of UTC, both inclusive (RFC 5280 4.1.2.5)."""
+    """When a certificate begins and ends, in whole seconds of UTC, both inclusive (RFC 5280 4.1.2.5)."""
 
     not_before: datetime
     not_after: datetime
@@ -60,15 +60,15 @@ class IssuanceProfile:
 
     @property
     def longest_validity(self) -> timedelta:
-        """The longest time between the two ends of a certificate, whatever it lost when they became whole seconds."""
+        """The longest time from the beginning of a certificate to its end, allowing for rounding to whole seconds."""
         return self.max_ttl + self.backdate + _SHORTEST
 
     def lifetime(self, requested: timedelta | None, *, granted: timedelta | None = None) -> timedelta:
         """How long a certificate shall live from now on.
 
         Args:
-            requested: what the caller asks for; None, zero and less mean that it leaves it to us.
-            granted: the longest lifetime its grant allows, and its lifetime if it leaves it to us.
+            requested: what the caller asks for; with None, zero or less it leaves the choice to us.
+            granted: the longest lifetime that its grant allows, and our choice if it leaves that to us.
 
         Raises:
             TTLRefused: more is asked for than the maximum.
@@ -107,15 +107,15 @@ class IssuanceProfile:
     def validity_spanning(
         self, longest: timedelta, now: datetime, *, within: Validity, backdate: timedelta | None = None
     ) -> Validity:
-        """The validity of a certificate made now that is no longer from its one end to its other than asked for.
+        """The validity of a certificate made now whose whole length, backdating included, is at most this.
 
-        Elsewhere a lifetime counts from now on, and what lies in the past comes on top.
+        With `validity` a lifetime counts from now on, and the backdating comes on top.
 
         Args:
-            longest: the longest time between its ends, in whole seconds.
+            longest: the longest time from its beginning to its end, in whole seconds.
             now: the present instant.
             within: the validity of the chain above it, which it never leaves.
-            backdate: how far it shall begin in the past, if not as far as usual; it becomes no longer by that.
+            backdate: how far it shall begin in the past, if not as far as usual; it does not live longer for that.
 
         Raises:
             NotReady: that chain is not valid now.
@@ -129,13 +129,13 @@ class IssuanceProfile:
         """The validity itself, if a certificate made now may have it.
 
         Args:
-            validity: what was settled before, by `validity_spanning`.
+            validity: the validity that `validity_spanning` gave before.
             now: the present instant.
             within: the validity of the chain above it.
 
         Raises:
-            TTLRefused: it is longer than any of this profile.
-            NotReady: it leaves that of the chain, which may be another one by now, or is over.
+            TTLRefused: it is longer than this profile ever allows.
+            NotReady: it is over, or not within that of the chain, which may be another chain by now.
         """
         if validity.not_after - validity.not_before > self.longest_validity:
             raise TTLRefused(

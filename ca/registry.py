@@ -1,4 +1,4 @@
-"""The Registry port: may this caller hold this SPIFFE ID? Only a registry makes a `Grant`."""
+"""The Registry port: decides whether a caller may have a SPIFFE ID, and makes the `Grant`."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class Registry(Protocol):
     """Knows who may have which identity."""
 
     def grant(self, attested: Attested, wanted: SpiffeID, now: datetime) -> Grant:
-        """What this caller may have of the identity it asks for.
+        """The grant for this caller and the identity that it asks for.
 
         Raises:
-            NotAuthorized: nothing.
+            NotAuthorized: it may not have it.
+            NotReady: nobody can tell now.
         """
         ...

@@ -1,8 +1,8 @@
-"""The CA's own server certificate: from its own issuer, always valid, and replaced without anybody noticing.
+"""Keeps the CA's own server certificate: from its own issuer, and renewed without an interruption.
 
-It is renewed at half life with jitter, and as soon as the authority changed. Its key and certificate are in memory
-alone: a restart makes new ones. The CA's SPIFFE ID is in it, which is what our agents check, and the names that others
-know the server by.
+It is renewed at half of its life with jitter, and as soon as the authority has changed. Key and certificate are only in
+memory: a restart makes new ones. It has the CA's SPIFFE ID, which our agents check, and the DNS names and addresses by
+which other clients know the server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ServingCertificate:
 
     Args:
         issuer: makes it.
-        authority: whose bundle callers' certificates are judged by.
+        authority: its bundle verifies the certificates of callers.
         names: DNS names and addresses of the server.
         clock: tells the time.
         draw: gives a number in [0, 1).
@@ -72,7 +72,7 @@ class ServingCertificate:
 
         Raises:
             NotReady: none can be made now.
-            MalformedError: a name can not stand in one.
+            MalformedError: a name is not valid in a certificate.
         """
         key, bundle = new_private_key(), self._authority.bundle
         self._made_of = (self._authority.state.active, bundle)

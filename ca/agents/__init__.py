@@ -1,1 +1,1 @@
-"""Node agents of the standalone platform: invited by a join token, known by a node key, brought back by it, evicted."""
+"""Node agents that join by a join token: they enrol with a node key, recover by it, and can be evicted."""

@@ -141,7 +141,8 @@ def self_signed_root(
         trust_domain: whose root it is: its URI name and its organization.
         key: the key; the common name is unique to it.
         validity: the validity.
-        renews: an older root of the same key. The new one has the same name and key identifier, and so the same leaves.
+        renews: an older root of the same key. The new one keeps its name and key identifier, and so verifies the same
+            leaves.
     """
     if renews is None:
         identifier = key_identifier(public_key_der(key.public_key()))

@@ -1,4 +1,4 @@
-"""Judges the certificate in a secret: is it the right one, when is it to be renewed, and would a new one live longer?"""
+"""Judges the certificate in a secret: is it the right one, when is it due, and would a new one live longer?"""
 
 from __future__ import annotations
 

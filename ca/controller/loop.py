@@ -106,9 +106,9 @@ class SecretController:
     """Looks after the secrets, while it runs. Lives on one event loop.
 
     Args:
-        snapshots: what there is.
+        snapshots: what is in the cluster.
         sink: writes secrets.
-        authority: what they shall be.
+        authority: decides what they shall be.
         pairs: makes keys and certificates.
         reports: tells people.
         settings: what the operator decides.

@@ -104,7 +104,7 @@ def read_material(data: Mapping[str, bytes], ours: TrustBundle) -> Material | Da
     try:
         chain = read_certificates(data[CHAIN])
         spiffe_id = check_leaf(chain[0])
-        key = read_private_key(data[KEY], validate=False)  # somebody may put an RSA key here whose validation takes seconds
+        key = read_private_key(data[KEY], validate=False)  # to validate somebody's RSA key may take seconds
     except InvalidPEM as error:
         return Damaged(Reason.UNPARSABLE, str(error), root_digest)
     except KeyRejected as error:
@@ -161,7 +161,7 @@ def _leads_to(chain: Sequence[x509.Certificate], spiffe_id: SpiffeID, root: x509
 
 
 def _issuer(leaf: x509.Certificate, candidates: Iterable[x509.Certificate]) -> str:
-    """Which of the candidates signed the leaf; empty if none did. Several of the same name are told by the signature."""
+    """Which of the candidates signed the leaf; empty if none did. Of several with its name, the signature decides."""
     named = {authority_id(each): each for each in candidates if each.subject == leaf.issuer}
     if len(named) == 1:
         return next(iter(named))

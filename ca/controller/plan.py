@@ -153,7 +153,7 @@ def plan_one(
 
 
 def _orphan(secret: WorkloadSecret, scope: Scope, settings: Settings) -> Decision:
-    """What to do with a secret whose account is gone. A copy of another secret is left alone: its annotation shows it."""
+    """What to do with a secret whose account is gone: deleted if ours. A copy of another's secret is not touched."""
     name = secret.account
     ours = secret.mark == settings.mark or (not secret.mark and scope is Scope.MANAGED)
     if name is None or secret.terminating or secret.type != SECRET_TYPE or not ours:

@@ -1,1 +1,1 @@
-"""What differs from platform to platform: where the ports of the CA get their adapters."""
+"""The platforms that the CA runs on: each brings its own adapters for the CA's ports."""

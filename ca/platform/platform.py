@@ -1,4 +1,4 @@
-"""The Platform port: what the composition root needs of whatever the CA runs on."""
+"""The Platform port: what the composition root needs from the platform that the CA runs on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from istio_auth.daemon.lifecycle import Daemon
 
 
 class Platform(Protocol):
-    """A platform that was opened; whoever opened it closes it."""
+    """An open platform; whoever opened it closes it."""
 
     @property
     def ca(self) -> CertificateAuthority:
@@ -23,19 +23,19 @@ class Platform(Protocol):
 
     @property
     def shares_authority(self) -> bool:
-        """Whether other processes change the state of the authority as well."""
+        """Whether other processes change the state of the authority too."""
         ...
 
     def gauges(self) -> tuple[Gauge, ...]:
-        """What can be looked up at any moment, beside what the CA itself tells."""
+        """The platform's own metrics that are looked up when somebody asks."""
         ...
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Show numbers of the platform's own."""
+        """Register the platform's other metrics."""
         ...
 
     def look_after(self, daemon: Daemon, alarm: Alarm) -> None:
-        """Begin everything of the platform's own that runs as long as the daemon."""
+        """Start the platform's own tasks that run as long as the daemon."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The standalone platform: one machine or many without Kubernetes. Files stand behind every port.
+"""The standalone platform: one machine or many, without Kubernetes. Every port has an adapter over files.
 
 <state folder>/authority.json     the authority, or a reference to a plugged-in one
 
@@ -75,10 +75,10 @@ class _StandalonePlatform:
         return ()
 
     def register(self, registry: CollectorRegistry) -> None:
-        """There are no other numbers here than everywhere."""
+        """Nothing: it has no metrics of its own."""
 
     def look_after(self, daemon: Daemon, alarm: Alarm) -> None:
-        """Nothing runs here that does not run everywhere."""
+        """Nothing: it has no tasks of its own."""
 
 
 @asynccontextmanager
@@ -91,7 +91,7 @@ async def open_standalone(config: Config, clock: Clock) -> AsyncIterator[_Standa
     """
     store = FileAuthorityStore(config.state_folder)
     with store.hold():
-        # The port for health is open by now, and must be answered while a slow disk is looked at.
+        # On a thread: the health port is open by now, and must be answered even while a slow disk is read.
         opening = partial(
             Standalone, plugged_in=config.authority.folder, root_lifetime=config.authority.root_lifetime, store=store
         )

@@ -1,1 +1,1 @@
-"""Which agent may ask for which identity on the standalone platform: the file, its rules, its changes, the verdict."""
+"""Which agent may ask for which identity: the registrations file, its rules, its changes, and the registry over it."""

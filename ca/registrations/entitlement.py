@@ -1,6 +1,6 @@
-"""Who may have which identity on the standalone platform: three rules, and no others.
+"""Decides who may have which identity, on every platform: three rules, and no others. Kubernetes adds some for tokens.
 
-1. An agent may have its own identity; an evicted one only by a proof that is good once: a new invitation.
+1. An agent may have its own identity; an evicted one only by a single-use proof: a new join token.
 2. An agent may have, for its workloads, the identities that are registered for it.
 3. A workload that proves an identity by certificate may have the same identity again (Istio's mutual TLS renewal),
    unless certificates for it were issued through an agent that was evicted, and one of them may still be alive.
@@ -26,8 +26,8 @@ class EntitledIdentities:
         trust_domain: the only trust domain whose identities are granted.
         registrations: the registrations of now.
         evictions: tells who is shut out now.
-        longest_ttl: how long a certificate can be alive that was issued through an agent before it was evicted.
-        renewal_needs_registration: whether rule 3 holds for registered identities only.
+        longest_ttl: how long after an agent's eviction a certificate that was issued through it can still be alive.
+        renewal_needs_registration: whether rule 3 holds only for registered identities.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class EntitledIdentities:
         agent = agent_name(attested.spiffe_id)
         if agent is None:
             return self._renewal(attested, wanted, now)
-        invited = attested.single_use and wanted == attested.spiffe_id  # anew: its attestor has looked at the eviction
+        invited = attested.single_use and wanted == attested.spiffe_id  # its attestor has judged the eviction
         if agent in self._evictions().since and not invited:
             raise NotAuthorized(f"agent {agent} was evicted")
         if wanted == attested.spiffe_id:

@@ -1,7 +1,7 @@
 """The registrations file on disk: read at the start, and again when it changed.
 
-At the start a bad file is an error, and no file means that nothing is registered. Later a bad file, or one that went
-away, is reported and the last good one stays in use: an edit gone wrong must not take every workload's identity away.
+At the start a bad file is an error, and a missing file means that nothing is registered. Later, a bad or missing file
+is reported and the last good one stays in use: a mistake in an edit must not take every workload's identity away.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class RegistrationFile:
 
     Args:
         path: the file.
-        rules: what its registrations must keep to.
+        rules: the rules for its registrations.
 
     Attributes:
-        fault: what is wrong with the file as it stands, if the last good one is in use instead.
+        fault: what is wrong with the file as it is now; None if it is in use. Otherwise the last good one is.
         reloads: how often a changed file was taken.
         failures: how often a changed file was refused.
 
@@ -61,7 +61,7 @@ class RegistrationFile:
         return self.history.table
 
     async def reload_if_changed(self) -> bool:
-        """Take the file if it is another than before and good; report it if it is bad.
+        """If the file has changed, take it if it is good, and report it if it is bad.
 
         Returns:
             whether the registrations changed.
@@ -125,7 +125,7 @@ class RegistrationFile:
         )
 
     def _look(self) -> tuple[int, int, int] | None:
-        """What changes when the file does; None if there is no file."""
+        """A value that changes whenever the file does; None if there is no file."""
         try:
             found = self._path.stat()
         except FileNotFoundError:

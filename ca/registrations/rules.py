@@ -1,4 +1,4 @@
-"""The registrations file: which SPIFFE IDs each agent may ask for, and for which of its workloads. Pure; no I/O.
+"""Parses the registrations file: which SPIFFE IDs each agent may ask for, and for which of its workloads. Pure.
 
     [[registration]]
     spiffe_id = "spiffe://cluster.local/ns/default/sa/web"
@@ -8,8 +8,7 @@
     dns_names = ["web.default.svc"]        # optional
     hint = "frontend"                      # optional
 
-A file is taken whole or not at all, and whatever is wrong with it is told with the number of the registration and the
-key.
+A file is taken whole or not at all. An error names the number of the registration and the key.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, slots=True)
 class RegistrationRules:
-    """What every registration of a CA must keep to.
+    """The rules for every registration of a CA.
 
     Args:
         trust_domain: the trust domain of its SPIFFE ID.
@@ -123,7 +122,7 @@ def _hint(entry: _Entry) -> str:
 
 
 class _Entry:
-    """One table of the file, read with complaints that name it."""
+    """One table of the file, read with errors that name it."""
 
     def __init__(self, number: int, values: Mapping[str, object]) -> None:
         self.number = number
@@ -134,7 +133,7 @@ class _Entry:
 
     @contextmanager
     def at(self, key: str) -> Iterator[None]:
-        """Complaints from here are about this key."""
+        """Make errors from inside name this key."""
         try:
             yield
         except (ConfigurationError, InvalidSpiffeID, NotAuthorized) as error:

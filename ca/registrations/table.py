@@ -1,7 +1,7 @@
-"""All registrations at one moment, and what lies between two such moments. Pure; no I/O.
+"""All registrations at one moment, and the difference between two moments. Pure.
 
-An agent may have several registrations of one SPIFFE ID, for workloads of different selectors. They must agree on
-lifetime and DNS names, for what an agent asks for names the SPIFFE ID alone.
+An agent may have several registrations of one SPIFFE ID, for workloads with different selectors. They must agree on
+lifetime and DNS names, because an agent asks for a certificate by SPIFFE ID alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Registered:
 
     @property
     def key(self) -> str:
-        """Names it for as long as its SPIFFE ID and selectors stay; sorts by SPIFFE ID."""
+        """What identifies it as long as its SPIFFE ID and selectors stay the same; sorts by SPIFFE ID."""
         selectors = "\0".join(sorted(map(str, self.registration.selectors)))
         return f"{self.registration.spiffe_id} {hashlib.sha256(selectors.encode()).hexdigest()[:32]}"
 
@@ -72,9 +72,9 @@ class RegistrationTable:
         return self._of_agent.get(agent, {})
 
     def grant_of(self, spiffe_id: SpiffeID, *, agent: str | None = None) -> Grant | None:
-        """What the registrations of a SPIFFE ID allow: those for one agent, or for all. None if there is none.
+        """What the registrations of a SPIFFE ID allow, for one agent or for all. None if it has none.
 
-        Where agents have different ones, it is what all of them allow.
+        If agents have different ones, it is what all of them allow.
         """
         found = [
             entry.registration for entry in self._of_id.get(spiffe_id, ()) if agent is None or agent in entry.agents
@@ -94,8 +94,8 @@ class RegistrationDelta:
     """What changed for one agent.
 
     Args:
-        from_revision: what it builds on; 0 if it is the whole state.
-        to_revision: what the agent holds afterwards.
+        from_revision: the revision that it changes; 0 if it is the whole state.
+        to_revision: the revision that the agent holds afterwards.
         put: new and changed registrations, by key.
         removed: the keys of those that are gone.
     """
@@ -107,11 +107,11 @@ class RegistrationDelta:
 
 
 class RegistrationHistory:
-    """The table of now, under a revision that grows by one with each change, and the few tables before it.
+    """The present table, with a revision that grows by one with each change, and the few tables before it.
 
     Args:
-        epoch: names this count of revisions; another process counts anew.
-        table: the first one, revision 1.
+        epoch: names this count of revisions; another process has another epoch.
+        table: the first table, revision 1.
         kept: how many tables are kept.
     """
 
@@ -138,7 +138,10 @@ class RegistrationHistory:
         return True
 
     def delta(self, agent: str, *, epoch: str, revision: int) -> RegistrationDelta | None:
-        """What an agent must be told that holds a revision, or None if nothing changed for it since."""
+        """What to send to an agent that holds this revision; None if nothing changed for it since.
+
+        It is the whole state if the revision is of another epoch, or no longer kept.
+        """
         back = self.revision - revision
         if epoch != self.epoch or not 0 <= back < len(self._tables):
             return RegistrationDelta(0, self.revision, dict(self.table.of_agent(agent)))
@@ -149,13 +152,13 @@ class RegistrationHistory:
 
 
 class Grants(Protocol):
-    """Knows what is registered of a SPIFFE ID."""
+    """Knows what is registered for a SPIFFE ID."""
 
     def grant_of(self, spiffe_id: SpiffeID, *, agent: str | None = None) -> Grant | None:
-        """What is registered of a SPIFFE ID: for one agent, or for all. None if nothing.
+        """What is registered for a SPIFFE ID, for one agent or for all. None if nothing.
 
         Raises:
-            NotReady: it is not known now.
+            NotReady: that is not known now.
         """
         ...
 
@@ -164,15 +167,15 @@ class Registrations(Grants, Protocol):
     """Knows the registrations of now, wherever they come from."""
 
     def history_of(self, agent: str) -> RegistrationHistory:
-        """The tables that hold what is for this agent; others may be in them too.
+        """The tables with the registrations for this agent; those for other agents may be in them too.
 
         Raises:
-            NotReady: what is for it is not known now.
+            NotReady: the registrations for it are not known now.
         """
         ...
 
     def follow(self, agent: str, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` after each change of what is for this agent, until the returned function is called."""
+        """Call `changed` after each change of this agent's registrations, until the returned function is called."""
         ...
 
 

@@ -1,1 +1,1 @@
-"""The gRPC services of the CA: thin, each with its own contract, all over `ca.admission`."""
+"""The gRPC services of the CA: thin layers over `ca.admission`, each with its own contract."""

@@ -1,4 +1,4 @@
-"""Who makes a call: the evidence it brings along, and what that proves."""
+"""Attests the caller of a call, by the evidence that came with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def attested_caller(admission: Admission, call: Call) -> Attested:
 
     Raises:
         NotAuthenticated, NotAuthorized: it is not proven who calls, or the caller is not welcome.
-        NotReady: a proof could not be looked at.
+        NotReady: a proof could not be checked.
     """
     return await admission.attest(Evidence(tls_caller(admission, call), bearer_of(call)), call.request_id)
 

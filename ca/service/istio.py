@@ -1,11 +1,12 @@
 """Istio's certificate service: `istio.v1.auth.IstioCertificateService/CreateCertificate`, exact to the wire.
 
 The reply is the leaf, each intermediate as an element of its own, and all roots as one last element; each ends with
-a newline, and there are always at least two. Callers get their own identity, whatever names their CSR has; an agent
-may name, as `ImpersonatedIdentity` in the request's metadata, one that is registered for it. `CertSigner` and all
-other members of the metadata are ignored, and so is a value that is no string.
+a newline, and there are always at least two elements. Callers get their own identity, whatever names their CSR has. A
+caller may ask for another with `ImpersonatedIdentity` in the request's metadata: an agent for one that is registered
+for it, a trusted node account on Kubernetes for one of its node. `CertSigner` and all other members of the metadata are
+ignored, and so is a value that is no string.
 
-Codes and texts are istiod's, save that a CA that can not sign now answers UNAVAILABLE, so that clients come back:
+Codes and texts are istiod's, except that a CA that can not sign now answers UNAVAILABLE, so that clients try again:
 
     not proven who calls, or not welcome          UNAUTHENTICATED    request authenticate failure
     may not have the identity named               UNAUTHENTICATED    request impersonation authentication failure
@@ -46,11 +47,11 @@ _NOT_IMPERSONATED = "request impersonation authentication failure"
 
 
 class IstioCertificateService:
-    """Answers Istio's proxies and everything else that speaks their contract.
+    """Answers Istio's proxies, and every other client that uses the same contract.
 
     Args:
-        admission: the way to a certificate.
-        authority: whose roots end the reply.
+        admission: issues the certificates.
+        authority: its roots are the last element of the reply.
     """
 
     def __init__(self, admission: Admission, authority: Authority) -> None:
@@ -69,7 +70,7 @@ class IstioCertificateService:
         """One certificate, for the caller or for the identity it names.
 
         Raises:
-            IstioAuthError: there is none; code and public text are the contract's.
+            IstioAuthError: it is refused; code and public text are the contract's.
         """
         self._counts.csr += 1
         attested = await self._attested(call)
@@ -112,7 +113,7 @@ class IstioCertificateService:
 
 
 def _impersonated(request: IstioCertificateRequest) -> str:
-    """The identity that is named in the metadata; empty if none is, or something that is no string."""
+    """The identity that is named in the metadata; empty if there is none, or a value that is no string."""
     if not request.HasField("metadata") or _IMPERSONATED not in request.metadata.fields:
         return ""
     return request.metadata.fields[_IMPERSONATED].string_value

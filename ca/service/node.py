@@ -1,8 +1,8 @@
 """Our own service for node agents: `istio_auth.node.v1.NodeService`, beside Istio's contract.
 
 Sign takes a batch and answers each entry for itself. Challenge and Recover bring a lapsed agent back. Sync, the stream
-for the life of an agent, is in `ca.service.sync`. Refusals tell an agent their kind and no more; the reason is in our
-audit under the id of the request.
+that stays open for the life of an agent, is in `ca.service.sync`. A refusal tells the agent only its kind; the full
+reason is in our audit under the id of the request.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class NodeService:
     """Answers node agents.
 
     Args:
-        admission: the way to a certificate.
-        recovery: lets lapsed agents back in.
-        sync: the stream.
+        admission: issues the certificates.
+        recovery: attests agents that come back by their node keys.
+        sync: serves the streams.
     """
 
     def __init__(self, admission: Admission, recovery: Recovery, sync: Sync) -> None:
@@ -76,7 +76,7 @@ class NodeService:
         Raises:
             NotAuthenticated, NotAuthorized: it is not proven who calls, or the caller is not welcome.
             MalformedError: too many entries.
-            NotReady: a proof could not be looked at.
+            NotReady: a proof could not be checked.
         """
         attested = await attested_caller(self._admission, call)
         if len(request.entries) > MAX_ENTRIES:
@@ -96,7 +96,8 @@ class NodeService:
         """A nonce for an agent.
 
         Raises:
-            MalformedError: it is no agent that asks.
+            NotAuthenticated: the call did not come over TLS.
+            MalformedError: that is not the SPIFFE ID of an agent in our trust domain.
         """
         tls_caller(self._admission, call)
         return node_pb2.ChallengeResponse(nonce=self._recovery.challenge(SpiffeID.parse(request.spiffe_id)))
@@ -107,7 +108,7 @@ class NodeService:
         Raises:
             MalformedError: a part of the proof, or the CSR, is not what it should be.
             NotAuthenticated, NotAuthorized: the proof is not good, or the agent is not welcome.
-            NotReady: not now.
+            NotReady, Exhausted: not now.
         """
         attested = await self._recovered(request, call)
         svid = await self._admission.issue(Wish(request.csr, False), attested, call.request_id)

@@ -1,6 +1,6 @@
-"""The reply of Istio's contract: leaf, each intermediate for itself, and all roots as one last element.
+"""Writes the reply of Istio's contract: the leaf, each intermediate by itself, and all roots as one last element.
 
-Everything behind the leaf stays the same until the authority changes, so it is written once. The roots must stay the
+Everything after the leaf stays the same until the authority changes, so it is encoded once. The roots must stay the
 same byte for byte: proxies compare them, and tell Envoy of each change.
 """
 
@@ -16,7 +16,7 @@ class ReplyWriter:
     """Writes replies.
 
     Args:
-        authority: whose roots end them.
+        authority: its roots are the last element.
     """
 
     def __init__(self, authority: Authority) -> None:

@@ -1,8 +1,8 @@
-"""Sync: one stream for the life of an agent. Down go bundles and its registrations, up comes what it holds.
+"""Sync: one stream for the life of an agent. The CA sends bundles and registrations, the agent says what it holds.
 
-The agent speaks first and says what it holds; it is sent what it lacks, and then every change when it happens. The
-first answer comes even if it lacks nothing, for by that it knows that the CA listens. Only an agent that proves itself
-by certificate may sync, and only as long as that certificate lives and it is not evicted.
+The agent speaks first and says what it holds. It is sent what it lacks, and then every change as it happens. The first
+answer comes even if it lacks nothing: so the agent knows that the CA listens. Only an agent that is attested by its
+certificate may sync, and only as long as the certificate is valid and the agent is not evicted.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class _Session:
 
     Args:
         agent: whose it is.
-        ends: when its certificate does.
-        news: set when there may be something to send, or to end for.
-        held: the bundle that the agent was sent last.
-        sequence: the sequence it says it holds.
-        epoch: of the revision it holds.
-        revision: of the registrations it holds.
+        ends: when its certificate ends.
+        news: set when there may be something to send, or a reason to end the stream.
+        held: the bundle that the agent was sent last, or held already; None before the first answer.
+        sequence: the sequence of the bundle that the agent says it holds.
+        epoch: the epoch of the revision that it holds.
+        revision: the revision of the registrations that it holds.
         answered: whether it was sent anything yet.
         over: whether the agent has ended its side.
     """
@@ -70,9 +70,9 @@ class Sync:
     Args:
         admission: attests callers.
         authority: whose bundle is sent.
-        registrations: what is sent of them.
+        registrations: sent to each agent, as far as they are for it.
         agents: tells who is welcome.
-        book: where the agents' words are kept.
+        book: keeps what the agents say.
         clock: tells the time.
     """
 
@@ -99,10 +99,11 @@ class Sync:
         """The answers of one stream.
 
         Raises:
-            NotAuthenticated, NotAuthorized: the caller is not proven, no agent, or evicted, be it meanwhile.
-            MalformedError: it says nothing.
+            NotAuthenticated, NotAuthorized: the caller is not proven, no agent, or evicted, perhaps meanwhile.
+            MalformedError: it said nothing in time.
             Exhausted: it has too many streams open.
-            NotReady: its certificate ended: it must come again with a new one.
+            NotReady: its certificate ended, and it must come again with a new one; or nobody can tell now whether it
+                is welcome and what is registered for it.
         """
         attested = await attested_caller(self._admission, call)
         session = _Session(_agent(attested), proven_until(tls_caller(self._admission, call).chain))
@@ -120,10 +121,10 @@ class Sync:
                     yield response
                     continue
                 await self._wait(session)
-            await reader  # what it failed with is what the stream fails with
+            await reader  # if it failed, so does the stream
 
     def _subscribe(self, session: _Session, open_things: contextlib.ExitStack) -> None:
-        """Have the session told of every change, whichever thread it happens on."""
+        """Have every change set `news`, whichever thread it happens on."""
         loop = asyncio.get_running_loop()
 
         def tell() -> None:
@@ -174,7 +175,7 @@ class Sync:
             raise NotReady(f"the certificate of agent {session.agent} ended during its stream")
 
     def _due(self, session: _Session) -> node_pb2.SyncResponse | None:
-        """What the agent lacks, from then on held; None if it lacks nothing and was answered before."""
+        """What the agent lacks, and holds from now on; None if it lacks nothing and was answered before."""
         response, bundle = node_pb2.SyncResponse(), self._authority.bundle
         history = self._registrations.history_of(session.agent)
         if bundle is not session.held and (session.held is not None or bundle.sequence != session.sequence):

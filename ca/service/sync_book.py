@@ -1,7 +1,7 @@
-"""What every agent last said of itself: the bundle it holds, how many of its consumers have taken it, who lags. Pure.
+"""Keeps what every agent said last: which bundle it holds, how many of its consumers have taken it, who lags. No I/O.
 
-A root rotation waits for this. An agent's word is kept when its stream ends, for an agent that is away has not
-forgotten what it knew, and is dropped when the agent is evicted.
+Operators watch this during a root rotation (metrics, `ca-cli agent list`). What an agent said is kept when its stream
+ends, for an agent that is away still holds what it held. It is dropped when the agent is not welcome any more.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Entries: TypeAlias = MappingProxyType[str, "Acknowledgement"]
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """An agent's last word.
+    """What an agent said last.
 
     Args:
-        at: when it came.
-        sequence: of the bundle it holds; 0 if none.
+        at: when it said so.
+        sequence: the sequence of the bundle that it holds; 0 if it holds none.
         consumers: streams and files it serves.
         consumers_current: of these, how many have taken that bundle.
         laggards: some of the others, by name, as the agent calls them.
@@ -41,12 +41,12 @@ class Acknowledgement:
     streams: int = 0
 
     def lag(self, sequence: int) -> int:
-        """How many consumers have not taken the bundle of this sequence; the agent itself counts as one."""
+        """How many consumers have not taken the bundle of this sequence; the agent itself counts as one more."""
         return self.consumers - self.consumers_current if self.sequence >= sequence else self.consumers + 1
 
 
 class SyncBook:
-    """Keeps the last word of every agent. For one event loop; an agent may be forgotten from any thread."""
+    """Keeps what every agent said last. For one event loop; `forget` may be called on any thread."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Acknowledgement] = {}
@@ -73,14 +73,14 @@ class SyncBook:
             self._entries[agent] = replace(word, streams=entry.streams)
 
     def forget(self, agent: str) -> None:
-        """An agent is shut out: nobody waits for it any more."""
+        """An agent is not welcome any more: it no longer counts."""
         self._entries.pop(agent, None)
 
     @property
     def entries(self) -> Entries:
-        """The last words, by agent."""
+        """What each agent said last, by agent; a view that changes."""
         return MappingProxyType(self._entries)
 
     def lagging(self, sequence: int) -> Iterator[tuple[str, int]]:
-        """The agents that have not taken a bundle wholly, each with how many of its consumers have not."""
+        """The agents with consumers that have not taken a bundle, and how many these are."""
         return ((agent, lag) for agent, entry in list(self._entries.items()) if (lag := entry.lag(sequence)) > 0)

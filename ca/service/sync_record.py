@@ -1,7 +1,7 @@
-"""The agents' last words as a file in the state folder, so that `ca-cli agent list` can show who has taken the bundle.
+"""A file in the state folder with what the agents said last: `ca-cli agent list` shows who has taken the bundle.
 
-The CA writes it after a change and reads it never: after a restart the agents tell again. A file of another version, or
-a damaged one, counts as none.
+The CA writes it after a change and never reads it: after a restart the agents say it again. A file of another version,
+or a damaged one, counts as missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SyncRecord:
 
     Args:
         folder: the state folder.
-        entries: the last words, by agent.
+        entries: what each agent said last, by agent.
     """
 
     def __init__(self, folder: Path, entries: Entries) -> None:
@@ -36,7 +36,7 @@ class SyncRecord:
         self._written: dict[str, Acknowledgement] | None = None
 
     def write(self) -> None:
-        """Write what changed, if anything did. Blocks.
+        """Write the file if anything has changed. Blocks.
 
         Raises:
             NotReady, ConfigurationError: it can not be written.
@@ -49,7 +49,7 @@ class SyncRecord:
 
 
 def read_record(folder: Path) -> dict[str, Acknowledgement]:
-    """What the CA of this folder last heard, by agent."""
+    """What the CA of this folder heard last, by agent; empty if there is no usable file."""
     try:
         found = cast("dict[str, JSON]", parse_json(read_bounded(folder / FILE, _LARGEST), limit=_LARGEST))
         if found["version"] != _VERSION:
@@ -61,7 +61,7 @@ def read_record(folder: Path) -> dict[str, Acknowledgement]:
 
 
 def acknowledgement_document(word: Acknowledgement) -> dict[str, JSON]:
-    """An agent's last word as plain data."""
+    """What an agent said last, as plain data."""
     return {
         "at": iso(word.at),
         "bundle_sequence": word.sequence,
