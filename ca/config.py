@@ -45,7 +45,7 @@ class TokenVerification(enum.Enum):
     """How the tokens of service accounts are verified."""
 
     REVIEW = "review"  # the API server is asked about each
-    OFFLINE = "offline"  # by its published keys and the watched pods; it is asked only where these are not enough
+    OFFLINE = "offline"  # by its published keys and the watched objects; it is asked only if these do not suffice
 
 
 def state_folder() -> Path:

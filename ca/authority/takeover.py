@@ -50,7 +50,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Why no step can be taken now, although the issuer that signs and what is offered differ.
+    """Why no step can be taken now, although what is stored is not yet what is offered.
 
     Args:
         reason: the cause, for people.

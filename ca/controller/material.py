@@ -93,8 +93,8 @@ def read_material(data: Mapping[str, bytes], ours: TrustBundle) -> Material | Da
 
     Args:
         data: its keys with their decoded values.
-        ours: our trust bundle of now. If the secret's own root bundle vouches for its chain, the facts are about the
-            same with an older or a newer one.
+        ours: our trust bundle of now. If the secret's own root bundle vouches for its chain, an older or a newer one
+            gives the same facts.
     """
     root_pem = data.get(ROOT, b"")
     root_digest = digest(root_pem) if root_pem else ""
@@ -149,7 +149,7 @@ def _facts(
 
 
 def _leads_to(chain: Sequence[x509.Certificate], spiffe_id: SpiffeID, root: x509.Certificate) -> bool:
-    """Whether the chain verifies under the root when the last of their validities has begun."""
+    """Whether the root vouches for the chain at some instant: if at any, then when the last of them begins."""
     if not any(certificate.issuer == root.subject for certificate in chain):
         return False  # saves a signature check per foreign root
     latest_beginning = max(certificate.not_valid_before_utc for certificate in (*chain, root))
