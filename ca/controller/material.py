@@ -93,7 +93,7 @@ def read_material(data: Mapping[str, bytes], ours: TrustBundle) -> Material | Da
 
     Args:
         data: its keys with their decoded values.
-        ours: our trust bundle of now. If the secret's own root bundle vouches for its chain, an older or a newer one
+        ours: our present trust bundle. If the secret's own root bundle vouches for its chain, an older or a newer one
             gives the same facts.
     """
     root_pem = data.get(ROOT, b"")

@@ -24,7 +24,7 @@ class EntitledIdentities:
 
     Args:
         trust_domain: the only trust domain whose identities are granted.
-        registrations: the registrations of now.
+        registrations: the present registrations.
         evictions: tells who is shut out now.
         longest_ttl: how long after an agent's eviction a certificate that was issued through it can still be alive.
         renewal_needs_registration: whether rule 3 holds only for registered identities.

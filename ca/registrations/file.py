@@ -57,7 +57,7 @@ class RegistrationFile:
 
     @property
     def table(self) -> RegistrationTable:
-        """The registrations of now."""
+        """The present registrations."""
         return self.history.table
 
     async def reload_if_changed(self) -> bool:

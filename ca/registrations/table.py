@@ -122,7 +122,7 @@ class RegistrationHistory:
 
     @property
     def table(self) -> RegistrationTable:
-        """The registrations of now."""
+        """The present registrations."""
         return self._tables[-1]
 
     def replace(self, table: RegistrationTable) -> bool:
@@ -164,7 +164,7 @@ class Grants(Protocol):
 
 
 class Registrations(Grants, Protocol):
-    """Knows the registrations of now, wherever they come from."""
+    """Knows the present registrations, wherever they come from."""
 
     def history_of(self, agent: str) -> RegistrationHistory:
         """The tables with the registrations for this agent; those for other agents may be in them too.

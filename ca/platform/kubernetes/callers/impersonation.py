@@ -57,7 +57,7 @@ class ServiceAccountRegistry:
     Args:
         trust_domain: the only trust domain whose identities are granted.
         node_accounts: who may ask for more than its own identity.
-        pods: the pods of now.
+        pods: the present pods, as watched.
         has_joined: whether an agent of this name joined by a join token: then the agent of a node can not have it.
     """
 
@@ -125,7 +125,7 @@ class ServiceAccountRegistry:
 
         Raises:
             NotAuthorized: the token is bound to no pod, or to one that is not as the token says.
-            NotReady: the pods of now are not known.
+            NotReady: the present pods are not known.
         """
         if not caller.pod_uid:
             raise NotAuthorized(f"the token of {caller} is bound to no pod")

@@ -35,7 +35,7 @@ class NodeAgents:
     Args:
         joined: the agents that joined by a join token.
         accounts: the service accounts that the agents of nodes run as.
-        pods: the pods of now.
+        pods: the present pods, as watched.
     """
 
     def __init__(self, joined: AgentFolder, accounts: NodeAccounts, pods: NodeView) -> None:
@@ -85,7 +85,7 @@ class PodRegistrations:
     Args:
         file: the registrations file.
         agents: tells which agents joined: for them the file alone counts.
-        pods: the pods of now.
+        pods: the present pods, as watched.
         trust_domain: ours.
     """
 

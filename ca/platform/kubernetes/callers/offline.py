@@ -33,7 +33,7 @@ _UNWATCHED = ("secret", "validatingwebhookconfiguration", "mutatingwebhookconfig
 
 
 class ServiceAccountView(Protocol):
-    """Knows the service accounts of now."""
+    """Knows the present service accounts."""
 
     @property
     def live(self) -> bool:
@@ -75,8 +75,8 @@ def verify_offline(
         issuer: the cluster's issuer of service-account tokens.
         audiences: ours.
         now: the instant at which it must be valid.
-        pods: the pods of now.
-        service_accounts: the service accounts of now.
+        pods: the present pods, as watched.
+        service_accounts: the present service accounts, as watched.
         leeway: by how much our clock and the API server's may differ.
 
     Raises:

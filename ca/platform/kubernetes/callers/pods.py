@@ -22,7 +22,7 @@ _COUNTED = frozenset({"Pending", "Running", "Succeeded"})
 
 
 class PodView(Protocol):
-    """Knows the pods of now."""
+    """Knows the present pods."""
 
     @property
     def live(self) -> bool:
@@ -39,7 +39,7 @@ class PodView(Protocol):
 
 
 class NodeView(PodView, Protocol):
-    """Knows the pods of now, and what changes on a node."""
+    """Knows the present pods, and what changes on a node."""
 
     def accounts_on(self, node: str) -> AbstractSet[Account]:
         """The service accounts of the pods that count for this node; a view that changes."""

@@ -91,7 +91,7 @@ class OfflineFirst:
 
     Args:
         keys: the keys that the cluster publishes.
-        watched: pods and service accounts of now.
+        watched: the present pods and service accounts, as watched.
         audiences: the audiences of which a token must have one.
         clock: tells the time.
         otherwise: asks the API server.

@@ -55,7 +55,7 @@ class EventRecorder:
 
         Args:
             regarding: which object.
-            reason: why this is told, in one word: `IssuanceFailed`.
+            reason: the reason of the Event, in one word: `IssuanceFailed`.
             note: what happened, in full; cut at 1024 bytes. Never a key or a token.
             action: what was done, or tried, in one word: `Issue`.
             event_type: whether to worry.

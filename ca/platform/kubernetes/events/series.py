@@ -56,7 +56,7 @@ class Occurrence:
     Args:
         regarding: to which object.
         action: what was done, or tried: one word.
-        reason: why this is told: one word.
+        reason: the reason of the Event: one word.
         note: what happened, in full.
         type: whether to worry.
     """

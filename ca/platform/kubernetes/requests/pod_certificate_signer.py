@@ -40,7 +40,7 @@ class PodCertificateSigner:
         signer: who we are.
         issuer: signs.
         within: the validity of the chain that signs now.
-        pods: the pods of now.
+        pods: the present pods, as watched.
         audit: writes the lines.
         clock: tells the time.
 

@@ -56,7 +56,7 @@ class WorkloadSecrets:
     Args:
         api: the API server.
         mark: the name of this CA, in a label of everything it makes.
-        bundle: the trust bundle of now.
+        bundle: gives the present trust bundle.
     """
 
     def __init__(self, api: KubernetesAPI, mark: str, bundle: Callable[[], TrustBundle]) -> None:
