@@ -55,7 +55,7 @@ class FileSource(Source):
         trust_domain: the trust domain of the roots; by default the SVID's own.
         federated: bundles of other trust domains, each a file of CA certificates in PEM.
         bundle_map: a file with bundles of several trust domains, as a SPIFFE bundle map in JSON. For a trust domain
-            that also has a file of its own in `federated`, that file counts, if it was ever read.
+            that also has a file in `federated`, that file counts while it is there and could be read once.
         interval: how often the files are looked at.
         clock: tells when an SVID has ended; the machine's by default.
 

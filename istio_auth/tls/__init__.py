@@ -1,6 +1,6 @@
-"""TLS contexts that follow a source and judge every peer by SPIFFE's rules (X509-SVID 5, Workload API 4.6).
+"""TLS contexts that follow a source and verify every peer by SPIFFE's rules (X509-SVID 5, Workload API 4.6).
 
-They are plain `ssl.SSLContext`s to asyncio, http.server, aiohttp and whatever else takes one.
+Use them like any `ssl.SSLContext`, with asyncio, http.server, aiohttp and everything else that takes one.
 """
 
 from istio_auth.peer import PeerRefused, peer_chain, peer_id

@@ -1,9 +1,9 @@
-"""Istio's names for application protocols, by which a PERMISSIVE sidecar tells TLS of the mesh from other TLS.
+"""Istio's ALPN names for application protocols, by which a PERMISSIVE sidecar tells TLS of the mesh from other TLS.
 
-A client offers the mesh's name for each protocol that it speaks, then `istio` for any other, then the protocols
-themselves, as Istio's own sidecars do: the first group chooses the sidecar's filter chain, and the sidecar selects from
-the last. `istio-peer-exchange` is never offered: who selects it goes on with Istio's metadata exchange, which only
-proxies speak.
+A client offers the mesh's name for each protocol that it speaks, then `istio` for any other, then the plain names, as
+Istio's own sidecars do. By the mesh's names the sidecar chooses its filter chain; then it selects one of the plain
+names. `istio-peer-exchange` is never offered: a server that selects it goes on with Istio's metadata exchange, which
+only proxies speak.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MEANINGS = {name: protocol for protocol, name in _NAMES.items()}
 
 
 def offered(protocols: Iterable[str]) -> tuple[str, ...]:
-    """What a client of the mesh offers if it speaks these protocols, best first; none stands for one without a name."""
+    """What a mesh client offers if it speaks these protocols, best first; empty for a protocol without a name."""
     spoken = list(protocols)
     names = [_NAMES[protocol] for protocol in spoken if protocol in _NAMES]
     return tuple(dict.fromkeys([*names, _ANY, *spoken]))

@@ -1,13 +1,15 @@
-"""The contexts that people hold: they follow a source, and hand each connection to the context of the moment.
+"""The TLS contexts of applications: they follow a source, and make each connection with a context of its snapshot.
 
-OpenSSL sees the union of all trusted roots, which only lets a handshake end; the verdict comes after it, from
-`istio_auth.verify` with the bundle of the peer's own trust domain, then from the authorizer. A context in use is never
-changed, because trust stores only grow: a new snapshot makes a new inner context, which replaces the old one whole.
-Settings that libraries make on the outer context (ALPN, versions, ciphers, options, flags) are made again on each inner
-one; certificates and roots come from the source alone, and there is no way to verify less. An SVID that has ended is
-presented to nobody: the reason is told here, where it can be mended, and not by each peer in its own words.
+OpenSSL is given the roots of all trust domains, which only lets a handshake end. The decision comes after it: from
+`istio_auth.verify` with the bundle of the peer's own trust domain, and then from the authorizer. The inner context of a
+snapshot is never changed, because roots can not be removed from an OpenSSL context: for a new snapshot a new inner
+context is made, which replaces the old one.
+Settings that libraries make on the outer context (ALPN, versions, ciphers, options, flags) are made on each inner one
+too. Certificates and roots come from the source alone, and there is no way to verify less. An SVID that has ended is
+never presented: the error is raised and logged on this side, where it can be mended, and not at each peer.
 
-A TLS 1.3 client is done before the server has judged it: only the first bytes it reads show that it was welcome.
+A TLS 1.3 client ends its handshake before the server has verified it: only when it reads the first bytes does it know
+that it was admitted.
 Key exchange prefers X25519MLKEM768 wherever the linked OpenSSL has it (3.5 and newer), which is OpenSSL's own default.
 """
 
@@ -38,9 +40,9 @@ CIPHERS = (
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:AES256-GCM-SHA384:AES128-GCM-SHA256"
 )
-# Renegotiation would let a TLS 1.2 peer show another certificate after the verdict.
+# Renegotiation would let a TLS 1.2 peer present another certificate after it was admitted.
 _OPTIONS = ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: times are judged by our clock, with our words
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: we check the times, by our clock
 
 
 def server_context(
@@ -56,9 +58,12 @@ def server_context(
     Args:
         source: holds the SVID and the bundles; asked at each handshake.
         authorize: decides on each peer whose SPIFFE ID is proven.
-        require_client_certificate: False lets clients without a certificate in; one that is presented must be valid.
+        require_client_certificate: False admits clients without a certificate too; one that is presented must be valid.
         alpn: protocols that the server speaks, best first.
         clock: tells when a chain must be valid; the machine's by default.
+
+    Raises:
+        ConfigurationError: what was given is no source, or no authorizer.
     """
     demanded = ssl.CERT_REQUIRED if require_client_certificate else ssl.CERT_OPTIONAL
     rules = Rules(source, authorize, clock or SystemClock(), demanded)
@@ -75,15 +80,19 @@ def client_context(
 ) -> ssl.SSLContext:
     """A context for clients, which presents the source's SVID if it holds one (see `server_context`).
 
-    Servers are known by SPIFFE ID, so `authorize` takes the place of the check of the host name.
+    A server is verified by its SPIFFE ID: `authorize` replaces the check of the host name.
 
     Args:
         source: holds the SVID and the bundles; asked at each handshake.
         authorize: decides on each server whose SPIFFE ID is proven.
         alpn: protocols that the client speaks, best first.
-        istio_alpn: offer each protocol, whoever sets it, by Istio's name as well, so that a sidecar in PERMISSIVE mode
-            takes part in the TLS instead of passing it on. `selected_alpn_protocol()` tells the plain names as ever.
+        istio_alpn: offer each protocol, also those that a library sets, under Istio's name as well, so that a sidecar
+            in PERMISSIVE mode ends the TLS itself instead of passing it on. `selected_alpn_protocol()` still returns
+            plain names.
         clock: tells when a chain must be valid; the machine's by default.
+
+    Raises:
+        ConfigurationError: what was given is no source, or no authorizer.
     """
     rules = Rules(source, authorize, clock or SystemClock(), ssl.CERT_REQUIRED, istio_alpn)
     return _following(ssl.PROTOCOL_TLS_CLIENT, rules, alpn)
@@ -97,13 +106,13 @@ def _following(protocol: int, rules: Rules, alpn: Sequence[str]) -> FollowingCon
 
 
 class FollowingContext(ssl.SSLContext):
-    """An `ssl.SSLContext` that makes each connection under its source's present snapshot."""
+    """An `ssl.SSLContext` that makes each connection with its source's present snapshot."""
 
     def __init__(self, _protocol: int, rules: Rules) -> None:
         super().__init__()
         self._rules = rules
-        # No locks: a process may fork at any moment. Two threads may make the same inner context twice.
-        self._recorded: dict[str, tuple[object, ...]] = {}  # read as a copy, since others may be changing it
+        # Without locks, since a process may fork at any moment. Two threads may each make the same inner context.
+        self._recorded: dict[str, tuple[object, ...]] = {}  # iterate over a copy, since another thread may change it
         self._made: _Made | None = None
         self._told = ""  # the reason last logged
         self.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -117,7 +126,7 @@ class FollowingContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,  # noqa: ARG002  # sessions are not resumed
     ) -> ssl.SSLObject:
-        """Wrap memory, under the present snapshot."""
+        """Wrap memory buffers, with the present snapshot."""
         return self.current().wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
 
     def wrap_socket(  # noqa: PLR0917  # the base's signature
@@ -129,7 +138,7 @@ class FollowingContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,  # noqa: ARG002  # sessions are not resumed
     ) -> ssl.SSLSocket:
-        """Wrap a socket, under the present snapshot; one that listens or connects later, under that of then."""
+        """Wrap a socket, with the present snapshot; if it connects or accepts later, with the snapshot of then."""
         return self.current().wrap_socket(
             sock,
             server_side=server_side,
@@ -147,25 +156,25 @@ class FollowingContext(ssl.SSLContext):
         raise ConfigurationError("the certificate of this TLS context comes from its source and from nowhere else")
 
     def load_verify_locations(self, *_args: object, **_kwargs: object) -> None:
-        """Without effect: trust comes from the source. HTTP libraries add a list of web roots to any context."""
+        """No effect: trust comes from the source. HTTP libraries add the roots of the web to any context."""
 
     def load_default_certs(self, purpose: ssl.Purpose = ssl.Purpose.SERVER_AUTH) -> None:
-        """Without effect (see `load_verify_locations`)."""
+        """No effect (see `load_verify_locations`)."""
 
     def set_default_verify_paths(self) -> None:
-        """Without effect (see `load_verify_locations`)."""
+        """No effect (see `load_verify_locations`)."""
 
     def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
-        """Speak these protocols; towards a mesh by its names as well, if the context was made for that."""
+        """Speak these protocols; a context made with `istio_alpn` offers them under the mesh's names as well."""
         names = list(alpn_protocols)
         self.record("set_alpn_protocols", mesh_alpn.offered(names) if self._rules.istio_alpn else names)
 
     def set_ciphers(self, ciphers: str, /) -> None:
-        """Take these for TLS 1.2, but none without encryption, and none without a certificate."""
+        """Use these ciphers for TLS 1.2, except those without encryption or without a certificate."""
         self.record("set_ciphers", f"{ciphers}:!eNULL:!aNULL")
 
     def record(self, name: str, *arguments: object) -> None:
-        """Call a setting of the base, here and on each inner context to come."""
+        """Call this method of the base class, here and on each inner context that is made later."""
         kept = tuple(entry if isinstance(entry, str) else list(cast("Iterable[str]", entry)) for entry in arguments)
         getattr(ssl.SSLContext, name)(self, *kept)
         self._recorded[name] = kept
@@ -173,8 +182,8 @@ class FollowingContext(ssl.SSLContext):
     def current(self) -> JudgingContext:
         """The inner context for a connection that begins now.
 
-        If there is none to be had, one whose handshakes are refused with the reason: a connection is the only place
-        where every server and loop expects a TLS error.
+        If none can be made, it is one whose handshakes fail with the reason, because servers and event loops expect a
+        TLS error from a connection and nowhere else.
         """
         try:
             return self._made_for(self._rules.snapshot(), self._settings())
@@ -182,7 +191,7 @@ class FollowingContext(ssl.SSLContext):
             return self._refusing(error)
         except (OSError, ValueError) as error:  # ssl's errors are among them
             return self._refusing(NotReady(f"OpenSSL can not use the source's SVID or roots: {error}"))
-        except Exception as error:  # noqa: BLE001  # somebody else's source: asyncio would drop it without a word
+        except Exception as error:  # noqa: BLE001  # another's source; asyncio would drop it silently
             return self._refusing(IstioAuthError(f"asking the source failed: {error!r}"))
 
     def _made_for(self, snapshot: X509Context, settings: tuple[object, ...]) -> JudgingContext:
@@ -227,7 +236,7 @@ class FollowingContext(ssl.SSLContext):
     def _bare(self) -> JudgingContext:
         inner = JudgingContext(self.protocol)
         inner.minimum_version = ssl.TLSVersion.TLSv1_2
-        inner.check_hostname = False  # peers are known by SPIFFE ID
+        inner.check_hostname = False  # peers are verified by SPIFFE ID
         inner.sslobject_class = GatedObject
         inner.sslsocket_class = GatedSocket
         inner.judge = self._rules.judge

@@ -1,11 +1,11 @@
-"""Connections that wait for the verdict: no byte passes before the peer was judged, whatever is called first.
+"""TLS connections that pass no byte before the peer is verified, whichever method is called first.
 
-A hook on `do_handshake` alone would be no gate: OpenSSL finishes a handshake inside the first read or write as well,
-and resumes sessions. So every method that can start or finish one comes through `_pass_gate`, which completes handshake
-and verdict or raises; a refusal stays. A welcome peer costs nothing more: its connection becomes one of the class below
-the gate, whose reads and writes are those of the standard library. A socket whose TLS layer is gone (shut down, or a
-connect that failed) stands behind the gate again and moves no bytes at all: the base class would fall back to plain
-text.
+A hook on `do_handshake` alone would not be enough: OpenSSL finishes a handshake inside the first read or write as well,
+and resumes sessions. So every method that can start or finish a handshake calls `_pass_gate`, which completes the
+handshake and the verdict on the peer, or raises. A refusal is final. If the peer is admitted, the class of the
+connection is changed to one without the gate, whose reads and writes are those of the standard library and cost nothing
+more. A socket whose TLS layer is gone (it was shut down, or its connect failed) gets the gate again and moves no bytes:
+the base class would fall back to plain text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# X509_V_ERR_* of OpenSSL, for what it refuses before we see the chain. Times are left to us.
+# X509_V_ERR_* of OpenSSL, for chains that it refuses before we see them. It does not check times: we do.
 _FAULTS = {
     22: Fault.TOO_LONG,
     26: Fault.EXTENDED_KEY_USAGE,  # "unsuitable certificate purpose": key usage or extended key usage
@@ -39,13 +39,14 @@ _FAULTS = {
 
 
 class JudgingContext(ssl.SSLContext):
-    """One snapshot's context, for as many connections as begin under that snapshot.
+    """The context of one snapshot, for all connections that begin with that snapshot.
 
     Attributes:
-        judge: turns the chain that a peer presented (DER, leaf first) into the peer, or raises `IstioAuthError`.
-        renewed: the context for a connection that begins now.
-        unusable: why no connection can be made with it, if so.
-        istio_alpn: whether protocols are offered by Istio's names, and told by their own.
+        judge: verifies the chain that a peer presented (DER, leaf first) and returns the peer, or raises
+            `IstioAuthError`.
+        renewed: gives the context for a connection that begins now.
+        unusable: why no connection can be made with this context; None if one can.
+        istio_alpn: whether protocols are offered under Istio's names, and returned under their own.
     """
 
     judge: Callable[[Sequence[bytes]], VerifiedPeer]
@@ -73,7 +74,7 @@ class _Judged:
         )
 
     def verify_client_post_handshake(self) -> Never:
-        """Refused: a second certificate would come after the verdict.
+        """Always refused: the peer could present another certificate after it was verified.
 
         Raises:
             HandshakeRefused: always.
@@ -94,13 +95,13 @@ class _Gate(_Judged):
 
         Raises:
             ssl.SSLWantReadError, ssl.SSLWantWriteError: as `handshake` does; call again.
-            HandshakeRefused: the verdict, each time it is asked for.
+            HandshakeRefused: the peer is refused (again at each later call), or no connection can be made.
         """
         if isinstance(self._verdict, VerifiedPeer):
             return
         if self._verdict is not None:
             raise PeerRefused(self._verdict)
-        if self._judging is None:  # before the first step: a callback of the handshake may exchange the context
+        if self._judging is None:  # before the first step: a callback of the handshake may replace the context
             self._judging = _judging(context)
         if self._judging.unusable is not None:
             raise HandshakeRefused(self._judging.unusable)
@@ -119,7 +120,7 @@ class _Gate(_Judged):
         except BaseException:
             self._verdict = IstioAuthError("judging the peer was interrupted")
             raise
-        self.__class__ = self._welcome  # reads and writes of the base from now on
+        self.__class__ = self._welcome  # from now on reads and writes are the base's
 
     def _refuse(self, reason: IstioAuthError, cause: Exception) -> None:
         self._verdict = reason
@@ -163,7 +164,7 @@ class GatedObject(_Gate, JudgedObject):
 class JudgedSocket(_Judged, ssl.SSLSocket):
     """TLS over a socket, blocking or not, once its peer is verified."""
 
-    # What the base keeps and its published types do not tell.
+    # Attributes of the base that its published types leave out.
     _context: ssl.SSLContext
     _sslobj: ssl.SSLObject | None
     do_handshake_on_connect: bool
@@ -183,7 +184,7 @@ class JudgedSocket(_Judged, ssl.SSLSocket):
         return plain
 
     def sendto(self, *_args: object) -> Never:
-        """Refused: TLS has no addresses.
+        """Always refused: TLS has no addresses.
 
         Raises:
             ValueError: always.
@@ -198,7 +199,7 @@ class JudgedSocket(_Judged, ssl.SSLSocket):
 class GatedSocket(_Gate, JudgedSocket):
     """TLS over a socket whose peer is not verified yet, or that listens, or whose TLS layer is gone.
 
-    Each method passes the gate and then goes on as the base does, whatever the socket has become.
+    Each method passes the gate and then calls the base's, whatever class the socket has by then.
     """
 
     _welcome = JudgedSocket
@@ -214,17 +215,17 @@ class GatedSocket(_Gate, JudgedSocket):
             raise OSError(errno.ENOTCONN, "the socket has no TLS connection")
 
     def connect(self, addr: _Address) -> None:
-        """Connect, under the snapshot of this moment."""
+        """Connect, with the present snapshot."""
         self._renew()
         ssl.SSLSocket.connect(self, addr)
 
     def connect_ex(self, addr: _Address) -> int:
-        """Connect, under the snapshot of this moment."""
+        """Connect, with the present snapshot."""
         self._renew()
         return ssl.SSLSocket.connect_ex(self, addr)
 
     def accept(self) -> tuple[ssl.SSLSocket, _RetAddress]:
-        """Accept a connection, under the snapshot of this moment."""
+        """Accept a connection, with the present snapshot."""
         connection, address = socket.socket.accept(self)
         return (
             _judging(self.context)
@@ -302,7 +303,7 @@ def _judging(context: ssl.SSLContext) -> JudgingContext:
 
 
 def _reason_of(error: ssl.SSLError) -> IstioAuthError | None:
-    """What OpenSSL's own refusal of a certificate means; None for all other errors."""
+    """Our error for a certificate that OpenSSL itself refused; None for all other errors."""
     if isinstance(error, ssl.SSLCertVerificationError):
         fault = _FAULTS.get(error.verify_code, Fault.UNTRUSTED)
         return VerificationError(fault, f"OpenSSL says: {error.verify_message}")
@@ -323,11 +324,11 @@ _DER = 2  # _ssl.ENCODING_DER
 
 
 def _presented(connection: object) -> list[bytes]:
-    """The chain that the peer presented, in DER, leaf first: the one place that knows where Python keeps it.
+    """The chain that the peer presented, in DER, leaf first. Only this function knows where Python keeps it.
 
-    The method is public from Python 3.13; before, it is on the private object only. Where a server was shown no
-    certificate, the one holds None in the place of the leaf and the other fails over it, so that is asked first. A
-    session resumed by a ticket holds the leaf alone.
+    The method is public from Python 3.13; before, only the private object has it. If a client presented no certificate,
+    one of them returns None in the place of the leaf and the other fails, so the leaf is asked for first. A session
+    that a ticket resumed has only the leaf.
     """
     if (leaf := cast("ssl.SSLObject", connection).getpeercert(binary_form=True)) is None:
         return []

@@ -1,7 +1,7 @@
-"""SVIDs and roots into an `ssl.SSLContext`, which takes keys from paths only.
+"""Loads SVIDs and roots into an `ssl.SSLContext`, which takes keys from paths only.
 
-The key goes through a memory file that no other name leads to and that never reaches a disk. Where there is no such
-thing (no memfd, no /proc) it goes through a file of mode 0600, encrypted with a password that is used once.
+The key goes through a file in memory (memfd), which has no name in a folder and never reaches a disk. If the system has
+no memfd or no /proc, the key goes through a file of mode 0600, encrypted with a password that is used once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}  # a file would need one as well
 
 
 def load_svid(context: ssl.SSLContext, svid: X509SVID) -> None:
-    """Let the context present this SVID.
+    """Make the context present this SVID.
 
     Raises:
         ssl.SSLError: OpenSSL does not take the chain or the key.
@@ -41,7 +41,7 @@ def load_svid(context: ssl.SSLContext, svid: X509SVID) -> None:
 
 
 def load_roots(context: ssl.SSLContext, bundles: Iterable[TrustBundle]) -> None:
-    """Let OpenSSL finish handshakes with the peers of all these trust domains; who is who is not decided by it."""
+    """Let OpenSSL finish handshakes with peers of all these trust domains. Who a peer is, is verified after that."""
     roots = b"".join(write_der(authority) for bundle in bundles for authority in bundle.x509_authorities)
     if roots:
         context.load_verify_locations(cadata=roots)

@@ -1,6 +1,6 @@
-"""The rules of one TLS context: what it may present now, and what a presented chain is worth now.
+"""The rules of one TLS context: what it presents now, and whether it admits a peer now.
 
-Both are asked anew for each connection, and nothing that was proven is kept for the next one.
+Both are decided again for each connection; nothing that was proven is kept for the next one.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from istio_auth.pem import read_der_certificate
 from istio_auth.verify import MAX_CHAIN, verify_chain
 from istio_auth.x509_source import X509Context, X509Source
 
-# Peers come back, and intermediates are those of many: what was read of a certificate is kept, never what it proved.
+# Peers come again, and many share an intermediate: parsed certificates are cached, but never what they proved.
 _read_certificate = functools.lru_cache(maxsize=128)(read_der_certificate)
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What one context holds to.
+    """The rules of one context.
 
     Args:
         source: holds our SVID and the bundles.
         authorize: decides on each peer whose SPIFFE ID is proven.
         clock: tells when a chain must be valid.
         demanded: whether a peer must present a certificate.
-        istio_alpn: whether protocols are offered by Istio's names as well.
+        istio_alpn: whether protocols are offered under Istio's names as well.
 
     Raises:
-        ConfigurationError: what should hold our SVID, or decide on peers, can not be asked.
+        ConfigurationError: what was given is no source, or no authorizer.
     """
 
     source: X509Source
@@ -54,10 +54,10 @@ class Rules:
             )
 
     def snapshot(self) -> X509Context:
-        """What a connection that begins now is made with.
+        """The snapshot for a connection that begins now.
 
         Raises:
-            NotReady: the source holds nothing, or an SVID that has ended.
+            NotReady: the source serves nothing, or our SVID has ended.
         """
         held = self.source.x509_context()
         if held.svids and self.clock.now() > (ended := held.svid.not_after):
@@ -68,12 +68,12 @@ class Rules:
         return held
 
     def judge(self, presented: Sequence[bytes]) -> VerifiedPeer:
-        """The peer that presented this chain.
+        """Verify the peer that presented this chain.
 
         Raises:
-            VerificationError: the chain proves nothing.
+            VerificationError: the chain proves no SPIFFE ID.
             NotAuthorized: it proves a SPIFFE ID that is not welcome.
-            NotReady: the source is closed.
+            NotReady: the source serves nothing any more.
         """
         if not presented and self.demanded is ssl.CERT_OPTIONAL:
             return VerifiedPeer(None, ())

@@ -1,7 +1,7 @@
-"""Tokens: JSON Web Tokens are taken apart, proven against the keys of their issuers, and become Claims, or are refused.
+"""Tokens: verifies JSON Web Tokens with the keys of their issuers, which gives their Claims.
 
-`verify_token` judges a token in hand. Requests are judged by `istio_auth.tokens.verifier`, which finds
-the token in a request and keeps the keys of issuers up to date; it alone needs the HTTP client.
+`verify_token` verifies one token with keys that the caller has. `istio_auth.tokens.verifier` is for requests: it finds
+the token in a request and keeps the keys of issuers up to date. Only that needs the HTTP client.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which addresses are never dialled for keys, whatever name led to them: those where a machine tells its own secrets.
+"""Which addresses are never dialled for keys, whatever their name: link-local and metadata services, among others.
 
-A URL may come from a document that somebody else wrote, and a name may mean another address a moment later. So it is
-the address itself that is judged, right before a socket is made for it. Private networks are where issuers of a mesh
-live, and are dialled; this very machine only for who says so.
+At some of these addresses a machine tells its own secrets. A URL may come from a document that somebody else wrote, and
+a name may mean another address a moment later: so the address itself is checked, right before a socket is made for it.
+Private networks are dialled, because issuers of a mesh are there; this machine only with `allow_loopback`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 
-# Besides 169.254.0.0/16 and fe80::/10, where most clouds have theirs.
+# Besides the link-local 169.254.0.0/16 and fe80::/10, where most clouds have their metadata services.
 _METADATA = frozenset(
     ip_address(text)
     for text in (
@@ -30,8 +30,8 @@ def why_not_dialled(address: str, *, allow_loopback: bool = False) -> str:
     """Why an address must not be dialled; empty if it may be.
 
     Args:
-        address: as name resolution gave it; an IPv6 address may have a scope.
-        allow_loopback: whether this machine may be.
+        address: the address from name resolution; an IPv6 address may have a scope.
+        allow_loopback: whether this machine may be dialled.
     """
     try:
         literal = ip_address(address)
@@ -58,7 +58,7 @@ def _reason(address: IPv4Address | IPv6Address, *, allow_loopback: bool) -> str:
 
 
 def _meanings(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address | IPv6Address]:
-    """The address, and the IPv4 addresses that it may lead to."""
+    """The address, and the IPv4 addresses that may be reached through it."""
     yield address
     if isinstance(address, IPv4Address):
         return

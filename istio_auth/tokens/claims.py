@@ -1,7 +1,7 @@
-"""Claims: what a proven token says, typed, and unchangeable all the way down (RFC 7519 4.1).
+"""Claims: what a verified token says, typed and immutable, nested values too (RFC 7519 4.1).
 
-They are shared by all who handle a request, and remembered for the next one with the same token: whoever could change
-a list in them would change what others are allowed.
+All code that handles a request shares them, and they are kept for the next request with the same token. So a change
+anywhere in them would change what others are allowed.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from istio_auth.tokens.fault import TokenFault, TokenRefused
 
 FrozenJSON: TypeAlias = bool | int | float | str | tuple["FrozenJSON", ...] | Mapping[str, "FrozenJSON"] | None
 
-_DEEPEST = 50  # who reads claims does so by recursion, and Python's own bound may be near
+_DEEPEST = 50  # claims are read by recursion, which Python limits
 _NESTED = (dict, list)
 _NOTHING: Mapping[str, FrozenJSON] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a verified token says. Only a verifier makes these.
+    """What a token says: verified, except in a `JWTSVID.of_agent`, which nobody here has verified.
 
     Args:
-        issuer: who signed it (`iss`); empty if it does not say.
-        subject: whom it speaks of (`sub`); empty if it does not say.
-        audiences: whom it is for (`aud`).
+        issuer: who issued the token (`iss`); empty if it does not say.
+        subject: whom it is about (`sub`); empty if it does not say.
+        audiences: whom it is for (`aud`); empty if it does not say.
         expires_at: when it ends (`exp`).
-        not_before: when it begins (`nbf`), if it says.
-        issued_at: when it was made (`iat`), if it says.
+        not_before: when it begins (`nbf`); None if it does not say.
+        issued_at: when it was made (`iat`); None if it does not say.
         token_id: its own name (`jti`); empty if it has none.
-        members: everything it says, by name: lists as tuples, objects as mappings that can not be changed.
+        members: all claims by name; lists as tuples, objects as mappings that can not be changed.
     """
 
     issuer: str
@@ -47,19 +47,19 @@ class Claims:
     members: Mapping[str, FrozenJSON] = field(default_factory=lambda: _NOTHING, repr=False)
 
     def to_document(self) -> dict[str, JSON]:
-        """Everything it says as plain lists and dictionaries, made anew: to write it as JSON, or to change the copy."""
+        """All claims as a new copy of plain lists and dictionaries, to be written as JSON or changed."""
         return {name: _thawed(value) for name, value in self.members.items()}
 
 
 def claims_of(payload: Mapping[str, JSON], *, required: Collection[str] = ()) -> Claims:
-    """The typed claims of a payload. They are worth as much as its signature, at which nobody looks here.
+    """The typed claims of a payload. Nothing is verified here: the caller must have checked the signature.
 
     Args:
         payload: what the token says.
         required: names of claims that must be there, besides `exp`, which always must.
 
     Raises:
-        TokenRefused: one is missing, or is not of its type.
+        TokenRefused: a required claim is missing, or a claim is not of its type or nested too deep.
     """
     if missing := sorted({"exp", *required} - payload.keys()):
         raise TokenRefused(TokenFault.CLAIM, f"it does not say its {', '.join(missing)}")
@@ -78,7 +78,7 @@ def claims_of(payload: Mapping[str, JSON], *, required: Collection[str] = ()) ->
 
 
 def instant(payload: Mapping[str, JSON], name: str) -> datetime | None:
-    """Seconds since 1970, fractions allowed (RFC 7519 2); None if the claim is not there.
+    """The instant of a claim in seconds since 1970, fractions allowed (RFC 7519 2); None if the claim is not there.
 
     Raises:
         TokenRefused: it is no number, or no date.

@@ -1,8 +1,8 @@
-"""A token in compact form is taken apart, and nothing of it is believed (RFC 7515 7.1, RFC 8725).
+"""Takes a token in compact form apart, without verifying it (RFC 7515 7.1, RFC 8725).
 
-Sizes are looked at before anything is decoded, and a header is refused here that could never be accepted, whatever the
-keys: one with an algorithm that is no public-key signature (`none`, and all that share a secret), with extensions that
-must be understood, or with a key of the token's own, or directions to one.
+Sizes are checked before anything is decoded. A header that can not be accepted with any keys is refused here: one with
+an algorithm that is no public-key signature (`none`, and all with a shared secret), with extensions that must be
+understood, or with a key of the token's own or a link to one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from istio_auth.strict_json import JSON, parse_json
 from istio_auth.tokens.claims import instant
 from istio_auth.tokens.fault import TokenFault, TokenRefused
 
-MAX_TOKEN = 16 << 10  # characters; those of Kubernetes have one to two thousand
-_USUAL_HEADER = 256  # characters, of those that are kept
+MAX_TOKEN = 16 << 10  # characters; a token of Kubernetes has one to two thousand
+_USUAL_HEADER = 256  # characters; longer headers are not cached
 
-_COMPACT = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]*)", re.ASCII)  # an empty signature fails as a signature
+_COMPACT = re.compile(r"([\w-]+)\.([\w-]+)\.([\w-]*)", re.ASCII)  # an empty signature is refused later, as a wrong one
 EXTENSIONS = frozenset({"crit", "b64"})  # RFC 7515 4.1.11; RFC 7797 changes what is signed
-OWN_KEYS = frozenset({"jwk", "jku", "x5u", "x5c", "jwks"})  # a token that says whom to believe
+OWN_KEYS = frozenset({"jwk", "jku", "x5u", "x5c", "jwks"})  # by these a token would name the key to verify it with
 
 
 class CompactToken(NamedTuple):
-    """A token taken apart; nothing of it is proven."""
+    """The parts of a token; nothing is verified."""
 
     header: Mapping[str, JSON]
     algorithm: str
@@ -39,16 +39,16 @@ class CompactToken(NamedTuple):
     signature: bytes
 
     def document(self) -> dict[str, JSON]:
-        """What it says, if that is a JSON object.
+        """The payload as a JSON object.
 
         Raises:
-            TokenRefused: it is none.
+            TokenRefused: it is no JSON object.
         """
         return _document(self.payload)
 
 
 class Unproven(NamedTuple):
-    """What a token says of itself; anybody may have written it."""
+    """The header and payload of a token that is not verified; anybody may have written them."""
 
     header: Mapping[str, JSON]
     payload: Mapping[str, JSON]
@@ -58,7 +58,7 @@ def take_apart(token: str) -> CompactToken:
     """The parts of a token.
 
     Raises:
-        TokenRefused: it is too long, no token in compact form, or its header could never be accepted.
+        TokenRefused: it is too long, no token in compact form, or its header is never accepted.
     """
     if len(token) > MAX_TOKEN:
         raise TokenRefused(TokenFault.TOO_LONG, f"{len(token)} characters, at most {MAX_TOKEN} are looked at")
@@ -71,20 +71,20 @@ def take_apart(token: str) -> CompactToken:
 
 
 def unproven(token: str) -> Unproven:
-    """What a token says of itself, of which nothing is proven: good for choosing the keys, never for believing it.
+    """The header and payload of a token, not verified: use them to choose the keys, but do not believe them.
 
     Raises:
-        TokenRefused: it is no token whose header could ever be accepted.
+        TokenRefused: it is no token, its header is never accepted, or its payload is no JSON object.
     """
     parts = take_apart(token)
     return Unproven(parts.header, parts.document())
 
 
 def claimed_end(token: str) -> datetime | None:
-    """When a token says that it ends. It proves nothing: good for keeping an answer short, never for giving one.
+    """When a token ends by its own claim, not verified: use it to bound how long to keep an answer about the token.
 
     Returns:
-        the instant; None if the text is no token, or does not say.
+        the instant; None if the text is no token, or has no valid `exp`.
     """
     try:
         return instant(take_apart(token).document(), "exp")
@@ -112,7 +112,7 @@ def _header(segment: str) -> _Header:
     return _Header(MappingProxyType(header), algorithm, key_id)
 
 
-# All tokens that were signed with one key have the same header. What is long, or refused, is not kept.
+# All tokens that one key signed have the same header. Long headers, and refused ones, are not cached.
 _known_header = functools.lru_cache(maxsize=64)(_header)
 
 

@@ -1,6 +1,6 @@
 """TokenFault and TokenRefused: why a token proves nothing, for logs and metrics.
 
-A refusal holds nothing of the token beyond a few claims that name its issuer or audience, and strangers hear only that
+A refusal holds nothing of the token but a few claims that name its issuer or audience. Strangers are told only that
 they are not authenticated.
 """
 
@@ -13,7 +13,7 @@ from istio_auth.errors import NotAuthenticated
 
 
 class TokenFault(enum.Enum):
-    """Why a token was refused; the label of metrics and the word in log lines."""
+    """Why a token was refused; the value is used as a label in metrics and as a word in log lines."""
 
     TOO_LONG = "token too long"
     SEVERAL = "several tokens"

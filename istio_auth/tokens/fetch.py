@@ -1,8 +1,8 @@
-"""Fetching the keys of a token issuer over HTTPS: bounded in size and time, one hop, and only what was asked for.
+"""Fetches the keys of a token issuer over HTTPS: bounded in size, without redirects, at checked addresses.
 
-Nothing of the environment counts (no proxies), no redirect is followed, no compression taken, and each address is
-judged right before it is dialled (`istio_auth.tokens.addresses`). Each issuer resolves names in a thread of its own:
-one whose name servers are silent keeps nobody else waiting.
+The environment is not used (no proxies), no redirect is followed, no compression is accepted, and each address is
+checked right before it is dialled (`istio_auth.tokens.addresses`). The caller bounds the time. The names of each issuer
+are resolved in a thread of its own: if its name servers do not answer, nobody else waits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from istio_auth.tokens.key_sources import DiscoveredKeys, RemoteKeys, check_url,
 
 MAX_BYTES = 1 << 20
 _GOODBYE = 1.0  # seconds
-_CALLERS = aiohttp.ClientTimeout(total=None)  # whoever calls bounds the time
+_CALLERS = aiohttp.ClientTimeout(total=None)  # the caller bounds the time
 _HEADERS = {"Accept": "application/json, application/jwk-set+json", "Accept-Encoding": "identity"}
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})", re.IGNORECASE)
 _NOT_KEPT = re.compile(r"(?:^|[,\s])no-(?:cache|store)(?:$|[,\s=])", re.IGNORECASE)
@@ -38,11 +38,11 @@ _TROUBLE = (aiohttp.ClientError, OSError, ValueError)
 
 
 class FetchedKeys(NamedTuple):
-    """Keys as they came.
+    """Keys that were fetched.
 
     Args:
         keys: the keys.
-        good_for: for how long the server says they are; None if it does not say.
+        good_for: how long they may be kept by the server's Cache-Control; None if it does not say.
     """
 
     keys: KeySet
@@ -53,8 +53,8 @@ class KeyFetcher:
     """Fetches the keys of one issuer. Lives on one event loop.
 
     Args:
-        issuer: whose keys.
-        source: where they are.
+        issuer: the issuer.
+        source: where its keys are.
     """
 
     def __init__(self, issuer: str, source: RemoteKeys | DiscoveredKeys) -> None:
@@ -64,10 +64,10 @@ class KeyFetcher:
         self._sockets: list[socket.socket] = []
 
     async def fetch(self) -> FetchedKeys:
-        """Fetch them now. Whoever calls bounds the time.
+        """Fetch the keys now. The caller bounds the time.
 
         Raises:
-            NotReady: nobody answered as they should.
+            NotReady: there was no connection, or no answer with status 200.
             MalformedError: the answer can not be used.
         """
         url = await self.key_url()
@@ -78,7 +78,7 @@ class KeyFetcher:
             raise MalformedError(f"{url}: {error}") from error
 
     async def key_url(self) -> str:
-        """Where the keys are: at the URL that is told, or at the one that the issuer's discovery document names now.
+        """Where the keys are: the URL of `RemoteKeys`, or the one that the issuer's discovery document names now.
 
         Raises:
             NotReady, MalformedError: as in `fetch`.
@@ -86,14 +86,14 @@ class KeyFetcher:
         return self._source.url if isinstance(self._source, RemoteKeys) else await self._discovered()
 
     async def settle(self) -> None:
-        """Wait a moment until its connections are gone, which say goodbye in their own time: before a loop ends."""
+        """Wait up to a second for its connections to close. To be called before an event loop ends."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE):
                 while any(each.fileno() >= 0 for each in self._sockets):  # noqa: ASYNC110  # no event tells of it
                     await asyncio.sleep(0.002)
 
     def close(self) -> None:
-        """Let go of the thread; a look-up that hangs is not waited for."""
+        """Shut the thread down, without waiting for a name look-up that hangs."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _discovered(self) -> str:
@@ -138,7 +138,7 @@ class KeyFetcher:
         return await asyncio.get_running_loop().run_in_executor(self._thread, tls.context)
 
     def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        """A socket for an address that is about to be dialled; an error for one that must not be."""
+        """Make a socket for an address that is about to be dialled; raise OSError if it must not be."""
         family, kind, protocol, _, address = info
         if reason := why_not_dialled(str(address[0]), allow_loopback=self._source.allow_loopback):
             raise OSError(reason)
@@ -164,7 +164,7 @@ class _Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """The thread is its owner's."""
+        """Nothing to do: the thread belongs to the fetcher."""
 
 
 _LITERAL = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV

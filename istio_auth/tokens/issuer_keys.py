@@ -1,12 +1,12 @@
-"""IssuerKeys: the keys of one issuer, fetched again and again, and kept while they can not be (a state machine's loop).
+"""IssuerKeys: the keys of one issuer, fetched again and again, and kept for a time if fetching fails.
 
-One fetch at a time, however many ask. Keys are fetched when they have aged as long as their server says, within
-bounds; soon after a failure, waiting longer each time; and when a token names a key that is not among them, but not
-within `cooldown` of the last fetch. That pause is all there is against made-up names: it costs no memory, and a key
-that really is new is found by the next token after it.
+There is one fetch at a time, however many callers wait for it. Keys are fetched again at the age that their server
+says, within bounds; soon after a failure, with a wait that grows each time; and when a token names a key that is not
+among them, but not within `cooldown` of the last fetch. That pause is the only defence against made-up key names. It
+needs no memory, and after it the next token finds a key that is really new.
 
-The last good keys stay through an outage, for as long as `keep`, for a key that was taken back meanwhile stays too.
-Before the first ones have come nobody is let in.
+In an outage the last good keys count for `keep` and no longer, because a key that was revoked meanwhile counts too.
+Before the first keys have come, no token is accepted.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ class KeySetTimes:
 
     Args:
         every: the age at which keys are fetched again if their server does not say.
-        soonest: the youngest age at which they are, whatever it says.
-        latest: the oldest.
+        soonest: the lowest such age, if the server says a lower one.
+        latest: the highest such age, if the server says a higher one.
         retry: the wait after a first failure; it doubles up to `every`.
         cooldown: the shortest time between two fetches when tokens name unknown keys.
-        deadline: how long a fetch may take, discovery included.
-        keep: for how long the last keys count when no fetch succeeds any more.
+        deadline: how long a fetch may take, including discovery.
+        keep: how long the last keys count if no fetch succeeds.
+
+    Raises:
+        ConfigurationError: a time is not positive, or they are not `soonest <= latest < keep`.
     """
 
     every: timedelta = timedelta(minutes=5)
@@ -59,15 +62,15 @@ class KeySetTimes:
 
 @dataclass(frozen=True, slots=True)
 class IssuerStatus:
-    """How it stands with the keys of an issuer.
+    """The status of the keys of an issuer.
 
     Args:
-        issuer: whose keys.
-        ready: whether its tokens can be judged.
+        issuer: the issuer.
+        ready: whether its tokens can be verified.
         keys: how many keys are held.
-        left_out: why entries of its key set are not among them.
-        age: how long ago they were fetched; None if they never were, or need not be.
-        trouble: why the last fetch failed; empty if it did not.
+        left_out: for each entry of its key set that is not among them, the reason.
+        age: how long ago they were fetched; None if they never were, or are given inline.
+        trouble: why the last fetch failed, or why there was none; empty if it succeeded.
     """
 
     issuer: str
@@ -82,10 +85,10 @@ class IssuerKeys:
     """Keeps the keys of one issuer. Lives on one event loop.
 
     Args:
-        issuer: whose keys.
-        fetch: fetches them; raises errors of ours.
+        issuer: the issuer.
+        fetch: fetches its keys, or raises `IstioAuthError`.
         clock: tells how old they are.
-        times: see there.
+        times: when they are fetched, and how long they count.
     """
 
     def __init__(
@@ -100,19 +103,19 @@ class IssuerKeys:
         self._failures = 0
         self._trouble = "nobody fetches them: enter the token verifier first (`async with`)"
         self._fetching = False
-        self._begun = self._due = 0.0  # by the loop's clock: the last fetch, and the next
+        self._begun = self._due = 0.0  # by the loop's clock: when the last fetch began, and when the next is due
         self._wanted = asyncio.Event()
         self._ended = asyncio.Event()
 
     def start(self) -> asyncio.Task[None]:
-        """Begin to fetch them, until the task is cancelled."""
+        """Fetch the keys again and again, until the task that is returned is cancelled."""
         self._fetching, self._trouble = True, "the first fetch has not ended yet"
         task = asyncio.create_task(self._run(), name=f"keys of {self._issuer}")
         task.add_done_callback(self._close)  # also if it is cancelled before it has run at all
         return task
 
     async def _run(self) -> None:
-        """Fetch them whenever it is time."""
+        """Fetch the keys whenever that is due."""
         while True:
             wait = await self._attempt()
             self._wake()
@@ -124,7 +127,7 @@ class IssuerKeys:
         self._wake()
 
     async def keys(self) -> KeySet:
-        """The keys that count now; the very first fetch is waited for.
+        """The keys that count now. While the very first fetch is going on, it waits for that.
 
         Raises:
             NotReady: there are none, or they are too old.
@@ -140,14 +143,14 @@ class IssuerKeys:
         return self._keys
 
     async def newer(self, than: KeySet) -> KeySet | None:
-        """Other keys than these, which could not judge a token: a fetch is waited for, unless it is too soon."""
+        """Fetch again, unless it is too soon, because `than` has no key for a token; None if nothing has changed."""
         if self._keys is than and (self._fetching or self._now() >= self._begun + self._times.cooldown.total_seconds()):
             self._wanted.set()
             await self._ended.wait()
         return None if self._keys is than else self._keys
 
     def status(self) -> IssuerStatus:
-        """How it stands."""
+        """The present status."""
         if self._keys is None:
             return IssuerStatus(self._issuer, ready=False, trouble=self._trouble)
         age = self._clock.now() - self._fetched_at
@@ -155,7 +158,7 @@ class IssuerKeys:
         return IssuerStatus(self._issuer, ready, len(self._keys.keys), self._keys.left_out, age, self._trouble)
 
     async def _attempt(self) -> timedelta:
-        """Fetch them once; how long to wait then."""
+        """Fetch the keys once, and return how long to wait then."""
         self._fetching, self._begun = True, self._now()
         try:
             async with asyncio.timeout(self._times.deadline.total_seconds()):
@@ -175,7 +178,7 @@ class IssuerKeys:
     def _take(self, fetched: FetchedKeys) -> timedelta:
         if self._failures:
             _LOG.info("the keys of the token issuer %s are fetched again", self._issuer)
-        if self._keys != fetched.keys:  # else the old object stays, and what was verified by it
+        if self._keys != fetched.keys:  # else the old object stays, and tokens verified with it stay known
             self._keys = fetched.keys
             if not fetched.keys.keys:
                 _LOG.warning("the token issuer %s has no usable key: none of its tokens is accepted", self._issuer)
@@ -203,7 +206,7 @@ class IssuerKeys:
                 await self._wanted.wait()
 
     def _wake(self) -> None:
-        """Let those go on who wait for the end of a fetch."""
+        """Wake all who wait for the end of a fetch."""
         self._ended.set()
         self._ended = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""KeySets: the keys of all token issuers, each kept by itself, so that a bad one never delays another."""
+"""KeySets: the keys of all token issuers, each kept by itself, so that one that is down never delays another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from istio_auth.tokens.key_sources import KeySource
 
 
 class KeySets:
-    """Keeps the keys of issuers from entering to leaving, as often as it is entered. Lives on one event loop meanwhile.
+    """Keeps the keys of issuers up to date inside its `async with` block, on one event loop. It can be entered again.
 
     Args:
         sources: where the keys of each issuer come from.
@@ -35,7 +35,7 @@ class KeySets:
         self._make()
 
     async def __aenter__(self) -> Self:
-        """Begin to fetch; nobody is waited for.
+        """Begin to fetch, without waiting for the first keys.
 
         Raises:
             ConfigurationError: it is entered already.
@@ -56,7 +56,7 @@ class KeySets:
             await leaving.aclose()
 
     def _make(self) -> list[KeyFetcher]:
-        """Keepers that have nothing yet; what they fetch with."""
+        """Make new `IssuerKeys` without keys, and return their fetchers."""
         fetchers = {
             issuer: KeyFetcher(issuer, source)
             for issuer, source in self._sources.items()
@@ -72,16 +72,16 @@ class KeySets:
         """The keys of an issuer that count now.
 
         Raises:
-            NotReady: they could not be fetched so far.
+            NotReady: they could not be fetched so far, or are too old.
         """
         return self._inline[issuer] if issuer in self._inline else await self._fetched[issuer].keys()
 
     async def newer(self, issuer: str, than: KeySet) -> KeySet | None:
-        """Other keys of an issuer than these, which could not judge a token; None if there are none so soon."""
+        """Newer keys of an issuer, because `than` has no key for a token; None if there are none, or it is too soon."""
         return None if issuer in self._inline else await self._fetched[issuer].newer(than)
 
     def status(self) -> tuple[IssuerStatus, ...]:
-        """How it stands with each issuer."""
+        """The status of each issuer's keys."""
         return tuple(self._status(issuer) for issuer in self._sources)
 
     def _status(self, issuer: str) -> IssuerStatus:

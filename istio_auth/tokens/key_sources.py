@@ -1,8 +1,9 @@
-"""Where the keys of a token issuer come from: a `KeySet` in hand, a URL, or its own discovery document (OpenID).
+"""Where the keys of a token issuer come from: a given `KeySet`, a URL, or its own discovery document (OpenID).
 
-Only `https`. Whom to believe is the caller's TLS context, or files that are read again at each fetch, so that replaced
-ones count without a restart; without either, the machine's own roots. Redirects are not followed. Link-local and
-metadata addresses are never dialled, loopback only if a source says so: see `istio_auth.tokens.addresses`.
+Only `https` is used. The server is verified by the caller's TLS context, or by files that are read again at each fetch,
+so that replaced files count without a restart; without either, by the machine's own roots. Redirects are not followed.
+Link-local and metadata addresses are never dialled, loopback only if a source allows it: see
+`istio_auth.tokens.addresses`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ class TLSFiles:
     """Files from which a TLS context is made for each fetch.
 
     Args:
-        ca: the CA certificates by which the server is known, in PEM; without it the machine's own roots.
+        ca: the CA certificates to verify the server with, in PEM; None for the machine's own roots.
         certificate: our own certificate with its chain, in PEM, for servers that ask for one.
-        key: its private key, in PEM; without it the key stands in the file of the certificate.
+        key: its private key, in PEM; None if the key is in the file of the certificate.
+
+    Raises:
+        ConfigurationError: there is a key without a certificate.
     """
 
     ca: Path | None = None
@@ -40,10 +44,10 @@ class TLSFiles:
             raise ConfigurationError(f"the key {self.key} has no certificate")
 
     def context(self) -> ssl.SSLContext:
-        """A TLS context of what the files hold now.
+        """A TLS context made of what the files hold now.
 
         Raises:
-            OSError: one of them can not be read, or holds something else (`ssl.SSLError`).
+            OSError: a file can not be read, or is malformed (`ssl.SSLError`).
         """
         if self == TLSFiles():
             return _machines_context()
@@ -59,11 +63,12 @@ class RemoteKeys:
 
     Args:
         url: where it is.
-        tls: how the server is known, and we to it: files, or a context such as our own `client_context`.
+        tls: how the server is verified, and how we authenticate to it: files, or a TLS context, such as one made by
+            `client_context`.
         allow_loopback: whether the server may be on this machine.
 
     Raises:
-        ConfigurationError: it is no https URL.
+        ConfigurationError: the URL can not be used (see `check_url`).
     """
 
     url: str
@@ -79,7 +84,7 @@ class DiscoveredKeys:
     """The key set that the issuer's own discovery document names (OpenID Connect Discovery 1.0).
 
     Args:
-        tls: how the servers of the document and of the keys are known, and we to them.
+        tls: how the servers of the document and of the keys are verified, and how we authenticate to them.
         allow_loopback: whether they may be on this machine.
     """
 
@@ -91,10 +96,11 @@ KeySource: TypeAlias = KeySet | RemoteKeys | DiscoveredKeys
 
 
 def check_url(url: str) -> None:
-    """See whether keys may be fetched from a URL.
+    """Check that keys may be fetched from a URL.
 
     Raises:
-        ConfigurationError: it is not https, names no host, or holds a user name or a fragment.
+        ConfigurationError: it is not https, names no host, or has a user name, a password, a fragment, spaces or
+            characters that are not ASCII.
     """
     parts = _split(url)
     if parts is None or parts.scheme != "https" or not parts.hostname:
@@ -109,7 +115,7 @@ def discovery_url(issuer: str) -> str:
     """Where an issuer's discovery document is (OpenID Connect Discovery 1.0, 4).
 
     Raises:
-        ConfigurationError: the issuer is no https URL, or one with a query.
+        ConfigurationError: the issuer is no such URL (see `check_url`), or has a query.
     """
     check_url(issuer)
     if urlsplit(issuer).query:
@@ -130,7 +136,7 @@ _loading = threading.Lock()
 
 
 def _machines_context() -> ssl.SSLContext:
-    """The context of the machine's own roots, made once: there are many of them, and many issuers are known by them."""
+    """The context with the machine's own roots, made once: there are many roots, and many issuers need them."""
     with _loading:
         return _made_once()
 
@@ -141,5 +147,5 @@ def _made_once() -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    """Else OpenSSL would ask whoever sits at the terminal, and we would wait."""
+    """Given to OpenSSL, which would otherwise ask for a password at the terminal, and block."""
     return ""

@@ -1,8 +1,8 @@
 """Where a request may carry a token, and the one token that it carries (RFC 6750 2, Istio's `fromHeaders` and others).
 
-A request has one token, in one place (RFC 6750 2); with more it is refused, whichever of them would be good: on whose
-behalf it is made must not depend on who looks where first. What stands in other places than these is nobody's token,
-and what stands in one of them and is no token is refused when it is verified.
+A request has one token, in one place (RFC 6750 2). One with several is refused, even if one of them is valid: on whose
+behalf it is made must not depend on which place a reader tries first. A text in any other place is not looked at. A
+text in one of these places that is no token is refused when it is verified.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from istio_auth.errors import ConfigurationError
 from istio_auth.tokens.compact import MAX_TOKEN
 from istio_auth.tokens.fault import TokenFault, TokenRefused
 
-_ESCAPED = 3  # characters for one, as `%41`
+_ESCAPED = 3  # characters for one that is escaped, as `%41`
 
 Headers: TypeAlias = Iterable[tuple[str | bytes, str | bytes]]
 
@@ -34,8 +34,11 @@ class InHeader:
     """In a header, after a prefix.
 
     Args:
-        name: of the header; small and capital letters are the same.
-        prefix: what the value begins with, letter by letter; a space that belongs to it is part of it.
+        name: the name of the header, in capital or small letters.
+        prefix: what the value begins with, exactly, including a space at its end.
+
+    Raises:
+        ConfigurationError: this is no name of a header.
     """
 
     name: str
@@ -51,7 +54,11 @@ class InHeader:
 
 @dataclass(frozen=True, slots=True)
 class InQuery:
-    """In a parameter of the query; its name is taken letter by letter."""
+    """In a parameter of the query, whose name is compared exactly.
+
+    Raises:
+        ConfigurationError: the name is empty.
+    """
 
     name: str
 
@@ -65,7 +72,11 @@ class InQuery:
 
 @dataclass(frozen=True, slots=True)
 class InCookie:
-    """In a cookie; its name is taken letter by letter."""
+    """In a cookie, whose name is compared exactly.
+
+    Raises:
+        ConfigurationError: this is no name of a cookie.
+    """
 
     name: str
 
@@ -82,7 +93,7 @@ DEFAULT_LOCATIONS: tuple[TokenLocation, ...] = (InHeader("Authorization", "Beare
 
 
 class FoundToken(NamedTuple):
-    """The token of a request, of which nothing is proven, and where it stands."""
+    """The token of a request, not verified, and where it was found."""
 
     token: str
     location: TokenLocation
@@ -92,15 +103,16 @@ def find_token(locations: Collection[TokenLocation], headers: Headers, query: st
     """The one token of a request.
 
     Args:
-        locations: where it may stand.
+        locations: where it may be.
         headers: the names and values of all headers.
-        query: what stands after the question mark of the target, still in its encoding.
+        query: the query string without `?`, not decoded.
 
     Returns:
-        it; None if none of the places has anything in it.
+        the token; None if none of the places has anything in it.
 
     Raises:
-        TokenRefused: there are several, or a header has the prefix of one in other letters.
+        TokenRefused: there are several tokens, one is too long, or a header has a prefix with wrong capital or small
+            letters.
     """
     found = [*_in_headers(locations, headers), *_in_query(locations, query)]
     if len(found) > 1:
@@ -123,14 +135,14 @@ def _in_headers(locations: Collection[TokenLocation], headers: Headers) -> Itera
 
 
 def _after_prefix(locations: Collection[InHeader], value: str) -> Iterator[FoundToken]:
-    """What follows the longest prefix that fits: else one value would be another token for each shorter one."""
+    """What follows the longest prefix that fits: with each shorter one the same value would be another token."""
     for location in sorted(locations, key=lambda one: len(one.prefix), reverse=True):
         start = value[: len(location.prefix)]
         if start == location.prefix:
             if rest := value[len(start) :]:
                 yield FoundToken(rest, location)
             return
-        if start.lower() == location.prefix.lower():  # to others it may be a token, and to nobody it is none
+        if start.lower() == location.prefix.lower():  # others may take it for a token, so it is not ignored
             raise TokenRefused(
                 TokenFault.MALFORMED, f"the {location} does not have {location.prefix!a} letter by letter"
             )
@@ -151,7 +163,7 @@ def _in_query(locations: Collection[TokenLocation], query: str | bytes) -> Itera
 
 
 def _cookies(value: str) -> Iterator[tuple[str, str]]:
-    """Names and values of a Cookie header, as RFC 6265 5.4 has browsers write them."""
+    """Names and values of a Cookie header, as browsers write it (RFC 6265 5.4)."""
     for pair in value.split(";"):
         name, _, text = pair.strip().partition("=")
         yield name, text.removeprefix('"').removesuffix('"')

@@ -1,6 +1,6 @@
-"""TokenRule: which tokens of one issuer are accepted, and where they may stand (Istio's `JWTRule`, and stricter).
+"""TokenRule: which tokens of one issuer are accepted, and where they may be (Istio's `JWTRule`, but stricter).
 
-Everything that a token must not decide is decided here: its algorithms, whose keys, for whom, for how long.
+Everything that a token must not decide is decided here: which algorithms, whose keys, for whom, for how long.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class TokenRule:
     """What is accepted of one issuer.
 
     Args:
-        issuer: what `iss` must be, letter by letter.
-        audiences: `aud` must have one of these; None if tokens for anybody are welcome, which lets every other service
-            that gets one of them speak for its owner here.
+        issuer: what `iss` must be, exactly.
+        audiences: `aud` must have one of these. None accepts tokens for anybody; then every other service that gets
+            such a token can use it here in the name of its owner.
         keys: where the issuer's keys come from; by default its own discovery document.
-        algorithms: those of which one must have signed; never one with a shared secret.
-        locations: where a token may stand; by default `Authorization: Bearer` and the query parameter `access_token`.
-        leeway: by how much our clock and the issuer's may differ; 5 minutes at most.
-        longest_life: how long after it was made, or from now, a token may end at the latest; 366 days at most.
-        required: names of claims that must be there, besides `iss`, `exp` and `aud`.
+        algorithms: the algorithms that a token may be signed with; never one with a shared secret.
+        locations: where a token may be; by default `Authorization: Bearer` and the query parameter `access_token`.
+        leeway: how much our clock and the issuer's may differ; 5 minutes at most.
+        longest_life: a token may end at most this long after its `iat`, or after now if it has none; 366 days at most.
+        required: names of claims that must be there, besides `iss` and `exp`, and `aud` if there are audiences.
 
     Raises:
-        ConfigurationError: a rule that lets nobody in, or more than it should.
+        ConfigurationError: a value is out of bounds or of the wrong type, or no token could ever be accepted.
     """
 
     issuer: str

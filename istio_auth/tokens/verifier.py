@@ -1,11 +1,11 @@
-"""TokenVerifier: on whose behalf a request is made, by the token that it carries.
+"""TokenVerifier: verifies the token of a request, which says on whose behalf the request is made.
 
-The rule is chosen by the issuer that the token claims, which proves nothing yet; from there on the rule decides and the
-token is judged. A token of an issuer without a rule, or at a place that its rule does not name, is refused: whoever
-sends a token wants it to count. Whether a request without any may pass is not decided here.
+The issuer that the token claims only chooses the rule; the token is then verified by that rule. A token of an issuer
+without a rule, or at a place that its rule does not name, is refused, because a caller that sends a token wants it to
+count. Whether a request without a token may pass is for the caller of the verifier to decide.
 
-The same token comes with many requests. One that was verified is known again by its hash, for as long as its issuer has
-the same keys; its times are looked at each time.
+The same token comes with many requests. One that was verified is recognized by its hash, for as long as its issuer has
+the same keys; its times are checked each time.
 
     rule = TokenRule("https://issuer.test", {"web"})
     async with TokenVerifier([rule]) as verifier:
@@ -38,15 +38,15 @@ DEFAULT_REMEMBERED = 1_000
 
 
 class TokenVerifier:
-    """Verifies the tokens of requests. Lives on one event loop, from entering to leaving; may be entered again then.
+    """Verifies the tokens of requests, inside its `async with` block and on one event loop. It can be entered again.
 
-    Without rules whose keys are fetched there is nothing to enter.
+    If the keys of all rules are given inline (as a `KeySet`), it need not be entered.
 
     Args:
         rules: one for each issuer.
         clock: tells when a token must be valid; the machine's by default.
-        times: how often keys are fetched, and for how long they count.
-        remembered: how many verified tokens are known again without another signature check; 0 for none.
+        times: how often keys are fetched, and how long they count.
+        remembered: how many verified tokens are recognized without another signature check; 0 for none.
 
     Raises:
         ConfigurationError: there is no rule, or an issuer has two.
@@ -65,12 +65,12 @@ class TokenVerifier:
             raise ConfigurationError("tokens are verified by one rule for each issuer, and by one at least")
         self._clock = clock or SystemClock()
         self._remembered = remembered
-        self._verified_before: OrderedDict[bytes, _Verified] = OrderedDict()  # by hash, the least used first
+        self._verified_before: OrderedDict[bytes, _Verified] = OrderedDict()  # by hash, the least recently used first
         self._locations = frozenset(location for rule in rules for location in rule.locations)
         self._key_sets = KeySets({rule.issuer: rule.keys for rule in rules}, clock=self._clock, times=times)
 
     async def __aenter__(self) -> Self:
-        """Begin to fetch keys; nobody is waited for.
+        """Begin to fetch keys, without waiting for the first ones.
 
         Raises:
             ConfigurationError: it is entered already.
@@ -84,33 +84,33 @@ class TokenVerifier:
         await self._key_sets.__aexit__(kind, error, traceback)
 
     async def verify(self, headers: Headers, query: str | bytes = "") -> Claims | None:
-        """What the token of a request says, once it is proven.
+        """Find and verify the token of a request.
 
         Args:
             headers: names and values of all headers, as ASGI's `scope["headers"]` or the items of any mapping.
-            query: what stands after the question mark, still in its encoding, as ASGI's `scope["query_string"]`.
+            query: the query string without `?`, not decoded, as ASGI's `scope["query_string"]`.
 
         Returns:
             its claims; None if there is no token at any of the rules' locations.
 
         Raises:
             TokenRefused: it proves nothing, or there are several: answer 401; `fault` says why, for the log.
-            NotReady: the keys of its issuer could not be fetched so far: answer 503, and `retry_after` says when to
-                try again.
+            NotReady: the keys of its issuer could not be fetched so far, or are too old: answer 503; `retry_after` says
+                when to try again.
         """
         found = find_token(self._locations, headers, query)
         return None if found is None else await self._verified(found.token, found.location)
 
     async def verify_token(self, token: str) -> Claims:
-        """What a token says that is at hand, wherever it came from (see `verify`)."""
+        """Verify one token, wherever it came from: the locations of the rules do not matter (see `verify`)."""
         return await self._verified(token, None)
 
     def status(self) -> tuple[IssuerStatus, ...]:
-        """How it stands with the keys of each issuer, in the order of the rules."""
+        """The status of each issuer's keys, in the order of the rules."""
         return self._key_sets.status()
 
     async def _verified(self, token: str, location: TokenLocation | None) -> Claims:
-        if len(token) > MAX_TOKEN:  # before anything is done with it, be it to tell it from others
+        if len(token) > MAX_TOKEN:  # refused before anything is done with it, even before it is hashed
             take_apart(token)
         name = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         if (claims := await self._recalled(name, location)) is not None:
@@ -125,9 +125,9 @@ class TokenVerifier:
         return claims
 
     async def _recalled(self, name: bytes, location: TokenLocation | None) -> Claims | None:
-        """The claims of a token that was verified before, by the same keys; times and place are looked at again.
+        """The claims of a token that was verified before, with the same keys; its times and place are checked again.
 
-        What else is asked of it does not change, for rules do not.
+        All other checks would give the same result, because rules never change.
         """
         if (verified := self._verified_before.get(name)) is None:
             return None
@@ -149,7 +149,7 @@ class TokenVerifier:
         check_times(claims, self._clock.now(), leeway=rule.leeway, longest_life=rule.longest_life)
 
     def _rule(self, issuer: JSON, location: TokenLocation | None) -> TokenRule:
-        """The rule for tokens that claim to be of an issuer, and stand there, if that is known."""
+        """The rule for tokens that claim this issuer. If the place of the token is known, the rule must allow it."""
         if not isinstance(issuer, str):
             raise TokenRefused(TokenFault.CLAIM, "it does not say its iss")
         if (rule := self._rules.get(issuer)) is None:
@@ -159,7 +159,7 @@ class TokenVerifier:
         return rule
 
     async def _signed_by(self, parts: CompactToken, rule: TokenRule) -> KeySet:
-        """The keys of which one signed it: newer ones, if it is none of those at hand."""
+        """The key set with the key that signed the token; newer keys are fetched if the present ones do not have it."""
         keys = await self._key_sets.keys(rule.issuer)
         try:
             check_signature(parts, keys, rule.algorithms)
@@ -175,4 +175,4 @@ class TokenVerifier:
 
 class _Verified(NamedTuple):
     claims: Claims
-    keys: KeySet  # by which it was verified
+    keys: KeySet  # with which it was verified

@@ -1,8 +1,8 @@
-"""A JSON Web Token, the keys of its issuer and the time make Claims, or raise (RFC 7515, RFC 7519, RFC 8725).
+"""Verifies a JSON Web Token with its issuer's keys and the time, which gives Claims (RFC 7515, RFC 7519, RFC 8725).
 
-What is asked, in this order: a size, three segments in base64url, a header without extensions and keys of its own, an
-algorithm that is asked for and that the *key* allows, a signature, and only then what the token says: issuer, audience,
-times. `exp` is never optional, and `aud` only for who asks for no audience.
+The checks, in this order: the size; three segments in base64url; a header without extensions and without keys of its
+own; an algorithm that the caller and the *key* allow; the signature; and only then the claims: issuer, audience, times.
+`exp` is always required, and `aud` too unless the caller takes tokens for anybody.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from istio_auth.tokens.claims import Claims, claims_of
 from istio_auth.tokens.compact import CompactToken, take_apart
 from istio_auth.tokens.fault import TokenFault, TokenRefused
 
-DEFAULT_LEEWAY = timedelta(minutes=1)  # what Kubernetes and Envoy allow for clocks that differ
+DEFAULT_LEEWAY = timedelta(minutes=1)  # the difference of clocks that Kubernetes and Envoy allow
 
 
 def verify_token(
@@ -33,19 +33,19 @@ def verify_token(
     required: Collection[str] = (),
     longest_life: timedelta | None = None,
 ) -> Claims:
-    """What a token says, once it is proven.
+    """Verify a token, and return its claims.
 
     Args:
         token: the token, in compact form.
-        keys: those of the issuer.
+        keys: the keys of the issuer.
         issuer: what its `iss` must be; None if that does not matter.
-        audiences: its `aud` must have one of these, and none fits none of them; None if a token for anybody, or that
-            does not say for whom, is welcome.
+        audiences: its `aud` must have one of these; an empty collection accepts no token. None accepts a token for
+            anybody, also one without `aud`.
         now: the instant at which it must be valid.
-        algorithms: those of which one must have signed it; the key must allow it, too.
-        leeway: by how much our clock and the issuer's may differ.
-        required: names of further claims that must be there.
-        longest_life: how long after it was made, or from now, it may end at the latest.
+        algorithms: the algorithms that it may be signed with; the key must allow the algorithm too.
+        leeway: how much our clock and the issuer's may differ.
+        required: names of claims that must be there, besides `exp`, and `aud` if there are audiences.
+        longest_life: it may end at most this long after its `iat`, or after now if it has none; None for no limit.
 
     Raises:
         TokenRefused: it proves nothing; `fault` says why.
@@ -58,10 +58,12 @@ def verify_token(
 
 
 def check_signature(parts: CompactToken, keys: KeySet, algorithms: Collection[str]) -> None:
-    """Find the key that signed a token: the one that it names or one without a name, any if it names none.
+    """Check that one of the keys signed a token.
+
+    If the token names a key, the keys with that name are tried, or those without a name if there are none; else all.
 
     Raises:
-        TokenRefused: there is none, or its algorithm is not one of these, or none for that key.
+        TokenRefused: none of them did, or the algorithm is not among these, or not allowed for that key.
     """
     if parts.algorithm not in algorithms:
         raise TokenRefused(TokenFault.ALGORITHM, f"{parts.algorithm} is none of {', '.join(sorted(algorithms))}")
@@ -86,10 +88,10 @@ def check_claims(
     audiences: Collection[str] | None,
     required: Collection[str] = (),
 ) -> Claims:
-    """The claims of a payload whose signature is proven, if it is by this issuer, and for one of these audiences.
+    """The claims of a payload whose signature is verified, if this issuer made it, for one of these audiences.
 
     Raises:
-        TokenRefused: it is not, or a claim is missing or malformed.
+        TokenRefused: another issuer made it, it is for another audience, or a claim is missing or malformed.
     """
     claims = claims_of(payload, required=required if audiences is None else {*required, "aud"})
     if issuer is not None and claims.issuer != issuer:
@@ -101,10 +103,10 @@ def check_claims(
 
 
 def check_times(claims: Claims, now: datetime, *, leeway: timedelta, longest_life: timedelta | None = None) -> None:
-    """See whether a token is valid at an instant (RFC 7519 4.1.4 to 4.1.6).
+    """Check that a token is valid at an instant (RFC 7519 4.1.4 to 4.1.6).
 
     Raises:
-        TokenRefused: it has ended, has not begun, or will end too late.
+        TokenRefused: it has ended, has not begun, or lives too long.
     """
     if now - leeway >= claims.expires_at:
         raise TokenRefused(TokenFault.EXPIRED, f"ended {claims.expires_at:%F %T} UTC, now is {now:%F %T}")

@@ -1,4 +1,4 @@
-"""The client of the SPIFFE Workload API: where it listens, what it answers, when to ask again."""
+"""The clients of the SPIFFE Workload API: where it listens, what it answers, when to ask again."""
 
 from istio_auth.workload_api.blocking import BlockingWorkloadAPIClient
 from istio_auth.workload_api.client import WorkloadAPIClient

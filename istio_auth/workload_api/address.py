@@ -1,9 +1,9 @@
-"""Where the Workload API listens: `SPIFFE_ENDPOINT_SOCKET`, to the letter (Workload Endpoint 4).
+"""Where the Workload API listens: reads `SPIFFE_ENDPOINT_SOCKET` strictly (Workload Endpoint 4).
 
     unix:///absolute/path      or, the same by RFC 3986, unix:/absolute/path
     tcp://<IP address>:<port>
 
-Nothing else may stand in it: no authority before a path, no path after a port, no query, no fragment, no host name.
+Nothing else is allowed: no authority before a path, no path after a port, no query, no fragment, no host name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from istio_auth.host_port import HostPort
 
 VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 _MAX_ADDRESS = 2048
-_MAX_PATH = 107  # bytes; what the kernel has room for (unix(7))
+_MAX_PATH = 107  # bytes; the kernel's limit (unix(7))
 _GRAMMAR = re.compile(r"(unix|tcp):(//)?([!-~]*)")
 _STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -38,10 +38,10 @@ def chosen_address(address: str | None, environment: Mapping[str, str]) -> str:
 
 
 def grpc_target(address: str) -> str:
-    """What gRPC calls the endpoint at this address.
+    """The gRPC target for this address.
 
     Raises:
-        ConfigurationError: it is no such address.
+        ConfigurationError: the address has none of these forms.
     """
     if len(address) > _MAX_ADDRESS or not (match := _GRAMMAR.fullmatch(address)):
         raise _refused(address, "it must look like unix:///path/to/socket or tcp://127.0.0.1:8080")

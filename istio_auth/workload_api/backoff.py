@@ -1,9 +1,9 @@
-"""When to call the Workload API again: how a call ended and how often that happened make a wait, or the end.
+"""When to call the Workload API again, by how the last call ended and how often that happened; or never again.
 
-A server that says that the call itself is wrong, or that it does not have the method, is not asked again (Workload
-Endpoint 6). Everything else may pass: an agent that is away is asked again soon, one that knows no identity for us
-more seldom, since it has to attest us each time. A stream that ends well is opened again at once (WA-07), but one that
-keeps ending is not opened in a hot loop.
+If the server says that the call itself is wrong, or that it does not have the method, it is not asked again (Workload
+Endpoint 6). Everything else may pass. If the agent does not answer, it is asked again soon; if it knows no identity for
+us, less often, since it has to attest us each time. A stream that ends without error is opened again at once (WA-07),
+but with growing waits if it keeps ending.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from istio_auth.rotation import retry_delay
 from istio_auth.rpc.answers import UnreadableAnswer
 from istio_auth.rpc.forking import Forked
 
-CALM = timedelta(seconds=10)  # a stream that lived so long starts a new count
+CALM = timedelta(seconds=10)  # after a stream that lived this long, counting starts again
 LONGEST_HINT = timedelta(minutes=1)  # the longest wait that a server may ask for
 
 _NOW = timedelta()
@@ -31,10 +31,10 @@ def is_final(error: IstioAuthError) -> bool:
 
 
 class Backoff:
-    """The waits of one stream. What went wrong in one way does not make the waits for another longer.
+    """The waits between attempts at one stream. Each kind of failure is counted by itself.
 
     Args:
-        draw: gives a number in [0, 1), anew for each wait.
+        draw: gives a random number in [0, 1); called once for each wait.
     """
 
     def __init__(self, draw: Callable[[], float]) -> None:
@@ -42,13 +42,13 @@ class Backoff:
         self._ends = self._absences = self._refusals = 0
 
     def ended(self, lived: timedelta) -> timedelta:
-        """The wait after a stream that ended well, having lived so long."""
+        """The wait after a stream that lived this long and ended without error."""
         self._forget(lived)
         self._ends += 1
         return _NOW if self._ends == 1 else self._wait(self._ends - 1, _SOON)
 
     def failed(self, error: IstioAuthError, lived: timedelta) -> timedelta | None:
-        """The wait after a stream that failed, having lived so long; None if it is not to be opened again."""
+        """The wait after a stream that lived this long and failed; None if it must not be opened again."""
         if is_final(error):
             return None
         self._forget(lived)

@@ -31,17 +31,17 @@ _Value = TypeVar("_Value")
 
 
 class BlockingWorkloadAPIClient:
-    """Asks the Workload API, from any thread. A context manager.
+    """Calls the Workload API, from any thread. A context manager.
 
-    To fetch is to ask once: a failure is told at once. To watch is to be told of each change, for ever: a stream that
-    ends is opened again, after a wait that fits the reason.
+    A fetch asks once, and raises if that fails. A watch yields what there is now, and again after each change, without
+    end: a stream that ends is opened again, after a wait that depends on the reason.
 
     Args:
         address: where it listens, as `unix:///run/spiffe/agent.sock`; by default what `SPIFFE_ENDPOINT_SOCKET` says.
-        timeout: the longest time for an answer, and for the first answer of a watch.
+        timeout: how long an answer, or the first answer of a watch, may take.
 
     Raises:
-        ConfigurationError: the address is none, or nobody says it.
+        ConfigurationError: the address is malformed, or there is none.
     """
 
     def __init__(self, address: str | None = None, *, timeout: timedelta = methods.TIMEOUT) -> None:
@@ -56,19 +56,19 @@ class BlockingWorkloadAPIClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection; whoever waits for an answer hears `NotReady`, and watches end."""
+        """End the connection, for good: calls that wait for an answer raise `NotReady`, and watches end."""
         self._channel.close()
 
     def closed_within(self, wait: timedelta) -> bool:
-        """Wait so long, or until the client is closed; says whether it is."""
+        """Wait this long, or until the client is closed; return whether it is closed."""
         return self._channel.closed_within(wait)
 
     def fetch_x509_context(self) -> X509Context:
-        """The SVIDs, the default first, and the bundles of this workload, the federated ones included.
+        """The SVIDs of this workload, the default first, and its bundles, including the federated ones.
 
         Raises:
-            NotAuthorized: it has no identity.
-            NotReady: there was no answer; worth another try.
+            NotAuthorized: this workload has no identity.
+            NotReady: there was no answer; another attempt may succeed.
             InvalidResponse: the answer breaks the standard.
             IstioAuthError: anything else.
         """
@@ -86,8 +86,8 @@ class BlockingWorkloadAPIClient:
         """New JWT-SVIDs, the default first.
 
         Args:
-            audience: for whom they are; at least one, best exactly one.
-            spiffe_id: for which identity; by default one for each that this workload has (WA-17).
+            audience: whom they are for; at least one, best exactly one.
+            spiffe_id: the identity; by default there is one JWT-SVID for each identity of this workload (WA-17).
 
         Raises:
             ConfigurationError: no audience was named.
@@ -103,10 +103,10 @@ class BlockingWorkloadAPIClient:
         return self._first(methods.JWT_BUNDLES)
 
     def validate_jwt_svid(self, token: str, audience: str) -> ValidatedJWTSVID:
-        """Have the Workload API validate a token.
+        """Let the Workload API validate a token.
 
         Raises:
-            MalformedError: it refuses the token; its reason.
+            MalformedError: the API refuses the token, for this reason.
             ConfigurationError: no audience or no token was given.
             IstioAuthError: see `fetch_x509_context`.
         """
@@ -117,9 +117,9 @@ class BlockingWorkloadAPIClient:
         """What `fetch_x509_context` gives, now and after each change, until the client is closed.
 
         Args:
-            on_error: told of each failure before the next attempt. After `NotAuthorized` nothing that came before may
-                be used any more (WA-14); after anything else it may, and `InvalidResponse` tells of an answer that was
-                passed over, or of a trust domain that was left out of one.
+            on_error: called with each failure, before the next attempt. After `NotAuthorized`, values that came before
+                must not be used any more (WA-14); after all other errors they may be. `InvalidResponse` means that an
+                answer was ignored, or that a trust domain was left out of one.
 
         Raises:
             IstioAuthError: calling again can not help (see `istio_auth.workload_api.backoff`).
@@ -154,7 +154,7 @@ class BlockingWorkloadAPIClient:
             try:
                 yield from self._values(topic, on_error)
             except Interrupted:
-                wait = timedelta()  # by ourselves; if by a fork, then it is over
+                wait = timedelta()  # the client was closed, or there was a fork, which is over by now
             except IstioAuthError as error:
                 if (after := backoff.failed(error, _since(began))) is None:
                     raise
@@ -172,7 +172,7 @@ class BlockingWorkloadAPIClient:
             else:
                 yield decoded.value
                 for reason in decoded.left_out:
-                    on_error(reason)  # after the value, which it is about
+                    on_error(reason)  # after the value, because it is about that
 
     def _stream(self, topic: Topic[_Response, _Value]) -> Generator[_Response]:
         return self._channel.stream(

@@ -1,4 +1,4 @@
-"""The asyncio client of the Workload API. Its twin for threads, `BlockingWorkloadAPIClient`, survives a fork too."""
+"""The asyncio client of the Workload API. Unlike `BlockingWorkloadAPIClient` it does not survive a fork."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _Value = TypeVar("_Value")
 
 
 class WorkloadAPIClient:
-    """Asks the Workload API, from one event loop. An async context manager.
+    """Calls the Workload API, from one event loop. An async context manager.
 
-    To fetch is to ask once: a failure is told at once. To watch is to be told of each change, for ever: a stream that
-    ends is opened again, after a wait that fits the reason.
+    A fetch asks once, and raises if that fails. A watch yields what there is now, and again after each change, without
+    end: a stream that ends is opened again, after a wait that depends on the reason.
 
     Args:
         address: where it listens, as `unix:///run/spiffe/agent.sock`; by default what `SPIFFE_ENDPOINT_SOCKET` says.
-        timeout: the longest time for an answer, and for the first answer of a watch.
+        timeout: how long an answer, or the first answer of a watch, may take.
 
     Raises:
-        ConfigurationError: the address is none, or nobody says it.
+        ConfigurationError: the address is malformed, or there is none.
     """
 
     def __init__(self, address: str | None = None, *, timeout: timedelta = methods.TIMEOUT) -> None:
@@ -59,16 +59,16 @@ class WorkloadAPIClient:
         await self.close()
 
     async def close(self) -> None:
-        """End the connection; whoever waits for an answer hears `NotReady`, and watches end."""
+        """End the connection, for good: calls that wait for an answer raise `NotReady`, and watches end."""
         self._closed.set()
         await self._channel.close()
 
     async def fetch_x509_context(self) -> X509Context:
-        """The SVIDs, the default first, and the bundles of this workload, the federated ones included.
+        """The SVIDs of this workload, the default first, and its bundles, including the federated ones.
 
         Raises:
-            NotAuthorized: it has no identity.
-            NotReady: there was no answer; worth another try.
+            NotAuthorized: this workload has no identity.
+            NotReady: there was no answer; another attempt may succeed.
             InvalidResponse: the answer breaks the standard.
             IstioAuthError: anything else.
         """
@@ -88,8 +88,8 @@ class WorkloadAPIClient:
         """New JWT-SVIDs, the default first.
 
         Args:
-            audience: for whom they are; at least one, best exactly one.
-            spiffe_id: for which identity; by default one for each that this workload has (WA-17).
+            audience: whom they are for; at least one, best exactly one.
+            spiffe_id: the identity; by default there is one JWT-SVID for each identity of this workload (WA-17).
 
         Raises:
             ConfigurationError: no audience was named.
@@ -105,10 +105,10 @@ class WorkloadAPIClient:
         return await self._first(methods.JWT_BUNDLES)
 
     async def validate_jwt_svid(self, token: str, audience: str) -> ValidatedJWTSVID:
-        """Have the Workload API validate a token.
+        """Let the Workload API validate a token.
 
         Raises:
-            MalformedError: it refuses the token; its reason.
+            MalformedError: the API refuses the token, for this reason.
             ConfigurationError: no audience or no token was given.
             IstioAuthError: see `fetch_x509_context`.
         """
@@ -119,9 +119,9 @@ class WorkloadAPIClient:
         """What `fetch_x509_context` gives, now and after each change, until the client is closed.
 
         Args:
-            on_error: told of each failure before the next attempt. After `NotAuthorized` nothing that came before may
-                be used any more (WA-14); after anything else it may, and `InvalidResponse` tells of an answer that was
-                passed over, or of a trust domain that was left out of one.
+            on_error: called with each failure, before the next attempt. After `NotAuthorized`, values that came before
+                must not be used any more (WA-14); after all other errors they may be. `InvalidResponse` means that an
+                answer was ignored, or that a trust domain was left out of one.
 
         Raises:
             IstioAuthError: calling again can not help (see `istio_auth.workload_api.backoff`).
@@ -178,7 +178,7 @@ class WorkloadAPIClient:
                 else:
                     yield decoded.value
                     for reason in decoded.left_out:
-                        on_error(reason)  # after the value, which it is about
+                        on_error(reason)  # after the value, because it is about that
 
     async def _responses(self, topic: Topic[_Response, _Value]) -> AsyncGenerator[_Response]:
         stream = self._opened().stream(topic.path, _one(topic.request), topic.response_type, metadata=METADATA)

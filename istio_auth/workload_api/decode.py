@@ -1,10 +1,11 @@
-"""What the Workload API answers, as values: X509Context, BundleSet, JWT-SVIDs, JWTBundleSet (Workload API 5 and 6).
+"""Decodes the answers of the Workload API: X509Context, BundleSet, JWT-SVIDs, JWTBundleSet (Workload API 5 and 6).
 
-Each answer is the whole state (WA-04): what is not in it is redacted (WA-05), and there is nothing here that could
-remember it. An answer is taken whole or not at all (WA-09): a field that must be there and is not, an SVID that its
-peers would refuse, a key of another certificate. Only a bundle of another trust domain that can not be read is left out
-alone: else whoever runs that domain could keep our own from being renewed. Of SVIDs with the same hint the first
-counts (WA-10). CRLs are not looked at.
+Each answer is the whole state (WA-04): what is not in it is not valid any more (WA-05), and nothing here remembers it.
+An answer is taken whole or not at all (WA-09): it is refused if a mandatory field is missing, if peers would refuse an
+SVID, or if a key is not that of its certificate. There is one exception. In an answer with SVIDs, a federated bundle
+that can not be read is left out alone, or else another trust domain could prevent our renewal. In an answer of bundles,
+any bundle that can not be read is left out, as long as one can. Of SVIDs with the same hint the first counts (WA-10).
+CRLs are ignored.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ _Bundle = TypeVar("_Bundle", TrustBundle, JWTBundle)
 
 
 class InvalidResponse(MalformedError):
-    """The Workload API answered something that breaks its standard; nothing was taken of what this speaks of."""
+    """An answer of the Workload API, or one bundle in it, breaks the standard; nothing of that was taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded(Generic[_R]):
-    """What an answer says.
+    """A decoded answer.
 
     Args:
-        value: that.
-        left_out: why a trust domain of the answer is not in it.
+        value: its value.
+        left_out: for each trust domain of the answer that is not in the value, the reason.
     """
 
     value: _R
@@ -57,11 +58,11 @@ class Decoded(Generic[_R]):
 
 @dataclass(frozen=True, slots=True)
 class ValidatedJWTSVID:
-    """What the Workload API says of a token that it has validated.
+    """A token that the Workload API has validated.
 
     Args:
-        id: whom the token speaks of.
-        claims: what the token says; the server may leave out what SPIFFE does not define.
+        id: the SPIFFE ID of its subject.
+        claims: its claims; the server may leave out those that SPIFFE does not define.
     """
 
     id: SpiffeID
@@ -69,7 +70,7 @@ class ValidatedJWTSVID:
 
 
 def _whole(decode: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Whatever is wrong in an answer makes it an `InvalidResponse`."""
+    """Turn every error of decoding an answer into `InvalidResponse`."""
 
     @wraps(decode)
     def decoded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -88,7 +89,7 @@ def x509_context(response: messages.X509SVIDResponse) -> Decoded[X509Context]:
     """The SVIDs and bundles in an answer of FetchX509SVID.
 
     Raises:
-        InvalidResponse: it breaks the standard.
+        InvalidResponse: the answer breaks the standard.
     """
     _mandatory(svids=response.svids)
     svids = [_x509_svid(entry) for entry in response.svids]
@@ -116,11 +117,11 @@ def jwt_svids(
 
     Args:
         response: the answer.
-        audience: for whom they were asked for.
+        audience: the audiences that they were asked for.
         spiffe_id: the identity that they were asked for; None for all of them.
 
     Raises:
-        InvalidResponse: it breaks the standard, or is no answer to what was asked.
+        InvalidResponse: the answer breaks the standard, or is for another audience or identity.
     """
     _mandatory(svids=response.svids)
     svids = [_jwt_svid(entry) for entry in response.svids]
@@ -196,7 +197,7 @@ def _first_of_each_hint(svids: Iterable[_Hinted]) -> tuple[_Hinted, ...]:
 def _each_bundle(
     entries: Mapping[str, bytes], read: Callable[[TrustDomain, bytes], _Bundle]
 ) -> tuple[list[_Bundle], tuple[InvalidResponse, ...]]:
-    """The bundles that can be read, and why others can not."""
+    """The bundles that can be read, and the errors of the others."""
     found: list[_Bundle] = []
     left_out: list[InvalidResponse] = []
     for name, content in entries.items():
@@ -210,7 +211,7 @@ def _each_bundle(
 def _some_bundle(
     entries: Mapping[str, bytes], read: Callable[[TrustDomain, bytes], _Bundle]
 ) -> tuple[list[_Bundle], tuple[InvalidResponse, ...]]:
-    """The same of an answer that says nothing if none of its bundles can be read."""
+    """As `_each_bundle`, but an answer is refused if none of its bundles can be read."""
     found, left_out = _each_bundle(entries, read)
     if not found:
         raise left_out[0]
@@ -218,7 +219,7 @@ def _some_bundle(
 
 
 def _x509_bundle(trust_domain: TrustDomain, der: bytes) -> TrustBundle:
-    """A trust domain without authorities is one that issues no X509-SVIDs (XB-07), and no fault."""
+    """A bundle may be empty: then its trust domain issues no X509-SVIDs (XB-07)."""
     return TrustBundle(trust_domain, _authorities(der) if der else ())
 
 
@@ -234,7 +235,7 @@ def _trust_domain(name: str) -> TrustDomain:
 
 
 def _kept_apart(bundles: Iterable[TrustBundle]) -> BundleSet:
-    """A trust domain has one bundle, and who says two of them says nothing."""
+    """The bundles as a set; an answer with two different bundles for one trust domain is refused."""
     found: dict[TrustDomain, TrustBundle] = {}
     for bundle in bundles:
         before = found.setdefault(bundle.trust_domain, bundle)

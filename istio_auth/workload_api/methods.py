@@ -1,4 +1,4 @@
-"""The methods of the Workload API as both clients call them: names, what goes with each call, how long it may take."""
+"""The methods of the Workload API as both clients call them: their names, messages, metadata and timeout."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ VALIDATE_JWT_SVID = "/SpiffeWorkloadAPI/ValidateJWTSVID"
 
 @dataclass(frozen=True, slots=True)
 class Topic(Generic[Response, Value]):
-    """Something that the Workload API tells at once, and again after each change.
+    """A method of the Workload API with a stream: it answers at once, and again after each change.
 
     Args:
-        path: the method.
-        request: what it takes.
-        response_type: what it answers.
+        path: the path of the method.
+        request: its request.
+        response_type: the message of its answers.
         decode: makes a value of an answer, or raises `InvalidResponse`.
     """
 
@@ -63,17 +63,17 @@ JWT_BUNDLES: Topic[messages.JWTBundlesResponse, JWTBundleSet] = Topic(
 
 
 def complete(decoded: Decoded[Value]) -> Value:
-    """The value, for who asks once; what is not in it is told in the log."""
+    """The value, for a fetch; what was left out of it is logged."""
     for reason in decoded.left_out:
         _LOG.warning("%s", reason)
     return decoded.value
 
 
 def jwt_svid_request(audience: Sequence[str], spiffe_id: SpiffeID | None) -> messages.JWTSVIDRequest:
-    """What to ask for JWT-SVIDs.
+    """The request for JWT-SVIDs.
 
     Raises:
-        ConfigurationError: nobody is said for whom they are (WA-08).
+        ConfigurationError: there is no audience, an empty one, or one text in the place of a list (WA-08).
     """
     if isinstance(audience, str) or not audience or not all(audience):
         raise ConfigurationError("a JWT-SVID is for somebody: give a list of at least one audience, none of them empty")
@@ -81,10 +81,10 @@ def jwt_svid_request(audience: Sequence[str], spiffe_id: SpiffeID | None) -> mes
 
 
 def validation_request(token: str, audience: str) -> messages.ValidateJWTSVIDRequest:
-    """What to ask for the validation of a token.
+    """The request to validate a token.
 
     Raises:
-        ConfigurationError: nobody is said for whom it must be, or there is no token (WA-08).
+        ConfigurationError: the audience or the token is empty (WA-08).
     """
     if not audience or not token:
         raise ConfigurationError("to validate a JWT-SVID takes a token and an audience")
