@@ -342,7 +342,7 @@ class TestItsSocket:
         assert (tmp_path / "link").is_symlink()
 
     async def test_needs_a_folder_and_a_short_path(self, door: Door, tmp_path: Path) -> None:
-        with pytest.raises(ConfigurationError, match="there is no folder .*missing"):
+        with pytest.raises(ConfigurationError, match="there is no folder"):
             await door.listen_unix(tmp_path / "missing" / "s", name="s")
         with pytest.raises(ConfigurationError, match="too long for a Unix socket"):
             await door.listen_unix(tmp_path / ("x" * 108), name="s")
