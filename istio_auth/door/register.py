@@ -132,7 +132,7 @@ class Register:
             raise NotAuthenticated(f"{peer!r} did not come through the door") from None
 
     def refuse(self, listener: str, address: str, reason: IstioAuthError) -> None:
-        """Count and log a caller that was turned away; an address or process over a limit is logged once a minute."""
+        """Count and log a caller that was turned away; one over a limit is logged as often as `LogLimit` allows."""
         self.refused += 1
         fault = reason.fault.value if isinstance(reason, VerificationError) else reason.code.value
         where = {"listener": listener, "address": address, "fault": fault}

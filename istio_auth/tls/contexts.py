@@ -138,7 +138,7 @@ class FollowingContext(ssl.SSLContext):
         server_hostname: str | bytes | None = None,
         session: ssl.SSLSession | None = None,  # noqa: ARG002  # sessions are not resumed
     ) -> ssl.SSLSocket:
-        """Wrap a socket, with the present snapshot; if it connects or accepts later, with the snapshot of then."""
+        """Wrap a socket, with the present snapshot; one that connects or accepts later takes that time's snapshot."""
         return self.current().wrap_socket(
             sock,
             server_side=server_side,
