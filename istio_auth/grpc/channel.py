@@ -62,8 +62,8 @@ async def grpc_channel(
         clock: tells when a chain must be valid; the machine's by default.
 
     Raises:
-        ConfigurationError: the address is no `host:port`, source or authorizer can not be one, or no folder for a
-            private socket can be made.
+        ConfigurationError: the address is no `host:port`, what was given is no source or no authorizer, or no folder
+            for a private socket can be made.
     """
     portal = portal_to(address, source, authorize, istio_alpn=istio_alpn, patience=patience, clock=clock)
     async with on_own_loop(portal, "istio-auth-portal"):

@@ -34,8 +34,8 @@ def portal_to(
     """The portal to a server (see `grpc_channel`).
 
     Raises:
-        ConfigurationError: the address can not be dialled, source or authorizer can not be one, or no folder for a
-            private socket can be made.
+        ConfigurationError: the address can not be dialled, what was given is no source or no authorizer, or no folder
+            for a private socket can be made.
     """
     where = HostPort.parse(address)
     if not where.host or not where.port:

@@ -130,8 +130,8 @@ def serve_grpc(
         clock: tells when a chain must be valid; the machine's by default.
 
     Raises:
-        ConfigurationError: we can not listen at the address, the server was started or stopped before, or source or
-            authorizer can not be one.
+        ConfigurationError: we can not listen at the address, the server was started or stopped before, or what was
+            given is no source or no authorizer.
         NotReady: somebody else listens there, or the machine is out of sockets.
     """
     context = server_context(source, authorize, alpn=("h2",), clock=clock)
