@@ -36,3 +36,9 @@ class LogLimit:
             return False
         self._told.add(cause)
         return True
+
+
+def without_port(caller: str) -> str:
+    """The caller's name without the port of its address, which is another one for each of its connections."""
+    name, _, port = caller.rpartition(":")
+    return name if name and port.isdecimal() else caller

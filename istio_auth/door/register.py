@@ -14,7 +14,7 @@ from typing import Protocol
 from istio_auth.door.callers import Caller
 from istio_auth.door.splice import BUFFER_BYTES
 from istio_auth.errors import Exhausted, IstioAuthError, NotAuthenticated, NotReady, VerificationError
-from istio_auth.log_limit import LogLimit
+from istio_auth.log_limit import LogLimit, without_port
 
 _LOG = logging.getLogger("istio_auth.door")
 _PEER_PREFIX = "unix-abstract:"
@@ -136,7 +136,7 @@ class Register:
         self.refused += 1
         fault = reason.fault.value if isinstance(reason, VerificationError) else reason.code.value
         where = {"listener": listener, "address": address, "fault": fault}
-        if not isinstance(reason, Exhausted) or self._lines.allows(f"{listener} {address}"):
+        if not isinstance(reason, Exhausted) or self._lines.allows(f"{listener} {without_port(address)}"):
             _LOG.warning("refused a caller at %s from %s: %s", listener, address, reason, extra=where)
         if self._on_refused is not None:
             self._on_refused(listener, reason)

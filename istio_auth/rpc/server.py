@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError, Message
 
 from istio_auth.door import Door
 from istio_auth.errors import Code, Exhausted, IstioAuthError, MalformedError, NotReady
-from istio_auth.log_limit import LogLimit
+from istio_auth.log_limit import LogLimit, without_port
 from istio_auth.rpc import request_id
 from istio_auth.rpc.answers import strayed
 from istio_auth.rpc.method import Call, Method, Service
@@ -243,7 +243,7 @@ class RpcServer:
     def log_level(self, error: IstioAuthError, caller: str) -> int:
         """The log level of a refusal."""
         if isinstance(error, _Busy):
-            return logging.WARNING if self._busy_lines.allows(caller) else logging.DEBUG
+            return logging.WARNING if self._busy_lines.allows(without_port(caller)) else logging.DEBUG
         told_already = isinstance(error, _Stopping) or (error.code is Code.EXHAUSTED and self.guard is not None)
         return logging.DEBUG if told_already else logging.INFO
 

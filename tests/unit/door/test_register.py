@@ -45,11 +45,16 @@ async def test_a_caller_over_a_limit_has_one_line_in_the_log_and_every_other_ref
         register.refuse("main", "pid 7 uid 1", Exhausted("too many connections"))
         register.refuse("main", "pid 8 uid 1", Exhausted("too many connections"))
         register.refuse("main", "pid 7 uid 1", NotAuthorized("it is not welcome"))
-    assert (register.refused, len(told)) == (9, 9)
+    for port in (1001, 1002):
+        register.refuse("tls", f"192.0.2.1:{port}", Exhausted("too many connections"))
+        register.refuse("tls", f"[2001:db8::1]:{port}", Exhausted("too many connections"))
+    assert (register.refused, len(told)) == (13, 13)
     lines = [record.getMessage() for record in caplog.records]
     assert sum("pid 7" in line and "too many" in line for line in lines) == 1
     assert sum("pid 8" in line for line in lines) == 1
     assert sum("not welcome" in line for line in lines) == 3
+    assert sum("192.0.2.1" in line for line in lines) == 1, "each of its connections has another port"
+    assert sum("2001:db8::1" in line for line in lines) == 1
 
 
 async def test_what_is_kept_for_callers_with_few_connections_is_not_given_to_those_with_many() -> None:
