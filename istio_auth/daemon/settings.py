@@ -137,9 +137,7 @@ def load(schema: type[Schema], sources: Sources) -> Loaded[Schema]:
             ways = f"in the file, as {leaf.variable(sources.prefix)}, or by {leaf.flag}"
             loading.problems.append(f"{_dotted(leaf.key)} is not set: give it {ways}")
     loading.raise_problems()
-    config = loading.build(schema, ())
-    loading.raise_problems()
-    return Loaded(config, tuple(loading.effective()))
+    return Loaded(loading.build(schema, ()), tuple(loading.effective()))
 
 
 def configured(schema: type[Schema], *, prefix: str, file_name: str, flags: Mapping[str, str]) -> Loaded[Schema]:
@@ -233,7 +231,7 @@ class _Loading:
         """The dataclass made of what was given.
 
         Raises:
-            ConfigurationError: there are problems already, or its own checks refuse what was given.
+            ConfigurationError: its own checks refuse what was given.
         """
         arguments: dict[str, object] = {}
         for item in dataclasses.fields(schema):  # type: ignore[arg-type]  # a schema is a dataclass
@@ -242,7 +240,6 @@ class _Loading:
                 arguments[item.name] = self.given.get(key, (self.leaves[key].default, ""))[0]
             else:
                 arguments[item.name] = self.build(_table_type(schema, item.name), key)
-        self.raise_problems()
         try:
             return schema(**arguments)
         except ConfigurationError as error:
