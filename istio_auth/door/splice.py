@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import ssl
 from typing import Protocol, cast
 
@@ -106,8 +108,10 @@ class PlainEnd(asyncio.BufferedProtocol):
         if self._owner is not None:
             self._owner.made()
 
-    def connection_lost(self, _exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Close the other end too. Nothing is logged: strangers may end their connections as they like."""
+        if exc is not None and self._other is not None:
+            self._read_rest()
         self.transport = None
         if (other := self._other) is not None:
             self._other = None
@@ -145,6 +149,14 @@ class PlainEnd(asyncio.BufferedProtocol):
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
+    def _read_rest(self) -> None:
+        """Pass on what the peer said before it went: asyncio leaves it unread when a write to the peer has failed."""
+        connection = cast("asyncio.Transport", self.transport).get_extra_info("socket")
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
+            twin.setblocking(False)
+            while size := twin.recv_into(self._buffer):
+                self.buffer_updated(size)
+
     def _hold_until_tied(self) -> None:
         if self._other is None:
             self.hold()
@@ -153,22 +165,38 @@ class PlainEnd(asyncio.BufferedProtocol):
 class PatientEnd(PlainEnd):
     """An end that closes only its writing side at first, so that its peer can still write.
 
-    A write to a closed Unix socket fails. gRPC then throws away what it has not read yet, such as the answer to its
-    last call, or the message (GOAWAY) that it shall connect anew.
+    A write to a closed Unix socket fails, and so does one to a TCP socket that was closed with bytes unread. gRPC then
+    throws away what it has not read yet, such as the answer to its last call, or the message (GOAWAY) that it shall
+    connect anew.
     """
 
-    _finished = False
+    _lingering: asyncio.TimerHandle | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is closed, or closing."""
+        return self._lingering is not None or super().lost
 
     def finish(self) -> None:
         """Deliver what was sent, then end of file; close when the peer closes, or after `LINGER_SECONDS`."""
-        if (transport := self.transport) is not None and not transport.is_closing() and not self._finished:
-            self._finished = True
+        if self.lost or (transport := self.transport) is None:
+            return
+        self._lingering = self.loop.call_later(LINGER_SECONDS, transport.abort)
+        try:
             transport.write_eof()
+        except OSError:  # it was reset
+            transport.abort()
+        else:
             transport.resume_reading()
-            self.loop.call_later(LINGER_SECONDS, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Close the other end too, and wait no longer."""
+        if self._lingering is not None:
+            self._lingering.cancel()
+        super().connection_lost(exc)
 
 
-class TLSEnd(PlainEnd):
+class TLSEnd(PatientEnd):
     """One end that speaks TLS.
 
     Args:
@@ -218,7 +246,9 @@ class TLSEnd(PlainEnd):
         super().connection_lost(exc)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Decrypt what came in, and pass it on."""
+        """Decrypt what came in, and pass it on; after the end there is nobody to pass it on to."""
+        if self._lingering is not None:
+            return
         self.heard = True
         self._incoming.write(self._buffer[:nbytes])
         if self._shaking:
@@ -237,12 +267,15 @@ class TLSEnd(PlainEnd):
                 self._flush()
 
     def finish(self) -> None:
-        """Deliver what was sent and the end of TLS (close_notify), then close."""
+        """Deliver what was sent and the end of TLS (close_notify), then end of file (see `PatientEnd`)."""
+        self._end_tls()
+        super().finish()
+
+    def _end_tls(self) -> None:
         if not self.lost and not self._shaking:
             with contextlib.suppress(ssl.SSLError):  # "want read": we do not wait for the peer's close_notify
                 self.tls.unwrap()
             self._flush()
-        super().finish()
 
     def _shake(self) -> None:
         try:
@@ -275,8 +308,9 @@ class TLSEnd(PlainEnd):
                 self._tls_owner.heard()
             self._other.send(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         self._flush()
-        if not more:
-            self.finish()
+        if not more:  # the peer has ended, and waits for nothing
+            self._end_tls()
+            PlainEnd.finish(self)
 
     def _pieces(self) -> tuple[list[bytes], bool]:
         """What can be decrypted now, and whether there may be more later."""

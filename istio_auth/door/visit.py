@@ -11,7 +11,7 @@ from typing import cast
 
 from istio_auth.door.callers import Caller, TLSCaller, UnixCaller
 from istio_auth.door.register import Register
-from istio_auth.door.splice import PlainEnd, TLSEnd
+from istio_auth.door.splice import PatientEnd, PlainEnd, TLSEnd
 from istio_auth.door.unix_socket import connect_under_a_name
 from istio_auth.errors import IstioAuthError, NotAuthenticated, NotReady
 from istio_auth.host_port import HostPort
@@ -151,7 +151,7 @@ class UnixVisit(_Visit):
         super().__init__(register)
         self._as_one = as_one
         self.listener = name
-        self.end = PlainEnd(register.buffer, self)
+        self.end = PatientEnd(register.buffer, self)
         self._admit = admit
         self._caller: UnixCaller | None = None
 
