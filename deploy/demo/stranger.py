@@ -50,7 +50,7 @@ class _Attempts:
         backend = self._layout.backend
         stranger = await self._sidecar(backend.agent_socket, STRANGER_UID)
         reason = await self._reason(
-            lambda line: found if f"uid {STRANGER_UID}" in (found := _text(line, "reason")) else ""
+            lambda line: found if f"uid {STRANGER_UID}" in (found := _text(line, "event").partition(": ")[2]) else ""
         )
         return [
             await _refused(f"a process of uid {STRANGER_UID} at the backend's socket", stranger, reason),
