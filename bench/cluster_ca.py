@@ -15,7 +15,8 @@ from typing import TypeVar
 from bench.process import cpu_seconds
 from tests.cluster.client import Client
 from tests.cluster.control_plane import ControlPlane
-from tests.fakes.processes import Program, fetch, free_port, program
+from tests.fakes.processes import Program, fetch, program
+from tests.fakes.tcp import closed_port
 
 NAMESPACE = "istio-system"
 Settings = Mapping[str, str | bool | int]
@@ -60,7 +61,7 @@ class MeasuredCA:
     def __init__(
         self, plane: ControlPlane, admin: Client, folder: Path, *, settings: Settings, tokens: Settings
     ) -> None:
-        self.port, self._health = free_port(), free_port()
+        self.port, self._health = closed_port(), closed_port()
         self._plane, self._admin = plane, admin
         folder.mkdir()
         cluster = {"kubeconfig": str(plane.kubeconfig), "namespace": NAMESPACE, **settings}

@@ -221,6 +221,7 @@ class TLSEnd(PatientEnd):
         self.tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_hostname is None, server_hostname=server_hostname
         )
+        self._serves = server_hostname is None
         self._shaking = True
         self.heard = False
         self.opened = False
@@ -269,7 +270,10 @@ class TLSEnd(PatientEnd):
     def finish(self) -> None:
         """Deliver what was sent and the end of TLS (close_notify), then end of file (see `PatientEnd`)."""
         self._end_tls()
-        super().finish()
+        if self._serves:
+            super().finish()
+        else:  # nobody waits for what the server might still say
+            PlainEnd.finish(self)
 
     def _end_tls(self) -> None:
         if not self.lost and not self._shaking:

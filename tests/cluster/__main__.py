@@ -15,7 +15,8 @@ from tests.cluster.control_plane import ControlPlane
 from tests.cluster.manifests import KUBERNETES, ca_account
 from tests.cluster.server import ServerFailed
 from tests.fakes.go_module import BuildFailed
-from tests.fakes.processes import free_port, program, status
+from tests.fakes.processes import program, status
+from tests.fakes.tcp import closed_port
 
 _SIGNALLED = 128  # and the signal's number, as shells count
 _A_DAY = 86400  # seconds that a person may look at it
@@ -55,13 +56,13 @@ async def _serve(plane: ControlPlane) -> None:
 async def _start_ca(plane: ControlPlane) -> None:
     """Install the CA as its manifests say, and run it here, under the account and the rights that they give it."""
     kubeconfig = await ca_account(plane, plane.folder / "istio-ca.kubeconfig", seconds=_A_DAY)
-    health = free_port()
+    health = closed_port()
     command = (
         program("istio-ca"),
         *("--config", KUBERNETES / "base" / "ca.toml"),
         *("--kubeconfig", kubeconfig),
         *("--state-folder", plane.folder / "istio-ca"),
-        *("--listen", f"127.0.0.1:{free_port()}"),
+        *("--listen", f"127.0.0.1:{closed_port()}"),
         *("--metrics-listen", f"127.0.0.1:{health}"),
     )
     starting = partial(plane.add, command, log="istio-ca.log", is_ready=lambda: status(health) == HTTPStatus.OK)

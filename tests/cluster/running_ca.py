@@ -14,7 +14,8 @@ from cryptography import x509
 
 from tests.cluster.client import JSON, Client
 from tests.cluster.waiting import appears
-from tests.fakes.processes import Program, fetch, free_port, metric, program, status
+from tests.fakes.processes import Program, fetch, metric, program, status
+from tests.fakes.tcp import closed_port
 from tests.fakes.waiting import until
 from tests.integration.daemons.foreign import SERVED_AS, ForeignClient, Identity, certificates
 
@@ -60,7 +61,7 @@ class RunningCA:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.namespace = namespace
-        self._port, self._health = free_port(), free_port()
+        self._port, self._health = closed_port(), closed_port()
         general: Settings = {
             "platform": "kubernetes",
             "listen": f"127.0.0.1:{self._port}",

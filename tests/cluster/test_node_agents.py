@@ -27,7 +27,8 @@ from tests.cluster.running_ca import (
     published_roots,
 )
 from tests.cluster.waiting import eventually
-from tests.fakes.processes import Program, free_port, program, run, status
+from tests.fakes.processes import Program, program, run, status
+from tests.fakes.tcp import closed_port
 from tests.fakes.waiting import until
 from tests.integration.daemons.foreign import Identity
 
@@ -92,7 +93,7 @@ class NodeAgent:
     def __init__(self, place: Place, node: str, folder: Path, pod: JSON) -> None:
         folder.mkdir()
         self.node, self.pod, self.token = node, pod, folder / "token"
-        self._place, self._folder, self.health = place, folder, free_port()
+        self._place, self._folder, self.health = place, folder, closed_port()
         (folder / "roots.pem").write_text(place.roots)
         (folder / "node-agent.toml").write_text(
             f'name = "{node}"\nca_address = "{place.ca.address}"\nca_timeout = "5s"\n'

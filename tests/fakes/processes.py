@@ -23,11 +23,6 @@ _BIN = Path(sys.executable).parent
 _PATIENCE = 20.0  # seconds that a busy program has for an answer
 
 
-def free_port() -> int:
-    """A port of loopback for a program that is about to be started."""
-    return closed_port()
-
-
 def program(name: str) -> Path:
     """One of our console scripts."""
     return _BIN / name
@@ -179,7 +174,7 @@ class Machine:
     ) -> None:
         self.folder, self.socket = folder, folder / "agent.sock"
         self.token = folder / "token"
-        self.ca_port, self.ca_health, self.agent_health = free_port(), free_port(), free_port()
+        self.ca_port, self.ca_health, self.agent_health = closed_port(), closed_port(), closed_port()
         (folder / "registrations.toml").write_text(
             "".join(
                 f'[[registration]]\nspiffe_id = "spiffe://cluster.local/{name}"\nagents = ["node-1"]\n'

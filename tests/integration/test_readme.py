@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import istio_auth
-from tests.fakes.processes import free_port
+from tests.fakes.tcp import closed_port
 
 ROOT = Path(istio_auth.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,7 +50,7 @@ def folder() -> Iterator[Path]:
 def test_the_tour_shows_what_it_says(folder: Path) -> None:
     blocks = _BLOCK.findall(README.partition("## A five-minute tour")[2])
     assert blocks[0][1].startswith("make install")
-    script, ports, agent_port = _script(blocks[1:]), {port: str(free_port()) for port in _PORTS}, free_port()
+    script, ports, agent_port = _script(blocks[1:]), {port: str(closed_port()) for port in _PORTS}, closed_port()
     for port, own in ports.items():
         script = re.sub(rf"\b{port}\b", own, script)
     told, code = _run(script, folder, agent_port)

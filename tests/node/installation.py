@@ -12,7 +12,8 @@ from typing import Any, Self
 from tests.cluster.manifests import KUBERNETES, Installation, ca_account, environment, rendered
 from tests.cluster.running_ca import published_roots
 from tests.cluster.server import Server
-from tests.fakes.processes import free_port, metric, program, run, status
+from tests.fakes.processes import metric, program, run, status
+from tests.fakes.tcp import closed_port
 from tests.node.machine import ADDRESS, KUBELET
 from tests.node.node import Node
 
@@ -57,8 +58,8 @@ class Installed:
 
     def __init__(self, node: Node) -> None:
         self._node, self._plane = node, node.plane
-        self._ca_health, self._agent_health = free_port(), free_port()
-        self.ca_address = f"{ADDRESS}:{free_port()}"  # pods reach it as well
+        self._ca_health, self._agent_health = closed_port(), closed_port()
+        self.ca_address = f"{ADDRESS}:{closed_port()}"  # pods reach it as well
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:

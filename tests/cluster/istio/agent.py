@@ -16,8 +16,9 @@ import grpc
 from istio_auth.strict_json import JSON
 from istio_auth.svid import X509SVID
 from tests.cluster.istio.istiod import Mesh, written
-from tests.fakes.processes import Program, fetch, free_port, metric, program, run
+from tests.fakes.processes import Program, fetch, metric, program, run
 from tests.fakes.sds_client import SDSStream
+from tests.fakes.tcp import closed_port
 from tests.fakes.waiting import until
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "certificates-for-pods.md"
@@ -49,7 +50,7 @@ class IstiodAgent:
 
     def __init__(self, mesh: Mesh, folder: Path, workloads: Sequence[str], **changed: str) -> None:
         self._mesh, self._folder, self.socket = mesh, folder, folder / "agent.sock"
-        self._health = free_port()
+        self._health = closed_port()
         self.roots, self._token = folder / "root-cert.pem", folder / "istio-token"
         self._settings = folder / "agent.toml"
         (folder / "registrations.toml").write_text(

@@ -13,6 +13,7 @@ async def test_an_agent_is_in_sync_again_after_it_has_renewed_its_own_svid(tmp_p
         await machine.prepare()
         async with machine.agent:
             await machine.agent_is_ready()
+            await machine.agent.says("in sync with the CA")
             already = len(machine.agent.lines())
             await machine.agent.says("the agent has a new SVID", after=already)
             await machine.agent.says("in sync with the CA", after=already)

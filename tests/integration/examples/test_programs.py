@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from istio_auth.peer import PeerRefused
-from tests.fakes.processes import free_port
 from tests.fakes.svid_folder import SVIDFolder
+from tests.fakes.tcp import closed_port
 from tests.fakes.waiting import until
 from tests.integration.examples import servers
 from tests.integration.examples.world import CLIENT, OTHER, SERVER, World
@@ -47,7 +47,7 @@ class Setup:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = closed_port()
         self.world = World()
         self.server, self.client = SVIDFolder(folder / "server"), SVIDFolder(folder / "client")
         self.write()
